@@ -1,0 +1,1 @@
+"""Fair measurement, shared by proofs, demos and users."""

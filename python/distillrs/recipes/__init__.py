@@ -1,0 +1,1 @@
+"""Published systems by name, each a short composition of engine parts."""

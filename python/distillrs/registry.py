@@ -1,0 +1,96 @@
+"""Published systems by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from distillrs.errors import argument_error, unknown_name_error
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeCard:
+    """What a recipe says of itself.
+
+    Attributes:
+        id: The name in the catalogue and on the command line.
+        source: Title, authors or venue, and year of the publication.
+        equation: The system's equation in one line of plain text.
+        deviations: Each known difference from the paper or from the authors' code, with its reason.
+        function: The recipe itself.
+    """
+
+    id: str
+    source: str
+    equation: str
+    deviations: tuple[str, ...]
+    function: Callable[..., Any]
+
+
+_cards: dict[str, RecipeCard] = {}
+
+
+def recipe(
+    *, id: str, source: str, equation: str, deviations: Sequence[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Registers a function as a published system.
+
+    Args:
+        id: The name under which :func:`find_recipe` and ``--method`` know it.
+        source: Title, authors or venue, and year of the publication.
+        equation: The system's equation in one line of plain text.
+        deviations: Each known difference from the paper or from the authors' code, with its reason.
+
+    Returns:
+        A decorator that returns the function unchanged but for its ``card`` attribute.
+
+    Raises:
+        ArgumentError: Another function already has this ``id``.
+    """
+
+    def register(function: Callable[P, R]) -> Callable[P, R]:
+        known = _cards.get(id)
+        if known is not None and known.function.__qualname__ != function.__qualname__:
+            raise argument_error("id", id, f"a name that {known.function.__qualname__} does not already have")
+        card = RecipeCard(id, source, equation, tuple(deviations), function)
+        _cards[id] = card
+        function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so
+        return function
+
+    return register
+
+
+def find_recipe(name: str) -> RecipeCard:
+    """The recipe of that name.
+
+    Args:
+        name: An ``id``, or ``package.module:function`` for a recipe outside this library.
+
+    Raises:
+        UnknownNameError: Nothing has this name; the nearest one is suggested.
+    """
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        try:
+            function = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as failure:
+            raise argument_error("method", name, f"an importable package.module:function ({failure})") from failure
+        card = getattr(function, "card", None)
+        if not isinstance(card, RecipeCard):
+            raise argument_error("method", name, "a function decorated with @distillrs.recipe(...)")
+        return card
+    importlib.import_module("distillrs.recipes")
+    if name not in _cards:
+        raise unknown_name_error("method", name, list(_cards))
+    return _cards[name]
+
+
+def recipe_cards() -> list[RecipeCard]:
+    """All registered recipes, by name."""
+    importlib.import_module("distillrs.recipes")
+    return [_cards[name] for name in sorted(_cards)]

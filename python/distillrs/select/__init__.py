@@ -1,0 +1,1 @@
+"""Selection of real data: clustering and coresets."""

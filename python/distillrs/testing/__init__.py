@@ -1,0 +1,1 @@
+"""Hypothesis strategies and checks for your own parts."""

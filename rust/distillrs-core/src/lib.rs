@@ -1,0 +1,6 @@
+//! The numerics and the storage of distillrs, free of Python.
+
+mod error;
+pub mod host;
+
+pub use error::{Error, Result};

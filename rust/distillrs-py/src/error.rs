@@ -1,0 +1,64 @@
+//! Maps the core's error enum to the exceptions of `distillrs.errors`.
+
+use distillrs_core::Error;
+use pyo3::exceptions::PyKeyboardInterrupt;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// A core error on its way to Python.
+pub struct CoreError(pub Error);
+
+impl From<Error> for CoreError {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+/// Result of every binding that can fail.
+pub type CoreResult<T> = Result<T, CoreError>;
+
+fn class_name(error: &Error) -> &'static str {
+    match error {
+        Error::Argument { .. } => "ArgumentError",
+        Error::KeyNotFound { .. } => "KeyNotFound",
+        Error::KeyConflict { .. } => "KeyConflict",
+        Error::StoreMissing { .. } => "StoreMissing",
+        Error::StoreExists { .. } => "StoreExists",
+        Error::SchemaMismatch { .. } => "SchemaMismatch",
+        Error::StoreLocked { .. } => "StoreLocked",
+        Error::StoreCorrupt { .. } => "StoreCorrupt",
+        Error::StoreVersion { .. } => "StoreVersionError",
+        Error::Io { .. } => "StoreIOError",
+        _ => "DistillrsError",
+    }
+}
+
+fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
+    let class = py.import("distillrs.errors")?.getattr(class_name(error))?;
+    let fields = PyDict::new(py);
+    match error {
+        Error::StoreLocked { host, process, .. } => {
+            fields.set_item("host", host)?;
+            fields.set_item("process", process)?;
+        }
+        Error::Io { source, path, .. } => {
+            fields.set_item("errno", source.raw_os_error())?;
+            fields.set_item("filename", path)?;
+        }
+        Error::StoreCorrupt { path, offset, .. } => {
+            fields.set_item("path", path)?;
+            fields.set_item("offset", offset)?;
+        }
+        _ => {}
+    }
+    Ok(PyErr::from_value(class.call((error.to_string(),), Some(&fields))?))
+}
+
+impl From<CoreError> for PyErr {
+    fn from(CoreError(error): CoreError) -> Self {
+        if matches!(error, Error::Interrupted) {
+            return PyKeyboardInterrupt::new_err(());
+        }
+        Python::attach(|py| build(py, &error).unwrap_or_else(|failure| failure))
+    }
+}

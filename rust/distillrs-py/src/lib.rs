@@ -1,0 +1,21 @@
+//! The extension module `distillrs._core`: argument conversion and nothing else.
+#![allow(missing_docs, reason = "the Python stub `_core.pyi` documents the surface")]
+
+mod error;
+mod host;
+
+use pyo3::prelude::*;
+
+/// Rust core of distillrs. Private: use the modules of `distillrs`.
+#[pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use crate::host::simd_level;
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
