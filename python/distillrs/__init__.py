@@ -19,11 +19,13 @@ from distillrs.registry import RecipeCard, recipe
 from distillrs.step import Loss, Step
 
 if TYPE_CHECKING:
-    from distillrs import condense as condense
-    from distillrs import evaluate as evaluate
-    from distillrs import recipes as recipes
-    from distillrs import select as select
-    from distillrs import trajectory as trajectory
+    import distillrs.condense as condense
+    import distillrs.evaluate as evaluate
+    import distillrs.recipes as recipes
+    import distillrs.schedule as schedule
+    import distillrs.select as select
+    import distillrs.testing as testing
+    import distillrs.trajectory as trajectory
 
 __version__ = "0.1.0"
 
@@ -42,8 +44,15 @@ __all__ = [
     "Objective",
     "RecipeCard",
     "Step",
+    "condense",
     "errors",
+    "evaluate",
     "recipe",
+    "recipes",
+    "schedule",
+    "select",
+    "testing",
+    "trajectory",
 ]
 
 
