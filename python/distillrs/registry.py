@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from distillrs.errors import argument_error, unknown_name_error
@@ -23,6 +23,9 @@ class RecipeCard:
         equation: The system's equation in one line of plain text.
         deviations: Each known difference from the paper or from the authors' code, with its reason.
         function: The recipe itself.
+        experts: For recipes over trajectories: makes the experts' training from (network, training settings).
+        initial: Makes the synthetic set to start from out of real examples; ``None`` draws them at random.
+        optimisers: The paper's learning rate ("lr") and momentum for each parameter group of the objective.
     """
 
     id: str
@@ -30,13 +33,23 @@ class RecipeCard:
     equation: str
     deviations: tuple[str, ...]
     function: Callable[..., Any]
+    experts: Callable[..., Any] | None = None
+    initial: Callable[..., Any] | None = None
+    optimisers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 _cards: dict[str, RecipeCard] = {}
 
 
 def recipe(
-    *, id: str, source: str, equation: str, deviations: Sequence[str] = ()
+    *,
+    id: str,
+    source: str,
+    equation: str,
+    deviations: Sequence[str] = (),
+    experts: Callable[..., Any] | None = None,
+    initial: Callable[..., Any] | None = None,
+    optimisers: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as a published system.
 
@@ -45,6 +58,9 @@ def recipe(
         source: Title, authors or venue, and year of the publication.
         equation: The system's equation in one line of plain text.
         deviations: Each known difference from the paper or from the authors' code, with its reason.
+        experts: See :class:`RecipeCard`.
+        initial: See :class:`RecipeCard`.
+        optimisers: See :class:`RecipeCard`.
 
     Returns:
         A decorator that returns the function unchanged but for its ``card`` attribute.
@@ -57,7 +73,7 @@ def recipe(
         known = _cards.get(id)
         if known is not None and known.function.__qualname__ != function.__qualname__:
             raise argument_error("id", id, f"a name that {known.function.__qualname__} does not already have")
-        card = RecipeCard(id, source, equation, tuple(deviations), function)
+        card = RecipeCard(id, source, equation, tuple(deviations), function, experts, initial, optimisers or {})
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so
         return function
