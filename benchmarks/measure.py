@@ -1,0 +1,82 @@
+"""What the benchmarks share: alternating timings, medians, and the record of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import distillrs as dr
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 15, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of each contender, taken in turns so that a slow phase of the machine hits all alike.
+
+    Args:
+        contenders: What to time, by name.
+        rounds: Timed calls of each.
+        warm_up: Calls of each before that.
+    """
+    for _ in range(warm_up):
+        for work in contenders.values():
+            work()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, work in contenders.items():
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each contender, in seconds."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that no file backs (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no RssAnon")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "simd": dr._core.simd_level(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "distillrs": dr.__version__,
+    }
+
+
+def write(name: str, results: Mapping[str, Any]) -> None:
+    """Writes `benchmarks/results/NAME.json` beside the machine and the command that made it."""
+    RESULTS.mkdir(exist_ok=True)
+    command = f"python benchmarks/{name}.py"
+    if sys.argv[1:]:
+        command += " " + " ".join(sys.argv[1:])
+    page = {"command": command, "machine": machine(), "results": dict(results)}
+    (RESULTS / f"{name}.json").write_text(json.dumps(page, indent=1) + "\n")
