@@ -35,7 +35,7 @@ if _core.__version__ != __version__:
         "rebuild it: `maturin develop --release`, or reinstall the package"
     )
 
-_MODULES = ("condense", "evaluate", "recipes", "schedule", "select", "testing", "trajectory")
+_MODULES = ("condense", "evaluate", "experimental", "recipes", "schedule", "select", "testing", "trajectory")
 
 __all__ = [
     "DistillrsError",
