@@ -2,5 +2,6 @@
 
 mod error;
 pub mod host;
+pub mod trajectory;
 
 pub use error::{Error, Result};
