@@ -307,7 +307,7 @@ def train(
             values: list[Tensor] = []
             sizes: list[int] = []
             with module_randomness(step, "training modules", device):
-                for batch, chosen in enumerate(order.split(settings.batch_size)):
+                for batch, chosen in enumerate(torch.split(order, settings.batch_size)):
                     rows = chosen.to(images.device)
                     clean = images[rows].to(device)
                     seen = clean if augment is None else augment(clean, chosen, step)
