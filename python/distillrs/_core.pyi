@@ -1,3 +1,112 @@
+from typing_extensions import Buffer
+
 __version__: str
 
 def simd_level() -> str: ...
+
+class TrajectoryStore:
+    """One store on disk. Every method may be called from several threads; reading works after a fork."""
+
+    @staticmethod
+    def create(path: str, schema: str, metadata: str, exist_ok: bool) -> TrajectoryStore:
+        """Makes a store, or joins it with `exist_ok`; both let it write.
+
+        `schema` is `{"columns": [{"name", "dtype", "shape", "ragged", "codec", "tensor_sizes"}]}`: `dtype` a safetensors
+        name ("F32"), `codec` `{"name": "raw" | "half-delta" | "delta-int8" | "lossless", ...parameters}`,
+        `tensor_sizes` (optional) the lengths of the tensors that lie one after the other in a record. A ragged column
+        has `shape` per row. `metadata` is any JSON object.
+        """
+
+    @staticmethod
+    def open(path: str, verify: str) -> TrajectoryStore:
+        """Opens a store to read; `verify` ("first", "always", "never") says when checksums are looked at."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def writable(self) -> bool: ...
+    @property
+    def schema(self) -> str: ...
+    @property
+    def metadata(self) -> str: ...
+    def begin(self, key: str, resume_at: int | None) -> TrajectoryWriter:
+        """Starts the trajectory `key`, or goes on where its log ends; `resume_at` drops records from that step on."""
+
+    def keys(self, incomplete: bool) -> list[str]:
+        """Keys of complete trajectories, sorted; with `incomplete` those of unfinished ones too."""
+
+    def lengths(self, incomplete: bool) -> dict[str, int]:
+        """Steps of each trajectory, in the order of `keys`."""
+
+    def missing(self, key: str) -> list[int]:
+        """Steps that a repair dropped; reading one raises `StoreCorrupt`."""
+
+    def codec_error(self, key: str, column: str) -> tuple[float, float, int] | None:
+        """Largest and mean error of the codec relative to the displacement between neighbours, and over how many
+        records; None for exact codecs."""
+
+    def rows(self, key: str, column: str, step: int) -> int:
+        """Rows of one record of a ragged column."""
+
+    def read_into(self, key: str, column: str, steps: list[int], outs: list[Buffer]) -> None:
+        """Fills one writable, contiguous buffer of bytes per step, without the GIL. Steps come in any order."""
+
+    def view(self, key: str, column: str, step: int) -> RecordView:
+        """One record as a read-only buffer: of the mapped file where it lies there raw, else of a decoded copy."""
+
+    def refresh(self) -> None:
+        """Takes in what other processes completed, sealed or appended since."""
+
+    def seal(self) -> str:
+        """Moves complete logs into segments.
+
+        JSON: `{"sealed": [key], "segments": [name], "skipped": [{"key", "reason"}]}`.
+        """
+
+    def info(self) -> str:
+        """JSON: format version, schema, metadata, files with sizes, trajectories, bytes, damage known so far."""
+
+    def verify(self) -> str:
+        """Reads everything.
+
+        JSON: `{"records", "bytes", "damage": [{"path", "offset", "key", "step", "column", "reason"}], "tails": [...]}`.
+        """
+
+    def close(self) -> None:
+        """Lets go of files. Does not seal. Views stay valid."""
+
+class TrajectoryWriter:
+    """The one writer of one trajectory. Dropping it keeps what is written and frees the lock."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def discarded(self) -> str:
+        """JSON: what resuming dropped from the log's end (`{"bytes", "records"}`)."""
+
+    def __len__(self) -> int:
+        """Records so far, those before a resumption included."""
+
+    def append(self, columns: list[tuple[str, Buffer, int | None]]) -> int:
+        """Writes one record: (column, little-endian bytes, rows if ragged) for every column. Returns its step."""
+
+    def flush(self) -> None:
+        """Every appended record is durable when it returns."""
+
+    def complete(self) -> None:
+        """Ends the trajectory, durably, and frees the lock."""
+
+    def close(self) -> None:
+        """Leaves the trajectory incomplete, resumable, and frees the lock."""
+
+class RecordView:
+    """Read-only bytes that keep their file mapped."""
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def repair_store(path: str) -> str:
+    """Drops damaged records only.
+
+    JSON: `{"dropped": [{"key", "step"}], "dependants": [{"key", "step"}], "kept", "files": [name], "manifest_rebuilt"}`.
+    """
