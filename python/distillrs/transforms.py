@@ -1,8 +1,8 @@
 """How raw examples map to what a network sees, and back.
 
 A condensed set lives in the network's input space. Its transform is stored beside it, so that the test set sees the
-same one and the examples can be shown as pixels. A transform is described by JSON (:meth:`Transform.describe`) and named
-tensors (:meth:`Transform.tensors`); :func:`restore` puts the two together again.
+same one and the examples can be shown as pixels. A transform is described by JSON (:meth:`Transform.describe`) and
+named tensors (:meth:`Transform.tensors`); :func:`restore` puts the two together again.
 """
 
 from __future__ import annotations

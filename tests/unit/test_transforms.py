@@ -96,7 +96,7 @@ def test_an_unknown_kind_has_its_own_error():
 def test_examples_of_another_shape_or_type_are_refused(x):
     for fitted in (Standardise.fit(examples()), Zca.fit(examples())):
         for call in (fitted.forward, fitted.inverse):
-            with pytest.raises(ArgumentError, match="^x: got"):
+            with pytest.raises(ArgumentError, match=r"^x: got"):
                 call(x)
 
 
