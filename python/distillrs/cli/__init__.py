@@ -1,6 +1,94 @@
-"""The ``distillrs`` command."""
+"""The ``distillrs`` command.
+
+Each command is a frozen dataclass in a module of its own, with a ``run`` method that returns the exit code. Nothing
+here computes: the phases call the library as anybody's script could.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Protocol
+
+import tyro
+from rich.console import Console
+
+from distillrs.cli import exit_codes
+from distillrs.cli.doctor import Doctor
+
+DESCRIPTION = "Distil anything: fewer examples, fewer steps, smaller models."
 
 
-def main() -> int:
-    """Runs the command line."""
-    return 0
+class Command(Protocol):
+    """What every subcommand is."""
+
+    def run(self, output: Console, messages: Console) -> int:
+        """Does the work.
+
+        Args:
+            output: Where results go (standard output).
+            messages: Where progress and remarks go (standard error).
+
+        Returns:
+            The exit code.
+        """
+        ...
+
+
+def _commands() -> Any:
+    return Annotated[Doctor, tyro.conf.subcommand("doctor")] | None
+
+
+def _description() -> str:
+    codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exit_codes.MEANINGS.items())
+    return f"{DESCRIPTION}\n\nExit codes:\n{codes}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: Words after the program's name; those of the process by default.
+
+    Returns:
+        The exit code; :data:`distillrs.cli.exit_codes.MEANINGS` says what each means.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        from distillrs import __version__
+
+        print(f"distillrs {__version__}")
+        return exit_codes.SUCCESS
+    try:
+        command: Command = tyro.cli(
+            _commands(),
+            prog="distillrs",
+            description=_description(),
+            args=words,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+    except SystemExit as leaving:  # tyro leaves by itself after --help and after an unknown option
+        return leaving.code if isinstance(leaving.code, int) else exit_codes.USAGE
+    return _run(command)
+
+
+def _run(command: Command) -> int:
+    output, messages = Console(), Console(stderr=True)
+    try:
+        code = command.run(output, messages)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        messages.print("interrupted", style="yellow")
+        return exit_codes.INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.SUCCESS
+    except Exception as failure:
+        code_of_failure = exit_codes.of(failure)
+        if code_of_failure is None:
+            raise
+        messages.print(f"distillrs: {failure}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return code_of_failure
+    return code
