@@ -1,0 +1,282 @@
+"""A condensed set, in memory and as a file.
+
+The file is safetensors: ``images``; ``labels`` (int64) or ``logits``; ``inner_lr``; ``factors.*`` and ``transform.*``
+if there are any. Its metadata hold under ``distillrs`` a JSON object with the format's version, the number and names of
+the classes, the transform, the factors and the training settings. Any safetensors reader opens it. Nothing in it is
+code; every part is checked before it is used, because files come from strangers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from distillrs import transforms
+from distillrs.condense.factors import Factors, restore_factors
+from distillrs.condense.labels import HardLabels, SoftLabels
+from distillrs.errors import DataError, DistillrsError, argument_error
+from distillrs.training import TrainingSettings
+from distillrs.transforms import Transform
+
+FILE_NAME = "condensed.safetensors"
+FORMAT = "distillrs.condensed"
+VERSION = 1
+_METADATA_LIMIT = 1 << 20
+_IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
+    """Synthetic examples with all that training on them needs.
+
+    ``dataset[i]`` is ``(example, target)``; a ``DataLoader`` takes it as it is.
+
+    Args:
+        stored: [N, ...] Images as they are stored.
+        labels: [M] int64, or ``None`` if ``logits`` are given.
+        logits: [M, C] floating, or ``None`` if ``labels`` are given.
+        inner_lr: The learning rate that was used, or learned, while distilling.
+        class_count: C; ``None`` takes it from the labels.
+        classes: Names of the classes.
+        transform: How raw examples map to the images; ``None`` for the identity.
+        training: How a network is to be trained on the set.
+        factors: How stored images become examples.
+
+    Raises:
+        ArgumentError: Parts that are not allowed or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        stored: Tensor,
+        labels: Tensor | None = None,
+        logits: Tensor | None = None,
+        *,
+        inner_lr: float,
+        class_count: int | None = None,
+        classes: list[str] | None = None,
+        transform: Transform | None = None,
+        training: TrainingSettings | None = None,
+        factors: Factors | None = None,
+    ) -> None:
+        if stored.dtype not in _IMAGE_DTYPES or stored.ndim < 2 or not stored.numel():
+            raise argument_error("images", f"{stored.dtype} {tuple(stored.shape)}", "floating examples [N, ...]")
+        if not bool(torch.isfinite(stored).all()):
+            raise argument_error("images", "a value that is not finite", "finite values")
+        if (labels is None) == (logits is None):
+            raise argument_error("labels", "both or none of labels and logits", "one of them")
+        kind = HardLabels(labels, class_count) if labels is not None else None
+        soft = SoftLabels(logits, learn=False) if logits is not None else None
+        self.class_count = kind.classes if kind is not None else soft.classes if soft is not None else 0
+        if class_count is not None and class_count != self.class_count:
+            raise argument_error("class_count", class_count, f"the logits' {self.class_count}")
+        if classes is not None and len(classes) != self.class_count:
+            raise argument_error("classes", f"{len(classes)} names", f"one for each of {self.class_count} classes")
+        if not (math.isfinite(inner_lr) and inner_lr > 0):
+            raise argument_error("inner_lr", inner_lr, "a finite number above 0")
+        self.stored = stored
+        self.labels = labels
+        self.logits = logits
+        self.inner_lr = inner_lr
+        self.classes = classes
+        self.transform: Transform = transforms.Identity() if transform is None else transform
+        self.training = training
+        self.factors = factors
+        with torch.no_grad():
+            self.images = stored if factors is None else factors(stored)
+        if len(self.images) != len(self.target()):
+            raise argument_error("labels", f"{len(self.target())} rows", f"one for each example, {len(self.images)}")
+
+    @property
+    def probabilities(self) -> Tensor | None:
+        """[M, C] ``softmax(logits)``, or ``None`` for hard labels."""
+        return None if self.logits is None else self.logits.softmax(1)
+
+    def target(self) -> Tensor:
+        """What the loss takes: int64 [M], or probabilities [M, C]."""
+        if self.labels is not None:
+            return self.labels
+        assert self.logits is not None
+        return self.logits.softmax(1)
+
+    def raw(self) -> Tensor:
+        """The examples as raw values (pixels), [M, ...]."""
+        return self.transform.inverse(self.images)
+
+    def stored_bytes(self) -> int:
+        """Bytes of what is stored for training: images, labels or logits, factors, and the rate (8).
+
+        The transform is not counted: the test set needs it just as much.
+        """
+        tensors = [self.stored, *(each for each in (self.labels, self.logits) if each is not None)]
+        if self.factors is not None:
+            tensors += self.factors.tensors().values()
+        return 8 + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        target = self.labels[index] if self.labels is not None else self.logits[index].softmax(-1)  # type: ignore[index]  # one of the two is given
+        return self.images[index], target
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the set, whole or not at all.
+
+        Args:
+            path: The file, or a folder in which it will be called ``condensed.safetensors``.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            path = path / FILE_NAME
+        tensors = {"images": self.stored, "inner_lr": torch.tensor(self.inner_lr, dtype=torch.float64)}
+        if self.labels is not None:
+            tensors["labels"] = self.labels
+        if self.logits is not None:
+            tensors["logits"] = self.logits
+        page: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "classes": self.class_count,
+            "class_names": self.classes,
+            "transform": self.transform.describe(),
+            "factors": None,
+            "training": None if self.training is None else self.training.to_dict(),
+        }
+        tensors |= {f"transform.{name}": tensor for name, tensor in self.transform.tensors().items()}
+        if self.factors is not None:
+            page["factors"] = {"kind": self.factors.kind, **self.factors.describe()}
+            tensors |= {f"factors.{name}": tensor for name, tensor in self.factors.tensors().items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        content = safetensors.torch.save(tensors, {"distillrs": json.dumps(page, sort_keys=True)})
+        _write_whole(path, content)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    factors: Mapping[str, type[Factors]] | None = None,
+    max_bytes: int = 16 << 30,
+) -> CondensedSet:
+    """Reads a condensed set.
+
+    Args:
+        path: The file, or the folder that holds ``condensed.safetensors``.
+        factors: The caller's own kinds of :class:`Factors`, by name.
+        max_bytes: Largest file, and largest set of examples once computed from factors, that is accepted.
+
+    Raises:
+        DataError: There is no such file, or it is not a sound condensed set; the message says what is wrong.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; allowed is a condensed set or the folder that `distillrs condense` wrote"
+        )
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise DataError(f"{path}: {size} bytes, allowed are {max_bytes}; pass max_bytes= to accept a larger file")
+    try:
+        page, tensors = _read(path)
+        return _assemble(page, tensors, factors, max_bytes)
+    except (DistillrsError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as failure:
+        raise DataError(f"{path}: not a condensed set that this version reads ({failure})") from failure
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with safetensors.safe_open(path, framework="pt") as opened:
+        text = (opened.metadata() or {}).get("distillrs")
+        if text is None:
+            raise argument_error("metadata", "no entry 'distillrs'", "a file that Synthetic.save wrote")
+        if len(text) > _METADATA_LIMIT:
+            raise argument_error("metadata", f"{len(text)} characters", f"at most {_METADATA_LIMIT}")
+        page = json.loads(text)
+        if not isinstance(page, dict) or page.get("format") != FORMAT:
+            raise argument_error("format", page.get("format") if isinstance(page, dict) else page, repr(FORMAT))
+        if not isinstance(page.get("version"), int) or not 1 <= page["version"] <= VERSION:
+            raise argument_error("version", page.get("version"), f"1 to {VERSION}; a newer distillrs may read it")
+        # Cloned, so that nothing of a mapped file stays behind the tensors.
+        return page, {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # not a dict
+
+
+def _assemble(
+    page: dict[str, Any], tensors: dict[str, Tensor], kinds: Mapping[str, type[Factors]] | None, max_bytes: int
+) -> CondensedSet:
+    parts: dict[str, dict[str, Tensor]] = {"transform": {}, "factors": {}}
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        group, dot, rest = name.partition(".")
+        if dot and group in parts:
+            parts[group][rest] = tensor
+        elif name in ("images", "labels", "logits", "inner_lr"):
+            plain[name] = tensor
+        else:
+            raise argument_error("tensors", name, "images, labels, logits, inner_lr, transform.*, factors.*")
+    for name in ("images", "inner_lr"):
+        if name not in plain:
+            raise argument_error("tensors", f"no {name!r}", "a file that Synthetic.save wrote")
+    if plain["inner_lr"].numel() != 1:
+        raise argument_error("inner_lr", tuple(plain["inner_lr"].shape), "one number")
+    count, names, training = page["classes"], page.get("class_names"), page.get("training")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise argument_error("classes", count, "a positive integer")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise argument_error("class_names", type(names).__name__, "a list of texts, or none")
+    for name in ("transform", "factors", "training"):
+        if page.get(name) is not None and not isinstance(page[name], dict):
+            raise argument_error(name, type(page[name]).__name__, "an object")
+    made = None
+    if page.get("factors") is not None:
+        made = restore_factors(page["factors"], parts["factors"], kinds)
+        _bounded(made, plain["images"], max_bytes)
+    elif parts["factors"]:
+        raise argument_error("factors", "tensors without a description", "both or none")
+    return CondensedSet(
+        stored=plain["images"],
+        labels=plain.get("labels"),
+        logits=plain.get("logits"),
+        inner_lr=float(plain["inner_lr"]),
+        class_count=count,
+        classes=names,
+        transform=transforms.restore(page.get("transform") or {"kind": "identity"}, parts["transform"]),
+        training=None if training is None else TrainingSettings.from_dict(training),
+        factors=made,
+    )
+
+
+def _bounded(factors: Factors, images: Tensor, max_bytes: int) -> None:
+    """Refuses factors that blow a small file up to a huge set, before they are applied."""
+    examples = copy.deepcopy(factors).to("meta")(images.to("meta"))
+    size = examples.numel() * examples.element_size()
+    if size > max_bytes:
+        raise argument_error("factors", f"{size} bytes of examples", f"at most {max_bytes}; pass max_bytes= for more")
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

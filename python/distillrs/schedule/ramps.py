@@ -1,0 +1,200 @@
+"""Numbers that change over a run: pure functions of the step.
+
+Every ramp is called with a :class:`~distillrs.Step` (or its index) and gives a number. A ramp whose length is ``None``
+takes the run's own, ``step.total``, and refuses a step that does not say it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from distillrs.errors import argument_error
+from distillrs.step import Step
+
+
+class Ramp(Protocol):
+    """A number that depends on the step alone."""
+
+    def __call__(self, step: Step | int) -> float:
+        """The value at a step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The same number at every step."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _finite(self, "value")
+
+    def __call__(self, step: Step | int) -> float:
+        """The number."""
+        Step.of(step)
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class LinearRamp:
+    """From ``start`` in equal increments to ``end``, which it reaches at ``begin + steps`` and keeps.
+
+    Attributes:
+        start: Value until ``begin``.
+        end: Value from ``begin + steps`` on.
+        steps: Length; ``None`` lets it reach the end at the run's last step.
+        begin: First step at which it moves.
+    """
+
+    start: float
+    end: float
+    steps: int | None = None
+    begin: int = 0
+
+    def __post_init__(self) -> None:
+        _finite(self, "start", "end")
+        _length(self.steps, self.begin)
+
+    def __call__(self, step: Step | int) -> float:
+        """The value at a step."""
+        share = _share(step, self.steps, self.begin, type(self).__name__)
+        return self.start * (1 - share) + self.end * share
+
+
+@dataclass(frozen=True, slots=True)
+class Cosine:
+    """From ``start`` along half a cosine to ``end``: flat at both ends, steepest in the middle.
+
+    Attributes:
+        start: Value until ``begin``.
+        end: Value from ``begin + steps`` on.
+        steps: Length; ``None`` lets it reach the end at the run's last step.
+        begin: First step at which it moves.
+    """
+
+    start: float
+    end: float
+    steps: int | None = None
+    begin: int = 0
+
+    def __post_init__(self) -> None:
+        _finite(self, "start", "end")
+        _length(self.steps, self.begin)
+
+    def __call__(self, step: Step | int) -> float:
+        """The value at a step."""
+        share = (1 - math.cos(math.pi * _share(step, self.steps, self.begin, type(self).__name__))) / 2
+        return self.start * (1 - share) + self.end * share
+
+
+@dataclass(frozen=True, slots=True)
+class Doubling:
+    """``start``, twice as much after every ``every`` steps, at most ``limit``.
+
+    Attributes:
+        start: First value, from 0.
+        every: Steps between two doublings.
+        limit: Largest value; ``None`` for no limit.
+    """
+
+    start: float
+    every: int
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        _finite(self, "start")
+        if self.start < 0:
+            raise argument_error("start", self.start, "a number from 0")
+        if self.every < 1:
+            raise argument_error("every", self.every, "a positive number of steps")
+        if self.limit is not None and not (math.isfinite(self.limit) and self.limit >= self.start):
+            raise argument_error("limit", self.limit, f"None or a number from start, {self.start}")
+
+    def __call__(self, step: Step | int) -> float:
+        """The value at a step.
+
+        Raises:
+            ArgumentError: Without a limit, when the value exceeds every float.
+        """
+        index = Step.of(step).index
+        try:
+            value = math.ldexp(self.start, index // self.every)
+        except OverflowError:
+            value = math.inf
+        if self.limit is not None:
+            return min(value, self.limit)
+        if math.isinf(value):
+            raise argument_error(
+                "limit", None, f"a number: {self.start} doubled {index // self.every} times is infinite"
+            )
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandingWindow:
+    """A range of starts whose upper end grows: ``range(low, U(t))``.
+
+    ``U(t) = min(last_high, first_high + floor((last_high - first_high) t / steps))``, the difficulty alignment of Guo
+    et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching" (ICLR 2024). Both ends
+    are those of :class:`range`: the upper one is exclusive.
+
+    Attributes:
+        low: First start.
+        first_high: Upper end at step 0, above ``low``.
+        last_high: Upper end from ``steps`` on, at least ``first_high``.
+        steps: Length; ``None`` is the run's own.
+    """
+
+    low: int
+    first_high: int
+    last_high: int
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.low < 0:
+            raise argument_error("low", self.low, "a start from 0")
+        if self.first_high <= self.low:
+            raise argument_error("first_high", self.first_high, f"above low, {self.low}")
+        if self.last_high < self.first_high:
+            raise argument_error("last_high", self.last_high, f"at least first_high, {self.first_high}")
+        _length(self.steps, 0)
+
+    def __call__(self, step: Step | int) -> range:
+        """The starts that are allowed at a step."""
+        step = Step.of(step)
+        steps = self.steps if self.steps is not None else step.total
+        if steps is None:
+            raise _without_length("ExpandingWindow")
+        # In integers: a floor of floats may fall short by one.
+        high = self.first_high + (self.last_high - self.first_high) * step.index // steps
+        return range(self.low, min(self.last_high, high))
+
+
+def _share(step: Step | int, steps: int | None, begin: int, name: str) -> float:
+    step = Step.of(step)
+    if steps is None:
+        if step.total is None:
+            raise _without_length(name)
+        # The last step of a run has the index total - 1.
+        steps = max(step.total - 1 - begin, 1)
+    return min(max((step.index - begin) / steps, 0.0), 1.0)
+
+
+def _without_length(name: str) -> Exception:
+    return argument_error("step", "one without a total", f"Step(..., total=...), or {name}(steps=...)")
+
+
+def _finite(ramp: object, *names: str) -> None:
+    for name in names:
+        value = getattr(ramp, name)
+        if not math.isfinite(value):
+            raise argument_error(name, value, "a finite number")
+
+
+def _length(steps: int | None, begin: int) -> None:
+    if steps is not None and steps < 1:
+        raise argument_error("steps", steps, "None or a positive number of steps")
+    if begin < 0:
+        raise argument_error("begin", begin, "a step from 0")
