@@ -283,7 +283,7 @@ def test_other_columns_may_be_half() -> None:
 def test_column_carries_the_tensors_sizes() -> None:
     column = ParameterLayout.of(network()).column(codec="half-delta")
     assert column.shape == (90,)
-    assert column.parts == (27, 3, 60)
+    assert column.tensor_sizes == (27, 3, 60)
     with pytest.raises(ArgumentError, match="half_precision: got 'yes'"):
         ParameterLayout.of(network()).column(half_precision="yes")  # type: ignore[arg-type]  # what is refused
 

@@ -26,8 +26,8 @@ class Column:
         dtype: A torch type or its name.
         codec: ``"raw"``, ``"half-delta"``, ``"delta-int8"``, ``"lossless"``, or one with its parameters.
         ragged: Whether each record has its own number of rows: values of shape [rows, *shape].
-        parts: Element counts of tensors that lie one after another in a record, for a codec that scales each on its
-            own; empty for one part.
+        tensor_sizes: Element counts of tensors that lie one after another in a record, for a codec that scales each
+            on its own; empty for one.
 
     Raises:
         ArgumentError: An argument is not allowed, or the codec does not apply to the type.
@@ -37,7 +37,7 @@ class Column:
     dtype: torch.dtype
     codec: Codec
     ragged: bool
-    parts: tuple[int, ...]
+    tensor_sizes: tuple[int, ...]
 
     def __init__(
         self,
@@ -45,20 +45,22 @@ class Column:
         dtype: torch.dtype | str,
         codec: str | Codec = "raw",
         ragged: bool = False,
-        parts: tuple[int, ...] | list[int] = (),
+        tensor_sizes: tuple[int, ...] | list[int] = (),
     ) -> None:
         if not isinstance(shape, (tuple, list)) or not all(isinstance(extent, int) and extent > 0 for extent in shape):
             raise argument_error("shape", shape, "a tuple of positive extents; () for a single number")
-        if not all(isinstance(part, int) and part >= 0 for part in parts):
-            raise argument_error("parts", parts, "element counts from 0")
-        if parts and sum(parts) != prod(shape):
-            raise argument_error("parts", f"a sum of {sum(parts)}", f"a sum of {prod(shape)}, the elements of a record")
+        if not all(isinstance(part, int) and part >= 0 for part in tensor_sizes):
+            raise argument_error("tensor_sizes", tensor_sizes, "element counts from 0")
+        if tensor_sizes and sum(tensor_sizes) != prod(shape):
+            raise argument_error(
+                "tensor_sizes", f"a sum of {sum(tensor_sizes)}", f"a sum of {prod(shape)}, the elements of a record"
+            )
         set_once = object.__setattr__
         set_once(self, "shape", tuple(shape))
         set_once(self, "dtype", dtype_of(dtype))
         set_once(self, "codec", codec_of(codec))
         set_once(self, "ragged", bool(ragged))
-        set_once(self, "parts", tuple(parts))
+        set_once(self, "tensor_sizes", tuple(tensor_sizes))
         if ragged and not isinstance(self.codec, Raw):
             raise argument_error("codec", self.codec.name, "'raw' for a ragged column")
         if self.codec.name in ("half-delta", "delta-int8") and self.dtype not in (torch.float32, torch.float64):
@@ -81,7 +83,7 @@ class Column:
             "dtype": disk_name(self.dtype),
             "codec": codec_to_dict(self.codec),
             "ragged": self.ragged,
-            "parts": list(self.parts),
+            "tensor_sizes": list(self.tensor_sizes),
         }
 
     @classmethod
@@ -92,7 +94,7 @@ class Column:
             from_disk_name(form["dtype"]),
             codec_from_dict(form.get("codec", "raw")),
             bool(form.get("ragged", False)),
-            tuple(form.get("parts", ())),
+            tuple(form.get("tensor_sizes", ())),
         )
 
 
