@@ -1,5 +1,7 @@
 from typing_extensions import Buffer
 
+from typing_extensions import Buffer
+
 __version__: str
 
 def simd_level() -> str: ...
@@ -110,3 +112,17 @@ def repair_store(path: str) -> str:
 
     JSON: `{"dropped": [{"key", "step"}], "dependants": [{"key", "step"}], "kept", "files": [name], "manifest_rebuilt"}`.
     """
+
+# random: `units` is (first id, count) or an int64 array of ids; `out` is filled, its length is units times `per_unit`.
+def random_real(
+    normal: bool, seed: int, name: str, step: int, units: tuple[int, int] | Buffer, per_unit: int, out: Buffer
+) -> None: ...
+def random_integers(
+    high: int, seed: int, name: str, step: int, units: tuple[int, int] | Buffer, per_unit: int, out: Buffer
+) -> None: ...
+def random_choice(n: int, seed: int, name: str, step: int, out: Buffer) -> None: ...
+def random_seed(seed: int, name: str, step: int) -> int: ...
+
+# parallel
+def threads() -> int: ...
+def set_threads(count: int) -> None: ...

@@ -2,6 +2,8 @@
 
 mod error;
 pub mod host;
+pub mod parallel;
+pub mod random;
 pub mod trajectory;
 
 pub use error::{Error, Result};

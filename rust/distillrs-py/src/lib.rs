@@ -3,6 +3,7 @@
 
 mod error;
 mod host;
+mod random;
 
 use pyo3::prelude::*;
 
@@ -11,6 +12,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use crate::host::simd_level;
+    #[pymodule_export]
+    use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
 
     use pyo3::prelude::*;
 
