@@ -1,7 +1,5 @@
 from typing_extensions import Buffer
 
-from typing_extensions import Buffer
-
 __version__: str
 
 def simd_level() -> str: ...

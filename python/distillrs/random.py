@@ -125,7 +125,7 @@ def integers(
     high = _whole("high", high, 1, 2**63)
     per_unit = _values_per_unit(shape)
     out = np.empty(count * per_unit, np.int64)
-    _core.random_integers(high, step.seed, name, step.index, ids, per_unit, out)
+    _core.random_integers(high, step.seed, name, step.index, ids, per_unit, out.data)
     return torch.from_numpy(out).reshape(count, *shape).to(device=device)
 
 
@@ -166,7 +166,7 @@ def choice(n: int, k: int, *, step: Step | int, name: str) -> Tensor:
     step = Step.of(step)
     n = _whole("n", n, 0, 2**33)
     out = np.empty(_whole("k", k, 0, n), np.int64)
-    _core.random_choice(n, step.seed, name, step.index, out)
+    _core.random_choice(n, step.seed, name, step.index, out.data)
     return torch.from_numpy(out)
 
 
@@ -193,11 +193,11 @@ def _real(
     ids, count = _units(units, step)
     per_unit = _values_per_unit(shape)
     out = np.empty(count * per_unit, np.float64 if dtype == torch.float64 else np.float32)
-    _core.random_real(is_normal, step.seed, name, step.index, ids, per_unit, out)
+    _core.random_real(is_normal, step.seed, name, step.index, ids, per_unit, out.data)
     return torch.from_numpy(out).reshape(count, *shape)
 
 
-def _units(units: Units, step: Step) -> tuple[tuple[int, int] | np.ndarray[tuple[int], np.dtype[np.int64]], int]:
+def _units(units: Units, step: Step) -> tuple[tuple[int, int] | memoryview, int]:
     """The ids as the core takes them (first and count, or a list), and their number."""
     if isinstance(units, Tensor):
         if units.dtype != torch.int64 or units.dim() != 1:
@@ -205,13 +205,13 @@ def _units(units: Units, step: Step) -> tuple[tuple[int, int] | np.ndarray[tuple
         ids = np.ascontiguousarray(units.detach().cpu().numpy())
         if ids.size and int(ids.min()) < 0:
             raise argument_error("units", f"the id {int(ids.min())}", _IDS)
-        return ids, len(ids)
+        return ids.data, len(ids)
     if isinstance(units, range):
         if len(units) and min(units[0], units[-1]) < 0:
             raise argument_error("units", units, _IDS)
         if units.step == 1:
             return (units.start if len(units) else 0, len(units)), len(units)
-        return np.arange(units.start, units.stop, units.step, dtype=np.int64), len(units)
+        return np.arange(units.start, units.stop, units.step, dtype=np.int64).data, len(units)
     count = _whole("units", units, 0, 2**63, _IDS)
     return (step.first_unit, count), count
 
