@@ -1,0 +1,92 @@
+"""Tensors as the bytes that cross the border to the core, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillrs.errors import ArgumentError, argument_error
+from distillrs.trajectory.dtypes import dtype_name
+from distillrs.trajectory.schema import Column
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor as bytes, shared with it."""
+    # numpy has neither bf16 nor fp8; bytes carry every type.
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def describe(tensor: Tensor) -> str:
+    """Type, shape and place of a tensor in a few words, for messages."""
+    strided = "" if tensor.is_contiguous() else "strided "
+    place = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
+    return f"{strided}{dtype_name(tensor.dtype)} {list(tensor.shape)}{place}"
+
+
+def record_tensor(name: str, value: Any, column: Column) -> Tensor:
+    """What is appended under a column, as a contiguous CPU tensor of exactly the column's type and shape.
+
+    Numbers and nested lists are converted; tensors and arrays of another type are refused, as rounding would be silent.
+
+    Args:
+        name: The column's name, for messages.
+        value: Tensor or array of the column's shape, [rows, *shape] if it is ragged, or numbers.
+        column: What the schema says.
+
+    Raises:
+        ArgumentError: Type or shape differ from the schema.
+    """
+    shape = ", ".join([*(["rows"] if column.ragged else []), *map(str, column.shape)])
+    allowed = f"{dtype_name(column.dtype)} of shape [{shape}]"
+    try:
+        if isinstance(value, Tensor):
+            tensor = value.detach()
+        elif isinstance(value, np.ndarray | np.generic):
+            tensor = torch.from_numpy(np.array(value))
+        else:
+            tensor = torch.as_tensor(value, dtype=column.dtype)
+    except (TypeError, ValueError, RuntimeError) as failure:
+        raise argument_error(name, value, allowed) from failure
+    expected = tuple(tensor.shape[:1]) + column.shape if column.ragged else column.shape
+    if tensor.layout != torch.strided or tensor.dtype != column.dtype or tuple(tensor.shape) != expected:
+        raise _mismatch(name, tensor, allowed)
+    if column.ragged and tensor.ndim == 0:
+        raise _mismatch(name, tensor, allowed)
+    if tensor.is_meta:
+        raise argument_error(name, "a tensor on the meta device", "a tensor with data")
+    if hasattr(tensor, "full_tensor"):
+        raise argument_error(name, "a sharded tensor", "tensor.full_tensor()")
+    return tensor.cpu().contiguous()
+
+
+def _mismatch(name: str, tensor: Tensor, allowed: str) -> ArgumentError:
+    kind = "" if tensor.layout == torch.strided else f"{tensor.layout} "
+    return argument_error(name, f"{kind}{dtype_name(tensor.dtype)} {list(tensor.shape)}", allowed)
+
+
+def output_tensor(name: str, out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """``out`` if it can be filled from the core, or a new tensor.
+
+    Raises:
+        ArgumentError: ``out`` has another type or shape, is not contiguous, is not on the CPU or requires a gradient.
+    """
+    if out is None:
+        return torch.empty(tuple(shape), dtype=dtype)
+    if (
+        out.shape != tuple(shape)
+        or out.dtype != dtype
+        or out.device.type != "cpu"
+        or not out.is_contiguous()
+        or out.requires_grad
+    ):
+        gradient = " that requires a gradient" if out.requires_grad else ""
+        raise argument_error(
+            name,
+            f"{describe(out)}{gradient}",
+            f"a contiguous {dtype_name(dtype)} tensor of shape {list(shape)} on the CPU that requires no gradient",
+        )
+    return out
