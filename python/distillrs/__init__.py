@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillrs import _core, errors
 from distillrs.errors import DistillrsError
+from distillrs.fitting import FitResult, Progress, fit
 from distillrs.frozen import Frozen
 from distillrs.objective import Objective
 from distillrs.registry import RecipeCard, recipe
@@ -21,6 +22,7 @@ from distillrs.step import Loss, Step
 if TYPE_CHECKING:
     import distillrs.condense as condense
     import distillrs.evaluate as evaluate
+    import distillrs.random as random
     import distillrs.recipes as recipes
     import distillrs.schedule as schedule
     import distillrs.select as select
@@ -35,18 +37,22 @@ if _core.__version__ != __version__:
         "rebuild it: `maturin develop --release`, or reinstall the package"
     )
 
-_MODULES = ("condense", "evaluate", "experimental", "recipes", "schedule", "select", "testing", "trajectory")
+_MODULES = ("condense", "evaluate", "experimental", "random", "recipes", "schedule", "select", "testing", "trajectory")
 
 __all__ = [
     "DistillrsError",
+    "FitResult",
     "Frozen",
     "Loss",
     "Objective",
+    "Progress",
     "RecipeCard",
     "Step",
     "condense",
     "errors",
     "evaluate",
+    "fit",
+    "random",
     "recipe",
     "recipes",
     "schedule",
