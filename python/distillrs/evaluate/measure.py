@@ -1,0 +1,71 @@
+"""Accuracy of a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distillrs.errors import argument_error
+from distillrs.evaluate.data.rows import check_labels
+
+
+def predictions(network: nn.Module, x: Tensor, *, batch: int = 512) -> Tensor:
+    """The likeliest class of each example.
+
+    Args:
+        network: Gives logits [n, C]; it is run in evaluation mode, and its mode is restored.
+        x: Examples in the network's input space, [N, ...].
+        batch: Examples in one call.
+
+    Returns:
+        int64 [N], on the CPU; the first of equal logits.
+    """
+    if batch < 1:
+        raise argument_error("batch", batch, "a positive integer")
+    parameter = next(network.parameters(), None)
+    device = x.device if parameter is None else parameter.device
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            found = [network(piece.to(device)).argmax(1) for piece in torch.split(x, batch)]
+    finally:
+        network.train(was_training)
+    return torch.cat(found).cpu()
+
+
+def accuracy(network: nn.Module, x: Tensor, y: Tensor, *, batch: int = 512) -> float:
+    """Share of examples that a network classifies rightly, in [0, 1].
+
+    Args:
+        network: Gives logits [n, C].
+        x: Examples in the network's input space, [N, ...], N >= 1.
+        y: int64 [N].
+        batch: Examples in one call.
+    """
+    _check(x, y)
+    return float((predictions(network, x, batch=batch) == y.cpu()).double().mean())
+
+
+def class_accuracies(found: Tensor, y: Tensor, classes: int) -> list[float | None]:
+    """Share of each class's examples that were predicted rightly.
+
+    Args:
+        found: Predictions, int64 [N].
+        y: int64 [N].
+        classes: Number of classes.
+
+    Returns:
+        One number in [0, 1] per class; ``None`` for a class without an example.
+    """
+    result: list[float | None] = []
+    for label in range(classes):
+        rows = y == label
+        result.append(float((found[rows] == label).double().mean()) if bool(rows.any()) else None)
+    return result
+
+
+def _check(x: Tensor, y: Tensor) -> None:
+    check_labels("y", y, len(x))
+    if len(x) == 0:
+        raise argument_error("x", "no example", "at least one")

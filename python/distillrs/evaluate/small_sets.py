@@ -1,0 +1,131 @@
+"""Small training sets as evaluation sees them, and random real ones to hold them against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from distillrs.errors import DataError, argument_error
+from distillrs.evaluate.accounting import count_stored
+from distillrs.evaluate.data.bundle import DataBundle
+from distillrs.evaluate.data.rows import class_counts, pick_per_class
+from distillrs.training import TrainingResult, TrainingSettings
+from distillrs.training import train as train_on_arrays
+from distillrs.transforms import Identity, Transform
+
+
+@runtime_checkable
+class SmallSet(Protocol):
+    """A set that a network can be trained on: a condensed set has these, and so may anybody's own class."""
+
+    @property
+    def images(self) -> Tensor:
+        """Examples in the network's input space, [N, ...]."""
+        ...
+
+    @property
+    def transform(self) -> Transform | None:
+        """From raw examples to the network's input; ``None`` for the identity."""
+        ...
+
+    @property
+    def training(self) -> TrainingSettings | None:
+        """How a network is to be trained on it, where that is known."""
+        ...
+
+    def target(self) -> Tensor:
+        """int64 [N], or probabilities [N, C]."""
+        ...
+
+    def stored_bytes(self) -> int:
+        """Bytes of images, labels, factors and rates."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class RealSet:
+    """Real examples as a :class:`SmallSet`.
+
+    Attributes:
+        images: Already transformed, [N, ...].
+        labels: int64 [N], or probabilities [N, C].
+        transform: That was applied.
+        training: As for any small set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    transform: Transform | None = field(default_factory=Identity)
+    training: TrainingSettings | None = None
+
+    def target(self) -> Tensor:
+        """int64 [N], or probabilities [N, C]."""
+        return self.labels
+
+    def stored_bytes(self) -> int:
+        """Bytes of images and labels."""
+        return count_stored(self.images, self.labels).total
+
+
+def random_real(
+    bundle: DataBundle, counts: Sequence[int], *, seed: int = 0, transform: Transform | None = None
+) -> RealSet:
+    """Draws real training examples.
+
+    Args:
+        bundle: Where to draw from; only its training part is touched.
+        counts: How many of each class.
+        seed: Of the draw.
+        transform: What the network sees of them.
+
+    Returns:
+        The examples, class by class, with class numbers.
+
+    Raises:
+        DataError: A class has too few.
+    """
+    if len(counts) != len(bundle.classes):
+        raise argument_error("counts", f"{len(counts)} counts", f"one for each of the {len(bundle.classes)} classes")
+    rows = pick_per_class(bundle.y_train, counts, seed=seed, name="random real")
+    seen = transform or Identity()
+    return RealSet(seen.forward(bundle.x_train[rows]), bundle.y_train[rows], seen)
+
+
+def counts_of(target: Tensor, classes: int) -> list[int]:
+    """Examples of each class in a target; probabilities count for their likeliest class.
+
+    Args:
+        target: int64 [N], or probabilities [N, C].
+        classes: Number of classes.
+    """
+    hard = target.argmax(1) if target.is_floating_point() else target
+    if len(hard) and int(hard.max()) >= classes:
+        raise DataError(f"the set has class {int(hard.max())}, the data has {classes} classes")
+    return class_counts(hard.cpu(), classes)
+
+
+def train(
+    network: nn.Module, data: SmallSet, *, settings: TrainingSettings | None = None, seed: int = 0
+) -> TrainingResult:
+    """Trains a network in place on a small set, the way every set is trained here.
+
+    Args:
+        network: Gives logits [n, C].
+        data: A condensed set, or any other :class:`SmallSet`.
+        settings: How; by default the settings that the set brings.
+        seed: Of order and augmentation.
+
+    Returns:
+        Losses, steps and seconds.
+
+    Raises:
+        ArgumentError: Neither gives settings, or arrays that do not fit.
+        TrainingDivergedError: See :func:`distillrs.training.train`.
+    """
+    chosen = settings if settings is not None else data.training
+    if chosen is None:
+        raise argument_error("settings", None, "training settings: this set brings none")
+    return train_on_arrays(network, data.images, data.target(), chosen, seed=seed)
