@@ -126,6 +126,9 @@ def fit(
         batch = batches(step) if callable(batches) else next(items) if items is not None else None
         taken = False
         for turn in objective.turns(step):
+            # A turn need not come at every step, so one without an optimiser may first be met here.
+            if turn not in by_turn:
+                raise argument_error("optimisers", sorted(by_turn), f"an optimiser for the turn {turn!r} too")
             optimiser = by_turn[turn]
             optimiser.zero_grad(set_to_none=True)
             loss = objective(batch, step, turn=turn)
@@ -164,14 +167,17 @@ def sgd(objective: Objective, rates: Rates) -> torch.optim.SGD:
         if name not in rates:
             raise argument_error("optimisers", sorted(rates), f"a learning rate for {name!r} too")
         given = rates[name]
-        options = dict(given) if isinstance(given, Mapping) else {"lr": given}
+        options: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"lr": given}
         if "lr" not in options:
             raise argument_error(f"optimisers[{name!r}]", options, "a mapping with 'lr'")
+        try:
+            # Groups are not checked by torch, an optimiser's own defaults are.
+            torch.optim.SGD(parameters, **options)
+        except (TypeError, ValueError) as failure:
+            allowed = f"options of torch.optim.SGD ({failure})"
+            raise argument_error(f"optimisers[{name!r}]", options, allowed) from failure
         made.append({"params": parameters, "name": name, **options})
-    try:
-        return torch.optim.SGD(made, lr=0.0)
-    except (TypeError, ValueError) as failure:
-        raise argument_error("optimisers", dict(rates), f"options of torch.optim.SGD ({failure})") from failure
+    return torch.optim.SGD(made, lr=0.0)
 
 
 def _optimisers(
@@ -180,11 +186,7 @@ def _optimisers(
     if isinstance(given, Optimizer):
         given = {turns[0]: given} if len(turns) == 1 else {}
     if given and all(isinstance(each, Optimizer) for each in given.values()):
-        by_turn = {name: each for name, each in given.items() if isinstance(each, Optimizer)}
-        for turn in turns:
-            if turn not in by_turn:
-                raise argument_error("optimisers", sorted(by_turn), f"one for the turn {turn!r} too")
-        return by_turn
+        return {name: each for name, each in given.items() if isinstance(each, Optimizer)}
     if len(turns) != 1:
         raise argument_error("optimisers", type(given).__name__, f"one optimiser for each turn: {', '.join(turns)}")
     rates = {name: each for name, each in given.items() if not isinstance(each, Optimizer)}

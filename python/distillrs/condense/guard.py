@@ -56,7 +56,8 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, gate: Gate) -> Tensor:
         ctx.gate = gate
-        return value.view_as(value)
+        # A copy: torch forbids views from here once their base is changed in place, as an optimiser does.
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:

@@ -101,6 +101,8 @@ class TrajectoryMatching(nn.Module):
             windows.require(store, windows.start)
         if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
             raise argument_error("batch", batch, "None or a positive integer")
+        if guard is not None and not isinstance(guard, Guard):
+            raise argument_error("guard", guard, "None or a Guard")
         if labels not in ("own", "expert"):
             raise argument_error("labels", labels, "'own' or 'expert'")
         if labels == "expert" and (not isinstance(synthetic.labels, SoftLabels) or synthetic.labels.learn):

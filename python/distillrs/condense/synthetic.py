@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.condense.factors import Factors
+from distillrs.condense.file import CondensedSet
 from distillrs.condense.labels import HardLabels, Labels, SoftLabels
 from distillrs.errors import DataError, argument_error
 from distillrs.step import Step
 
 if TYPE_CHECKING:
-    from distillrs.condense.file import CondensedSet
     from distillrs.training import TrainingSettings
     from distillrs.transforms import Transform
 
@@ -188,9 +188,11 @@ class Synthetic(nn.Module):
     @torch.no_grad()
     def project(self) -> None:
         """Brings the rate back into its bounds and the images into their box. Twice is the same as once."""
-        self.inner_lr.clamp_(*self.inner_lr_bounds)
+        # Through .data, because every objective's call comes here: a graph of an earlier call that is still held must
+        # not be told that its leaves changed when they did not. When they did, the optimiser has told it already.
+        self.inner_lr.data.clamp_(*self.inner_lr_bounds)
         if self._boxed:
-            self.images.clamp_(self.get_buffer("box_low"), self.get_buffer("box_high"))
+            self.images.data.clamp_(self.get_buffer("box_low"), self.get_buffer("box_high"))
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -217,8 +219,6 @@ class Synthetic(nn.Module):
         Raises:
             ArgumentError: ``classes`` are not as many as the classes.
         """
-        from distillrs.condense.file import CondensedSet
-
         images = self._mean("images") if self.decay is not None else self.images
         factors = None
         if self.factors is not None:
@@ -232,7 +232,7 @@ class Synthetic(nn.Module):
             stored=images.detach().clone(),
             labels=labels.indices.clone() if isinstance(labels, HardLabels) else None,
             logits=labels.logits.detach().clone() if isinstance(labels, SoftLabels) else None,
-            inner_lr=float(self.inner_lr),
+            inner_lr=float(self.inner_lr.detach()),
             class_count=self.classes,
             classes=classes,
             transform=transform,

@@ -17,7 +17,7 @@ Starts = range | Callable[[Step], range]
 
 
 class TrajectoryStore(Protocol):
-    """What the engine needs of a store; :class:`distillrs.trajectory.Store` and ``Ring`` have it."""
+    """What the engine needs of a store: :class:`distillrs.trajectory.Store` has it."""
 
     @property
     def metadata(self) -> Mapping[str, Any]:
