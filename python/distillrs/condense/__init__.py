@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+from distillrs.condense.experts import ExpertProgress, ExpertTraining, Snapshots
 from distillrs.condense.factors import Additive, Enlarged, Factors
 from distillrs.condense.file import CondensedSet, load
 from distillrs.condense.functional import FunctionalNetwork
 from distillrs.condense.guard import Guard
+from distillrs.condense.initial import (
+    Judgement,
+    expert_features,
+    judge,
+    nearest_to_centres,
+    rightly_classified,
+)
 from distillrs.condense.labels import HardLabels, Labels, SoftLabels
 from distillrs.condense.matching import Perturbation, TrajectoryMatching
+from distillrs.condense.modifiers import ClippedLoss, InputGradientPenalty, SharpnessAware
+from distillrs.condense.perturbation import FilterPerturbation
 from distillrs.condense.synthetic import Synthetic, draw_per_class
 from distillrs.condense.unroll import Target, Unroll, Unrolled
 from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, intermediate_targets
 
 __all__ = [
     "Additive",
+    "ClippedLoss",
     "CondensedSet",
     "Enlarged",
+    "ExpertProgress",
+    "ExpertTraining",
     "Factors",
+    "FilterPerturbation",
     "FunctionalNetwork",
     "Guard",
     "HardLabels",
+    "InputGradientPenalty",
+    "Judgement",
     "Labels",
     "Perturbation",
+    "SharpnessAware",
+    "Snapshots",
     "SoftLabels",
     "Synthetic",
     "Target",
@@ -31,7 +49,11 @@ __all__ = [
     "Unrolled",
     "Windows",
     "draw_per_class",
+    "expert_features",
     "inner_batches",
     "intermediate_targets",
+    "judge",
     "load",
+    "nearest_to_centres",
+    "rightly_classified",
 ]
