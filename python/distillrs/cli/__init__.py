@@ -14,8 +14,13 @@ from typing import Annotated, Any, Protocol
 import tyro
 from rich.console import Console
 
-from distillrs.cli import exit_codes
+from distillrs.cli import exit_codes, interrupt
+from distillrs.cli.condense import Condense
+from distillrs.cli.data import Data
 from distillrs.cli.doctor import Doctor
+from distillrs.cli.experts import Experts
+from distillrs.cli.recipes import Recipes
+from distillrs.cli.store import Store
 
 DESCRIPTION = "Distil anything: fewer examples, fewer steps, smaller models."
 
@@ -37,7 +42,14 @@ class Command(Protocol):
 
 
 def _commands() -> Any:
-    return Annotated[Doctor, tyro.conf.subcommand("doctor")] | None
+    return (
+        Annotated[Condense, tyro.conf.subcommand("condense")]
+        | Annotated[Experts, tyro.conf.subcommand("experts")]
+        | Annotated[Store, tyro.conf.subcommand("store")]
+        | Annotated[Data, tyro.conf.subcommand("data")]
+        | Annotated[Recipes, tyro.conf.subcommand("recipes")]
+        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    )
 
 
 def _description() -> str:
@@ -78,9 +90,10 @@ def _run(command: Command) -> int:
     try:
         code = command.run(output, messages)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        messages.print("interrupted", style="yellow")
-        return exit_codes.INTERRUPTED
+    except KeyboardInterrupt as stop:
+        words = "; ".join(["interrupted", *getattr(stop, "__notes__", [])])
+        messages.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return exit_codes.TERMINATED if isinstance(stop, interrupt.Terminated) else exit_codes.INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -29,11 +29,12 @@ from rich.text import Text
 class Phase(Protocol):
     """A phase that is under way."""
 
-    def update(self, done: float, **figures: float | str) -> None:
+    def update(self, done: float, *, total: float | None = None, **figures: float | str) -> None:
         """Tells how far the phase is.
 
         Args:
-            done: Units that are finished, counted from the phase's own start; may be fractional.
+            done: Units that are finished, those before this phase's start included; may be fractional.
+            total: Number of units when it is finished, where that changed or was not known before.
             figures: What to show beside the bar ("loss", "validation").
         """
         ...
@@ -109,10 +110,10 @@ class Bars:
             task = bars.add_task(escape(title), total=total, completed=int(start), unit=unit, figures="")
 
             class Bar:
-                def update(self, done: float, **figures: float | str) -> None:
+                def update(self, done: float, *, total: float | None = None, **figures: float | str) -> None:
                     if figures:
                         bars.update(task, figures=escape(show_figures(figures)))
-                    bars.update(task, completed=_whole(done))
+                    bars.update(task, completed=_whole(done), total=total)
 
             yield Bar()
 
@@ -176,8 +177,9 @@ class _Line:
         self._done, self._figures = start, dict[str, float | str]()
         write(f"{title}: {start:g}/{total:g} {unit}")
 
-    def update(self, done: float, **figures: float | str) -> None:
+    def update(self, done: float, *, total: float | None = None, **figures: float | str) -> None:
         self._done, self._figures = done, figures or self._figures
+        self._total = self._total if total is None else total
         now = self._clock()
         if now - self._shown >= self._interval and done < self._total:
             self._shown = now
@@ -207,7 +209,7 @@ class Silent:
         """See :class:`Progress`."""
         yield self
 
-    def update(self, done: float, **figures: float | str) -> None:
+    def update(self, done: float, *, total: float | None = None, **figures: float | str) -> None:
         """See :class:`Phase`."""
 
     def note(self, text: str) -> None:

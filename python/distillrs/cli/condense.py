@@ -1,0 +1,196 @@
+"""``distillrs condense``: from a data set to a small one that trains as well as possible, with proof."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from distillrs.cli import exit_codes, interrupt
+from distillrs.cli.arguments import Choices
+from distillrs.cli.progress import Progress, choose
+
+if TYPE_CHECKING:
+    from distillrs.cli.folder import Folder
+    from distillrs.cli.preparation import Prepared
+    from distillrs.cli.settings import CondenseSettings
+    from distillrs.evaluate.accounting import Timer
+
+
+@dataclass(frozen=True)
+class Condense(Choices):
+    """Condense a data set to a few synthetic examples, and judge them fairly.
+
+    Records expert trajectories, moves a small set until it trains like the real one, and compares it with random real
+    examples and with all of the data. OUT then holds condensed.safetensors, condensed.png, curve.png, report.md,
+    report.json and config.toml. After Ctrl-C the same command goes on where it stopped.
+
+    Example: distillrs condense --data digits --per-class 1 --method tesla --out out/demo
+    """
+
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FOLDER", help="Where results go.", help_behavior_hint="(default: out/DATA-PER_CLASS-METHOD)"
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        tyro.conf.arg(help="Throw away results of another configuration in OUT.", help_behavior_hint=""),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        tyro.conf.arg(help="Print the whole plan, sizes and settings, and write nothing.", help_behavior_hint=""),
+    ] = False
+    json: Annotated[bool, tyro.conf.arg(help="Print JSON for programs, without progress.", help_behavior_hint="")] = (
+        False
+    )
+
+    def flags(self) -> dict[str, Any]:
+        """See :meth:`Choices.flags`."""
+        return super().flags() | ({"out": self.out.as_posix()} if self.out is not None else {})
+
+    def run(self, output: Console, messages: Console) -> int:
+        """Does the work."""
+        from distillrs.evaluate.accounting import Timer
+
+        timer = Timer()
+        with timer.phase("data"):
+            prepared = load(self, messages)
+        if self.dry_run:
+            show_plan(prepared, output, as_json=self.json)
+            return exit_codes.SUCCESS
+        report = condense(prepared, timer, choose(messages, quiet=self.json), command(), overwrite=self.overwrite)
+        if self.json:
+            from distillrs.cli.report import to_json
+
+            output.out(to_json(report), end="", highlight=False)
+        else:
+            show_result(prepared.settings, report, output)
+        return exit_codes.SUCCESS
+
+
+def load(choices: Choices, messages: Console) -> Prepared:
+    """Everything up to the first phase: the configuration, the data, the architecture."""
+    from distillrs.cli import plan
+    from distillrs.cli.doctor import usable_processors
+    from distillrs.cli.preparation import prepare
+    from distillrs.configuration import read_toml
+    from distillrs.evaluate import data
+
+    asked, card = plan.request(read_toml(choices.config) if choices.config else {}, choices.flags(), choices.set)
+    threads = plan.threads(asked, usable_processors())
+    # Before anything is computed, the transform included: sums depend on the number of threads.
+    use_threads(threads)
+    source = plan.source(asked)
+    with messages.status("loading the data") if messages.is_terminal else contextlib.nullcontext():
+        bundle = data.load(source.data, limit=source.limit, duplicates=source.duplicates, seed=source.seed)
+    return prepare(plan.resolve(asked, card, bundle, threads=threads), bundle, card)
+
+
+def use_threads(count: int) -> None:
+    """Sets the number of threads for torch and for the core."""
+    import torch
+
+    from distillrs import _core
+
+    torch.set_num_threads(count)
+    _core.set_threads(count)
+
+
+def condense(
+    prepared: Prepared, timer: Timer, progress: Progress, words: str, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Runs the phases and writes the results.
+
+    Args:
+        prepared: See :func:`distillrs.cli.preparation.prepare`.
+        timer: Counts the seconds of each phase.
+        progress: Where to report.
+        words: The command, for the report and for whoever goes on after an interruption.
+        overwrite: Throw away results of another configuration.
+
+    Returns:
+        The report.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C; the same call goes on from there.
+    """
+    from distillrs.cli.distilling import distil
+    from distillrs.cli.folder import Folder
+    from distillrs.cli.judging import judge
+    from distillrs.cli.recording import complete
+
+    folder = Folder(Path(prepared.settings.out))
+    folder.claim(prepared.settings, overwrite=overwrite)
+    with interrupt.terminable(), _resumable(folder, timer, words):
+        with timer.phase("experts"):
+            store = complete(prepared, progress)
+        with store:
+            with timer.phase("distil"):
+                small, record = distil(prepared, store, folder, progress)
+            store_bytes = store.info()["bytes"]
+        small.save(folder.path)
+        with timer.phase("evaluate"):
+            comparison = judge(prepared, small, progress)
+        from distillrs.cli.results import make_report, write
+
+        report = make_report(prepared, small, record, comparison, timer.seconds, store_bytes, words)
+        write(folder, prepared, small, record, report, progress)
+    folder.finish()
+    return report
+
+
+@contextlib.contextmanager
+def _resumable(folder: Folder, timer: Timer, words: str) -> Iterator[None]:
+    """Adds the seconds of an interrupted run to this one's, and says how to go on if this one is interrupted."""
+    for name, seconds in folder.load_seconds().items():
+        timer.seconds[name] = timer.seconds.get(name, 0.0) + seconds
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        folder.save_seconds(timer.seconds)
+        stop.add_note(f"go on with: {words}")
+        raise
+
+
+def command() -> str:
+    """What the user typed, as one would type it again."""
+    return shlex.join(["distillrs", *sys.argv[1:]])
+
+
+def show_plan(prepared: Prepared, output: Console, *, as_json: bool) -> None:
+    """What would be done, without doing it."""
+    from distillrs.cli.results import make_plan, plan_table
+    from distillrs.configuration import to_dict, to_toml
+
+    plan = make_plan(prepared)
+    if as_json:
+        output.out(json.dumps(plan | {"configuration": to_dict(prepared.settings)}, indent=2), highlight=False)
+        return
+    output.print(plan_table(plan), highlight=False)
+    output.print()
+    output.out(to_toml(to_dict(prepared.settings)), end="", highlight=False)
+
+
+def show_result(settings: CondenseSettings, report: dict[str, Any], output: Console) -> None:
+    """The table at the end."""
+    from distillrs.cli.report import size, table
+
+    output.print()
+    output.print(table(report), highlight=False)
+    output.print(
+        f"\n{settings.out}: {', '.join(report['files'])} ({size(report['stored_bytes'])} of data, "
+        f"peak memory {size(report['peak_rss_bytes'])})",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,184 @@
+"""The phase that moves the synthetic set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import distillrs as dr
+from distillrs import configuration, evaluate, fitting, random
+from distillrs.cli import interrupt, options
+from distillrs.cli.folder import Folder
+from distillrs.cli.preparation import Prepared
+from distillrs.cli.progress import Progress
+from distillrs.cli.settings import identity
+from distillrs.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distillrs.condense import CondensedSet, Synthetic
+    from distillrs.trajectory import Store
+
+_SAVE_SECONDS = 15.0
+
+
+@dataclass
+class Record:
+    """What was seen while the set was moved.
+
+    Attributes:
+        losses: Of each step.
+        validation: (step, accuracy on validation examples) of each check; step n is the state before the n-th step.
+        best_step: The checked step with the highest accuracy, the first of equals.
+        best: The synthetic set's state at that step.
+        skipped: Steps that the objective's guard left out.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int = -1
+    best: dict[str, Tensor] = field(default_factory=dict)
+    skipped: int = 0
+
+    @property
+    def best_accuracy(self) -> float:
+        """Accuracy on validation examples at the best step."""
+        return dict(self.validation).get(self.best_step, -1.0)
+
+    def check(self, step: int, accuracy: float, state: Mapping[str, Tensor]) -> None:
+        """Takes in a check and keeps the state if it is the best so far."""
+        if accuracy > self.best_accuracy:
+            self.best_step = step
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        self.validation.append((step, accuracy))
+
+
+def begin(prepared: Prepared, store: Store) -> tuple[Synthetic, Any]:
+    """The synthetic set as the recipe starts it, and the recipe's objective."""
+    card, settings = prepared.card, prepared.settings
+    network = prepared.network(settings.seed)
+    make_initial = options.functions(card)["initial"]
+    synthetic: Synthetic = make_initial(
+        prepared.x_train,
+        prepared.y_train,
+        settings.per_class,
+        store=store,
+        network=network,
+        seed=settings.seed,
+        **options.arguments(card, "initial", settings.method.initial),
+    ).to(prepared.device)
+    given = options.arguments(card, "options", settings.method.options)
+    objective = card.function(store, network, synthetic, **given)
+    return synthetic, objective
+
+
+def condensed(prepared: Prepared, synthetic: Synthetic) -> CondensedSet:
+    """The set as it would be saved now."""
+    return synthetic.condensed(
+        transform=prepared.transform,
+        training=prepared.settings.evaluation.training,
+        classes=list(prepared.bundle.classes),
+    )
+
+
+def distil(prepared: Prepared, store: Store, folder: Folder, progress: Progress) -> tuple[CondensedSet, Record]:
+    """Moves the synthetic set and keeps its best state on the validation examples.
+
+    The state is written from time to time and at an interruption; the same call then goes on from there and ends with
+    the same numbers as a run that was never interrupted.
+
+    Args:
+        prepared: See :func:`distillrs.cli.preparation.prepare`.
+        store: The experts.
+        folder: Where the state is kept.
+        progress: Where to report.
+    """
+    settings = prepared.settings.distillation
+    synthetic, objective = begin(prepared, store)
+    validation = prepared.bundle.validation.through(prepared.transform)
+    record, state = _restore(prepared, folder)
+    first = 0 if state is None else int(state["next"])
+
+    def check(step: int) -> None:
+        accuracy = validate(prepared, condensed(prepared, synthetic), validation)
+        record.check(step, accuracy, synthetic.state_dict())
+
+    with interrupt.deferred() as request, progress.phase("distil", settings.steps, "steps", start=first) as phase:
+        saved = time.monotonic()
+        if state is None:
+            check(0)
+
+        def after_step(at: fitting.Progress) -> None:
+            nonlocal saved
+            done = at.step.index + 1
+            record.losses.append(float(at.loss.terms.get("matching", at.loss.total)))
+            record.skipped += at.skipped
+            if done % settings.validate_every == 0 or done == settings.steps:
+                check(done)
+            now = time.monotonic()
+            if request.signal is not None or done == settings.steps or now - saved >= _SAVE_SECONDS:
+                saved = now
+                _save(prepared, folder, record, at.state())
+            phase.update(
+                done,
+                loss=record.losses[-1],
+                validation=f"{record.validation[-1][1]:.1%}",
+                best=f"{record.best_accuracy:.1%}",
+            )
+            request.obey()
+
+        if first < settings.steps:
+            dr.fit(
+                objective,
+                _rates(prepared, objective),
+                settings.steps,
+                seed=prepared.settings.seed,
+                callback=after_step,
+                state=state,
+            )
+        phase.update(settings.steps, best=f"{record.best_accuracy:.1%}")
+    synthetic.load_state_dict(record.best)
+    return condensed(prepared, synthetic.cpu()), record
+
+
+def validate(prepared: Prepared, small: CondensedSet, validation: evaluate.Validation) -> float:
+    """Mean accuracy on validation examples of fresh networks that are trained on a condensed set."""
+    accuracies = []
+    for index in range(prepared.settings.distillation.validation_networks):
+        seed = random.generator_seed(dr.Step(index, seed=prepared.settings.seed), "validation network")
+        network = prepared.network(seed)
+        evaluate.train(network, small, seed=seed)
+        accuracies.append(evaluate.accuracy(network, validation.x, validation.y))
+    return sum(accuracies) / len(accuracies)
+
+
+def _rates(prepared: Prepared, objective: Any) -> dict[str, dict[str, float]]:
+    """A rate for each group that the objective has; a recipe may name defaults for groups that are not learned."""
+    groups, wanted = objective.parameter_groups(), prepared.settings.distillation.optimisers
+    return {
+        name: asdict(optimiser)
+        for name, optimiser in wanted.items()
+        if name in groups or name not in prepared.card.optimisers
+    }
+
+
+def _save(prepared: Prepared, folder: Folder, record: Record, state: dict[str, Any]) -> None:
+    folder.save_state(
+        {"identity": configuration.to_toml(identity(prepared.settings)), "fit": state, "record": asdict(record)}
+    )
+
+
+def _restore(prepared: Prepared, folder: Folder) -> tuple[Record, dict[str, Any] | None]:
+    state = folder.load_state()
+    if state is None:
+        return Record(), None
+    if state.get("identity") != configuration.to_toml(identity(prepared.settings)):
+        raise ArgumentError(
+            f"out: the unfinished run in {folder.path} has another configuration; allowed is the same, or --overwrite"
+        )
+    kept = dict(state["record"])
+    kept["validation"] = [(int(step), float(accuracy)) for step, accuracy in kept["validation"]]
+    return Record(**kept), state["fit"]

@@ -1,0 +1,93 @@
+"""``distillrs experts``: one share of an expert farm."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from distillrs.cli import exit_codes, interrupt
+from distillrs.cli.arguments import Choices
+from distillrs.cli.progress import choose
+from distillrs.errors import argument_error
+
+# (index, count) of this process, as each launcher tells it.
+_LAUNCHERS = (
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
+    ("RANK", "WORLD_SIZE", None),
+    ("SLURM_PROCID", "SLURM_NTASKS", None),
+)
+
+
+@dataclass(frozen=True)
+class Experts(Choices):
+    """Record the expert trajectories that `distillrs condense` with the same flags would record.
+
+    Any number of processes may share one --store: each takes its shard, and complete experts are skipped. Without
+    --shard it is taken from the launcher: a SLURM job array, torchrun, or srun.
+
+    Example: distillrs experts --data mnist --method datm --network convnet --store farm --shard 3/16
+    """
+
+    shard: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="i/N",
+            help="Take every N-th expert from the i-th on, i from 0.",
+            help_behavior_hint="(default: the launcher's, or 0/1)",
+        ),
+    ] = None
+    json: Annotated[bool, tyro.conf.arg(help="Print JSON for programs, without progress.", help_behavior_hint="")] = (
+        False
+    )
+
+    def run(self, output: Console, messages: Console) -> int:
+        """Does the work."""
+        from distillrs.cli.condense import command, load
+        from distillrs.cli.recording import record
+
+        shard = parse_shard(self.shard) if self.shard is not None else launcher_shard(os.environ)
+        prepared = load(self, messages)
+        try:
+            with interrupt.terminable():
+                outcomes = record(prepared, choose(messages, quiet=self.json), shard=shard)
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"go on with: {command()}")
+            raise
+        counts = {kind: sum(one == kind for one in outcomes.values()) for kind in ("recorded", "complete", "locked")}
+        if self.json:
+            found: dict[str, Any] = {"store": str(prepared.store_path), "shard": list(shard), "experts": outcomes}
+            output.out(json.dumps(found, indent=2), highlight=False)
+        else:
+            words = f"{counts['recorded']} recorded now, {counts['complete']} complete before"
+            if counts["locked"]:
+                words += f", {counts['locked']} are being recorded by another process"
+            output.print(f"shard {shard[0]}/{shard[1]}: {words}", highlight=False)
+            output.print(f"store: {prepared.store_path}", highlight=False, markup=False, soft_wrap=True)
+        return exit_codes.SUCCESS
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``3/16`` as (3, 16).
+
+    Raises:
+        ArgumentError: It is not of the form i/N with 0 <= i < N.
+    """
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return int(index), int(count)
+    raise argument_error("shard", text, "i/N with 0 <= i < N, such as 0/4")
+
+
+def launcher_shard(environment: Mapping[str, str]) -> tuple[int, int]:
+    """The share that SLURM or torchrun gave to this process; (0, 1) without them."""
+    for index, count, least in _LAUNCHERS:
+        if index in environment and count in environment:
+            first = int(environment.get(least, "0")) if least else 0
+            return parse_shard(f"{int(environment[index]) - first}/{environment[count]}")
+    return 0, 1
