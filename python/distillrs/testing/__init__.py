@@ -1,1 +1,22 @@
-"""Hypothesis strategies and checks for your own parts."""
+"""Hypothesis strategies and checks for your own parts.
+
+``strategies`` needs the ``testing`` extra (hypothesis); the checks need nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from distillrs.testing.checks import check_codec
+
+if TYPE_CHECKING:
+    import distillrs.testing.strategies as strategies
+
+__all__ = ["check_codec", "strategies"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "strategies":
+        return importlib.import_module("distillrs.testing.strategies")
+    raise AttributeError(f"module 'distillrs.testing' has no attribute {name!r}")

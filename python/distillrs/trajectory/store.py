@@ -19,7 +19,7 @@ from distillrs import _core
 from distillrs.errors import SchemaMismatch, StoreError, argument_error
 from distillrs.random import Units
 from distillrs.step import Step
-from distillrs.trajectory.buffers import as_bytes, output_tensor
+from distillrs.trajectory.buffers import BITS, as_bytes, output_tensor
 from distillrs.trajectory.reports import CodecError, RepairReport, SealReport, VerifyReport
 from distillrs.trajectory.schema import Column, Schema
 from distillrs.trajectory.windows import Starts, WindowStart, check_span, sample_windows
@@ -500,12 +500,5 @@ def _short(value: object) -> str:
 
 
 def _numpy_dtype(dtype: torch.dtype) -> npt.DTypeLike:
-    bits: dict[torch.dtype, npt.DTypeLike] = {
-        torch.bfloat16: np.uint16,
-        torch.float8_e4m3fn: np.uint8,
-        torch.float8_e5m2: np.uint8,
-    }
-    if dtype in bits:
-        return bits[dtype]
-    found: npt.DTypeLike = torch.empty(0, dtype=dtype).numpy().dtype
+    found: npt.DTypeLike = torch.empty(0, dtype=BITS.get(dtype, dtype)).numpy().dtype
     return found
