@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from distillrs.evaluate.validation import Validation, choose_best
 from distillrs.training import TrainingSettings
 from distillrs.transforms import Identity, Transform
 
+T = TypeVar("T")
 NetworkFactory = Callable[[int], nn.Module]
 Teacher = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int, str], None]
@@ -238,9 +239,12 @@ class _Run:
         for name, other in others.items():
             self._small_set(name, lambda seed, other=other: other, rates)  # type: ignore[misc]  # bound in this round
         # The full data come last in every table, although their networks may have been needed as teachers first.
-        for figures in (self.accuracy, self.per_class, self.rates, self.examples, self.bytes, self.timer.seconds):
-            if FULL_DATA in figures:
-                figures[FULL_DATA] = figures.pop(FULL_DATA)  # type: ignore[index]  # the values' types differ
+        _full_data_last(self.accuracy)
+        _full_data_last(self.per_class)
+        _full_data_last(self.rates)
+        _full_data_last(self.examples)
+        _full_data_last(self.bytes)
+        _full_data_last(self.timer.seconds)
         return Comparison(
             accuracy=self.accuracy,
             per_class=self.per_class,
@@ -386,6 +390,11 @@ class _Run:
         self.done += 1
         if self.on_progress is not None:
             self.on_progress(self.done, self.total, name)
+
+
+def _full_data_last(figures: dict[str, T]) -> None:
+    if FULL_DATA in figures:
+        figures[FULL_DATA] = figures.pop(FULL_DATA)
 
 
 class _Committee:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -132,15 +132,17 @@ def _make(
     y = {part: _labels(f"y_{part}", arrays[f"y_{part}"]) for part in parts}
     value_bytes = 1 if arrays["x_train"].dtype == np.uint8 else 4
     for part in parts:
-        if x[part].shape[1:] != x["train"].shape[1:]:
-            raise argument_error(f"x_{part}", tuple(x[part].shape[1:]), f"examples {tuple(x['train'].shape[1:])}")
         if arrays[f"x_{part}"].dtype.kind != arrays["x_train"].dtype.kind:
             raise argument_error(f"x_{part}", arrays[f"x_{part}"].dtype.name, "the kind of numbers that x_train has")
+        if x[part].shape[1:] != x["train"].shape[1:]:
+            raise argument_error(f"x_{part}", tuple(x[part].shape[1:]), f"examples {tuple(x['train'].shape[1:])}")
         if len(x[part]) == 0:
             raise argument_error(f"x_{part}", "no example", "at least one")
         check_examples(f"x_{part}", x[part])
         check_labels(f"y_{part}", y[part], len(x[part]))
     names = _class_names(y["train"], classes)
+    check_labels("y_train", y["train"], len(x["train"]), len(names))
+    _check_every_class(y["train"], names)
     for part in parts:
         check_labels(f"y_{part}", y[part], len(x[part]), len(names))
 
@@ -156,9 +158,11 @@ def _make(
     _check_every_class(y["train"], names)
 
     if limit is not None and limit < len(y["train"]):
-        if limit < len(names):
-            raise argument_error("limit", limit, f"at least one example for each of the {len(names)} classes")
-        _keep(x, y, "train", shares(class_counts(y["train"], len(names)), limit), seed, "limit")
+        # One example trains and, where there is no validation part yet, another validates.
+        least = 1 if "val" in x else 2
+        if limit < least * len(names):
+            raise argument_error("limit", limit, f"at least {least} examples for each of the {len(names)} classes")
+        _keep(x, y, "train", shares(class_counts(y["train"], len(names)), limit, least=least), seed, "limit")
     if "val" not in x:
         _take_validation(x, y, len(names), validation_share, seed)
     stated = [(f"{letter}_{part}", which[part]) for part in ("train", "val", "test") for letter, which in
@@ -194,6 +198,9 @@ def _labels(name: str, array: Array) -> Tensor:
 
 def _class_names(y: Tensor, classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None:
+        # A label of a billion must become neither a list of a billion names nor a table of as many counts.
+        if int(y.max()) >= len(y):
+            _refuse_missing_class(y, int(y.max()) + 1)
         return tuple(str(label) for label in range(int(y.max()) + 1))
     names = tuple(classes)
     if any(not isinstance(name, str) or not name for name in names) or len(set(names)) != len(names):
@@ -204,13 +211,14 @@ def _class_names(y: Tensor, classes: Sequence[str] | None) -> tuple[str, ...]:
 def _check_every_class(y: Tensor, names: tuple[str, ...]) -> None:
     if len(names) < 2:
         raise argument_error("y_train", "one class", "class numbers 0 .. C - 1 with C >= 2")
-    # Bounds first: a label of a billion must not become a table of a billion counts.
     if len(names) > len(y) or 0 in class_counts(y, len(names)):
-        present = set(y.tolist())
-        missing = next(label for label in range(len(names)) if label not in present)
-        raise argument_error(
-            "y_train", f"no example of class {missing}", f"every class number from 0 to {len(names) - 1}"
-        )
+        _refuse_missing_class(y, len(names))
+
+
+def _refuse_missing_class(y: Tensor, classes: int) -> NoReturn:
+    present = set(y.tolist())
+    missing = next(label for label in range(classes) if label not in present)
+    raise argument_error("y_train", f"no example of class {missing}", f"every class number from 0 to {classes - 1}")
 
 
 def _keep(
