@@ -4,6 +4,7 @@
 mod error;
 mod host;
 mod random;
+mod trajectory;
 
 use pyo3::prelude::*;
 
@@ -14,6 +15,8 @@ mod _core {
     use crate::host::simd_level;
     #[pymodule_export]
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
+    #[pymodule_export]
+    use crate::trajectory::{RecordView, TrajectoryStore, TrajectoryWriter, repair_store};
 
     use pyo3::prelude::*;
 
