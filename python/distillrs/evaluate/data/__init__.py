@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from distillrs.evaluate.data.bundle import DataBundle, Duplicates, make_bundle
-from distillrs.evaluate.data.prepare import prepare
+from distillrs.evaluate.data.downloads import prepare
 from distillrs.evaluate.data.rows import row_hashes
 from distillrs.evaluate.data.sources import FOLDER_VARIABLE, NAMES, read_source
 
