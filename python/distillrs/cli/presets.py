@@ -41,22 +41,33 @@ def preset(shape: Sequence[int], per_class: int, card: RecipeCard, network: str)
         network: Name of the architecture.
     """
     large = network not in ("mlp", "linear")
+    epochs = 20
+    # A few examples can carry what a network learns first, more of them also what it learns later.
+    last = 5 if per_class < 10 else 10
+    wanted: dict[str, dict[str, Any]] = {
+        "options": {"inner_steps": 20, "start": [0, last], "low": 0, "first_high": 3, "last_high": last},
+        "experts": {},
+        "initial": {"inner_lr": 0.1 if not large else 0.02},
+    }
     known = options_by_part(card)
     options = {
-        name: value
-        for name, value in {"inner_steps": 20, "span": 2, "start": [0, 5]}.items()
-        if name in known["options"] and not large
+        part: {name: value for name, value in values.items() if name in known[part]} for part, values in wanted.items()
     }
-    optimisers = {name: {"momentum": 0.0, **rates} for name, rates in card.optimisers.items()}
+    # The inner loss is a mean over the examples, so the gradient of each falls as they get more.
+    rates = {"images": (1.0 if not large else 100.0) * per_class, "inner_lr": 1e-4 if not large else 1e-5}
+    optimisers = {
+        name: {"momentum": 0.0, **paper} | ({"lr": rates[name]} if name in rates else {})
+        for name, paper in card.optimisers.items()
+    }
     return {
         "network": {"name": network, "options": network_options(network, shape)},
-        "method": {"options": options},
+        "method": options,
         "transform": "standardise",
         "experts": {
             "count": 5 if not large else 4,
             "codec": "raw",
             "training": {
-                "epochs": 20,
+                "epochs": epochs,
                 "batch_size": 64 if not large else 128,
                 "learning_rate": 0.1 if not large else 0.05,
             },
