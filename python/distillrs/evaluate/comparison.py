@@ -200,11 +200,11 @@ class _Run:
         soft = target.is_floating_point()
         if soft and teacher is None and full_data_settings is None:
             raise argument_error("teacher", None, "a teacher, or full_data_settings to train one: the labels are soft")
-        for name, other in {DISTILLED: self.distilled, **others}.items():
-            self._check_set(name, other)
         reserved = {DISTILLED, RANDOM_REAL, FULL_DATA, DISTILLED_HARD, EQUAL_BYTES}
         if reserved & set(others):
             raise argument_error("others", sorted(reserved & set(others)), f"names other than {sorted(reserved)}")
+        for name, other in {DISTILLED: self.distilled, **others}.items():
+            self._check_set(name, other)
 
         counts = counts_of(target, self.classes)
         equal_bytes = self._equal_bytes()
@@ -231,8 +231,8 @@ class _Run:
             hard = RealSet(self.distilled.images, target.argmax(1), self.transform)
             self._small_set(DISTILLED_HARD, lambda seed: hard, rates)
         if bought > sum(counts):
-            # As balanced as the distilled set where there are enough, else as the data allow.
-            wanted = _spread(bought, counts, available)
+            # As balanced as the distilled set, as far as the data allow.
+            wanted = shares(counts, bought, limits=available, least=0)
             self._small_set(
                 EQUAL_BYTES, lambda seed: random_real(self.bundle, wanted, seed=seed, transform=self.transform), rates
             )
@@ -425,13 +425,6 @@ def _same_transform(one: Transform, two: Transform) -> bool:
         and left.keys() == right.keys()
         and all(torch.equal(left[name], right[name]) for name in left)
     )
-
-
-def _spread(total: int, counts: Sequence[int], available: Sequence[int]) -> list[int]:
-    share = [total * count // sum(counts) for count in counts]
-    if all(want <= limit for want, limit in zip(share, available, strict=True)):
-        return share
-    return shares(available, total)
 
 
 __all__ = ["Comparison", "NetworkFactory", "Progress", "Teacher", "compare"]

@@ -66,28 +66,34 @@ def class_counts(y: Tensor, classes: int) -> list[int]:
     return counts
 
 
-def shares(counts: Sequence[int], total: int, *, least: int = 1) -> list[int]:
-    """Splits a total over classes in proportion to their counts, by largest remainder.
+def shares(weights: Sequence[int], total: int, *, limits: Sequence[int] | None = None, least: int = 1) -> list[int]:
+    """Splits a total over classes in proportion to weights, by largest remainder.
 
     Args:
-        counts: Rows of each class.
-        total: To be split; at most the sum of the counts.
-        least: At least so many for every class that has them.
+        weights: One for each class, from 0; not all 0.
+        total: To be split.
+        limits: Most that each class can have; by default the weights themselves, which are then its rows.
+        least: At least so many for every class, as far as its limit allows.
 
     Returns:
-        One number per class, at most its count. Their sum is ``total`` unless ``least`` needs more.
+        One number per class. Their sum is ``total``, or the sum of the limits if that is smaller, or more if ``least``
+        asks for more.
     """
-    everything = sum(counts)
-    exact = [Fraction(count * total, everything) for count in counts]
-    given = [min(count, max(int(share), least)) for count, share in zip(counts, exact, strict=True)]
-    order = sorted(range(len(counts)), key=lambda one: (int(exact[one]) - exact[one], one))
-    while sum(given) < total:
+    most = list(weights if limits is None else limits)
+    everything = sum(weights)
+    exact = [Fraction(weight * total, everything) for weight in weights]
+    given = [min(limit, max(int(share), least)) for limit, share in zip(most, exact, strict=True)]
+    order = sorted(range(len(most)), key=lambda one: (int(exact[one]) - exact[one], one))
+    missing = min(total, sum(most)) - sum(given)
+    while missing > 0:
         for one in order:
-            if sum(given) < total and given[one] < counts[one]:
+            if missing > 0 and given[one] < most[one]:
                 given[one] += 1
+                missing -= 1
     # What `least` took too much comes back from the largest classes.
-    while sum(given) > total and max(given) > least:
+    while missing < 0 and max(given) > least:
         given[given.index(max(given))] -= 1
+        missing += 1
     return given
 
 
