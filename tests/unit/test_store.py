@@ -205,13 +205,15 @@ def test_create_refuses_what_is_there_and_joins_when_asked(tmp_path: Path) -> No
     Store.create(tmp_path / "s", THETA, {"data": "digits", "seed": 1}).close()
     with pytest.raises(StoreExists, match="s"):
         Store.create(tmp_path / "s", THETA)
-    joined = Store.create(tmp_path / "s", THETA, {"data": "digits"}, exist_ok=True)
-    assert joined.metadata == {"data": "digits", "seed": 1}
-    assert joined.writable
+    for metadata in (None, {"seed": 1, "data": "digits"}):
+        joined = Store.create(tmp_path / "s", THETA, metadata, exist_ok=True)
+        assert joined.metadata == {"data": "digits", "seed": 1}
+        assert joined.writable
     with pytest.raises(SchemaMismatch):
         Store.create(tmp_path / "s", Schema(theta=Column((5,), "float32")), exist_ok=True)
-    with pytest.raises(SchemaMismatch, match="another 'data': 'digits', asked for was 'mnist'"):
-        Store.create(tmp_path / "s", THETA, {"data": "mnist"}, exist_ok=True)
+    for other in ({"data": "mnist", "seed": 1}, {}):
+        with pytest.raises(SchemaMismatch, match="metadata"):
+            Store.create(tmp_path / "s", THETA, other, exist_ok=True)
 
 
 def test_metadata_is_a_copy(tmp_path: Path) -> None:
@@ -463,6 +465,18 @@ def test_seal_says_what_it_did(tmp_path: Path) -> None:
     assert store.seal().sealed == ()
 
 
+def test_a_writer_closed_in_its_block_leaves_the_trajectory_incomplete(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", THETA)
+    with store.begin("a") as writer:
+        writer.append(theta=vector(0))
+        writer.close()
+    with store.begin("b") as writer:
+        writer.append(theta=vector(0))
+        writer.complete()
+    assert store.keys() == ["b"]
+    assert store.keys(incomplete=True) == ["a", "b"]
+
+
 def test_other_processes_trajectories_appear_after_refresh(tmp_path: Path) -> None:
     mine = Store.create(tmp_path / "s", THETA)
     reader = Store.open(tmp_path / "s")
@@ -476,7 +490,9 @@ def test_other_processes_trajectories_appear_after_refresh(tmp_path: Path) -> No
 def test_info_counts_what_is_there(tmp_path: Path) -> None:
     info = filled(tmp_path / "s").info()
     assert info["metadata"] == {"note": "n"}
-    assert isinstance(info["trajectories"], (int, dict, list))
+    assert (info["complete"], info["incomplete"], info["steps"]) == (2, 0, 10)
+    assert info["bytes"] == sum(path.stat().st_size for path in (tmp_path / "s").iterdir())
+    assert info["damage"] == []
 
 
 def test_damage_is_found_named_and_repaired(tmp_path: Path) -> None:

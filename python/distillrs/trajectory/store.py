@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from distillrs import _core
-from distillrs.errors import SchemaMismatch, StoreError, argument_error
+from distillrs.errors import SchemaMismatch, StoreError, StoreMissing, argument_error
 from distillrs.random import Units
 from distillrs.step import Step
 from distillrs.trajectory.buffers import BITS, as_bytes, output_tensor
 from distillrs.trajectory.reports import CodecError, RepairReport, SealReport, VerifyReport
 from distillrs.trajectory.schema import Column, Schema
-from distillrs.trajectory.windows import Starts, WindowStart, check_span, sample_windows
+from distillrs.trajectory.windows import Starts, WindowStart, check_span, draw_windows, starts_at, window_choices
 from distillrs.trajectory.writer import Writer
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ class Store:
         self._core = core
         self._verify = verify
         self._schema = Schema.from_json(core.schema)
-        self._metadata: dict[str, Any] = json.loads(core.metadata)
         self._lengths: dict[str, int] | None = None
+        # The windows that the last draw chose from: looking at every trajectory at every step would add up.
+        self._choices: tuple[tuple[int, range | None], list[tuple[str, Sequence[int]]]] | None = None
         self._writers: WeakSet[Writer] = WeakSet()
 
     @classmethod
@@ -79,30 +80,31 @@ class Store:
             path: The directory to make.
             schema: The columns of every record.
             metadata: Anything that JSON can hold; kept with the store.
-            exist_ok: Join a store that is already there. Its schema must be the same, and its metadata must agree
-                under the names that both have.
+            exist_ok: Join a store that is already there. Its schema must be the same, and its metadata too unless
+                ``metadata`` is ``None``.
 
         Raises:
             StoreExists: There is one, and ``exist_ok`` is false.
-            SchemaMismatch: The store there has another schema or contradicts ``metadata``.
+            SchemaMismatch: The store there has another schema or other metadata.
             ArgumentError: An argument is not allowed.
         """
         if not isinstance(schema, Schema):
             raise argument_error("schema", schema, "a Schema(name=Column(...), ...)")
-        wanted = dict(metadata or {})
         try:
-            text = json.dumps(wanted, allow_nan=False)
+            text = json.dumps(dict(metadata or {}), allow_nan=False)
         except (TypeError, ValueError) as failure:
-            raise argument_error("metadata", wanted, f"what JSON can hold ({failure})") from failure
-        store = cls(_core.TrajectoryStore.create(os.fspath(path), schema.to_json(), text, exist_ok), "first")
-        for name, value in json.loads(text).items():
-            if name in store._metadata and store._metadata[name] != value:
-                store.close()
-                raise SchemaMismatch(
-                    f"metadata: the store at {os.fspath(path)} has another {name!r}: "
-                    f"{_short(store._metadata[name])}, asked for was {_short(value)}; take another directory"
-                )
-        return store
+            raise argument_error("metadata", metadata, f"what JSON can hold ({failure})") from failure
+        if metadata is None and exist_ok:
+            text = _metadata_there(path) or text
+        try:
+            core = _core.TrajectoryStore.create(os.fspath(path), schema.to_json(), text, exist_ok)
+        except SchemaMismatch:
+            # Another process may have made the store between the two looks.
+            there = _metadata_there(path)
+            if metadata is not None or not exist_ok or there in (None, text):
+                raise
+            core = _core.TrajectoryStore.create(os.fspath(path), schema.to_json(), there, exist_ok)
+        return cls(core, "first")
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: Verify = "first") -> Store:
@@ -208,6 +210,7 @@ class Store:
         """Takes in what other processes completed or sealed since the store was opened."""
         self._core.refresh()
         self._lengths = None
+        self._choices = None
 
     def read(
         self, key: str, step: int | Sequence[int], column: str | None = None, *, out: Tensor | None = None
@@ -363,7 +366,13 @@ class Store:
             ArgumentError: No complete trajectory holds a window that begins in ``start``.
             DataError: There is no complete trajectory.
         """
-        return sample_windows(self._complete(), self.missing, span, start, units, step, name)
+        step = Step.of(step)
+        allowed = starts_at(start, step)
+        known = self._choices
+        if known is None or known[0] != (span, allowed):
+            choices = window_choices(self._complete(), self.missing, span, allowed)
+            known = self._choices = ((span, allowed), choices)
+        return draw_windows(known[1], units, step, name)
 
     def loader(
         self,
@@ -494,9 +503,11 @@ def _reopen(path: str, verify: Verify) -> Store:
     return Store.open(path, verify=verify)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _metadata_there(path: str | os.PathLike[str]) -> str | None:
+    try:
+        return _core.TrajectoryStore.open(os.fspath(path), "never").metadata
+    except StoreMissing:
+        return None
 
 
 def _numpy_dtype(dtype: torch.dtype) -> npt.DTypeLike:

@@ -60,36 +60,22 @@ def starts_at(start: Starts, step: Step) -> range | None:
     return found
 
 
-def sample_windows(
-    lengths: Mapping[str, int],
-    missing: Callable[[str], Sequence[int]],
-    span: int,
-    start: Starts,
-    units: Units,
-    step: Step | int,
-    name: str,
-) -> list[WindowStart]:
-    """Draws windows: a trajectory uniformly, then a start uniformly among those whose window it holds whole.
-
-    The draw for a unit depends on the step, the seed, the unit's global id, and the trajectories there are; ranks and
-    restarts that see the same store agree.
+def window_choices(
+    lengths: Mapping[str, int], missing: Callable[[str], Sequence[int]], span: int, allowed: range | None
+) -> list[tuple[str, Sequence[int]]]:
+    """Each trajectory that holds whole windows, with the starts of those that begin in ``allowed``.
 
     Args:
         lengths: Steps of each trajectory, in a fixed order of keys.
         missing: Steps of a trajectory that cannot be read.
         span: Steps from a window's first to its last record.
-        start: See :func:`starts_at`.
-        units: How many windows, or their global ids.
-        step: Where the run stands.
-        name: Name of the draw; two samplers with different names draw independently.
+        allowed: See :func:`starts_at`.
 
     Raises:
-        ArgumentError: No trajectory holds a window that begins in ``start``.
+        ArgumentError: No trajectory holds a window that begins in ``allowed``.
         DataError: There is no trajectory.
     """
     check_span(span)
-    step = Step.of(step)
-    allowed = starts_at(start, step)
     if not lengths:
         raise DataError(
             "store: it holds no complete trajectory; record one (leave the writer's block without an error)"
@@ -100,14 +86,32 @@ def sample_windows(
         if (candidates := _starts(length, missing(key), span, allowed))
     ]
     if not choices:
-        last = max(lengths.values()) - 1 - span
+        longest = max(lengths.values())
+        if longest <= span:
+            raise argument_error("span", span, f"at most {longest - 1} (the longest trajectory has {longest} steps)")
         raise argument_error(
-            "start" if last >= 0 else "span",
-            allowed if last >= 0 else span,
-            f"starts from 0 to {last} (start + span must exist; the longest trajectory has {last + 1 + span} steps)"
-            if last >= 0
-            else f"at most {last + span} (the longest trajectory has {last + 1 + span} steps)",
+            "start",
+            allowed,
+            f"starts from 0 to {longest - 1 - span} whose records are there "
+            f"(start + span must exist; the longest trajectory has {longest} steps)",
         )
+    return choices
+
+
+def draw_windows(
+    choices: Sequence[tuple[str, Sequence[int]]], units: Units, step: Step, name: str
+) -> list[WindowStart]:
+    """Draws windows: a trajectory uniformly, then one of its starts uniformly.
+
+    The draw for a unit depends on the step, the seed, the unit's global id and the choices; ranks and restarts that see
+    the same store agree.
+
+    Args:
+        choices: See :func:`window_choices`.
+        units: How many windows, or their global ids.
+        step: Where the run stands.
+        name: Name of the draw; two samplers with different names draw independently.
+    """
     which = random.integers(units, len(choices), step=step, name=f"{name}.trajectory").tolist()
     where = random.uniform(units, step=step, name=f"{name}.start", dtype=torch.float64).tolist()
     windows = []

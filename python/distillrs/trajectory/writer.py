@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 class Writer:
     """Appends the records of one trajectory; made by :meth:`Store.begin`.
 
-    As a context manager it completes the trajectory at the end of the block. An exception leaves it incomplete: what
-    was appended is kept and can be resumed, but is never sampled.
+    As a context manager it completes the trajectory at the end of the block, unless it was closed there. An exception
+    leaves it incomplete: what was appended is kept and can be resumed, but is never sampled.
     """
 
     def __init__(self, core: TrajectoryWriter, schema: Schema, store: Store) -> None:
         self._core = core
         self._schema = schema
         self._store = store
+        self._open = True
 
     @property
     def key(self) -> str:
@@ -77,10 +78,12 @@ class Writer:
     def complete(self) -> None:
         """Ends the trajectory, durably; it can be read and sampled from now on."""
         self._core.complete()
+        self._open = False
         self._store.refresh()
 
     def close(self) -> None:
         """Leaves the trajectory as it is, incomplete unless :meth:`complete` came first, and frees its lock."""
+        self._open = False
         self._core.close()
 
     def __enter__(self) -> Writer:
@@ -89,6 +92,6 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None and self._open:
             self.complete()
         self.close()
