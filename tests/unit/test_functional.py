@@ -104,6 +104,39 @@ def test_tied_parameters_stand_once_in_the_vector():
     torch.testing.assert_close(call(call.layout.flatten(network), x), network(x))
 
 
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.recurrent = nn.LSTM(3, 4, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
+def test_recurrent_networks_follow_the_vector():
+    network = Last()
+    call = FunctionalNetwork(network)
+    x = torch.randn(2, 5, 3)
+    vector = torch.randn(call.size, requires_grad=True)
+    expected = torch.func.functional_call(network, call.layout.unflatten(vector), (x,))
+    torch.testing.assert_close(call(vector, x), expected)
+    (grad,) = torch.autograd.grad(call(vector, x).sum(), vector)
+    assert torch.count_nonzero(grad) == call.size
+    torch.testing.assert_close(call(call.layout.flatten(network), x), network(x))
+
+
+def test_a_call_that_fails_leaves_the_copy_as_it_was():
+    call = FunctionalNetwork(nn.Linear(3, 2))
+    before = dict(call.skeleton.module.named_parameters())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        call(torch.zeros(8), torch.zeros(1, 7))
+    after = dict(call.skeleton.module.named_parameters())
+    assert all(after[name] is parameter for name, parameter in before.items())
+    with pytest.raises(dr.errors.ArgumentError, match=r"^vector: got"):
+        call(torch.zeros(9), torch.zeros(1, 3))
+
+
 def test_a_compiled_network_is_taken_out_of_its_wrapper():
     network = nn.Linear(3, 2)
     call = FunctionalNetwork(torch.compile(network, backend="eager"))

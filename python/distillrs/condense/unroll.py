@@ -31,12 +31,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from distillrs.condense.functional import FunctionalNetwork
 from distillrs.errors import DistillrsError, argument_error, unknown_name_error
 from distillrs.training import LossFunction, classification_loss
 
@@ -153,7 +155,8 @@ class Unroll:
         """
         self._check(start, images, labels, rate, targets, batches)
         rate = torch.as_tensor(rate, dtype=start.dtype, device=start.device)
-        inner = _Inner(network, batches, transform, loss, scale, _ambient_autocast(start.device.type))
+        device = start.device.type
+        inner = _Inner(network, batches, transform, loss, scale, _ambient_autocast(device), device)
         if self.gradient == "full":
             return self._full(inner, start, images, labels, rate, targets)
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (start, images, labels, rate))
@@ -172,8 +175,9 @@ class Unroll:
             with torch.enable_grad():
                 # The inner gradient needs a graph in theta even where nobody differentiates the outer loss.
                 here = theta if theta.requires_grad else theta.detach().requires_grad_()
-                value = inner.loss_at(i, here, *inner.batch(i, images, labels))
-                gradient = _gradient(value, here, create_graph=differentiable)
+                value = inner.loss_at(i, inner.split(here), *inner.batch(i, images, labels))
+                with inner.backward():
+                    (gradient,) = torch.autograd.grad(value, here, create_graph=differentiable)
             velocity = gradient if velocity is None else self.momentum * velocity + gradient
             theta = theta - rate * (velocity if self.momentum else gradient)
             if i + 1 in targets:
@@ -216,9 +220,10 @@ class Unroll:
 
     def _step(self, inner: _Inner, i: int, state: _State, images: Tensor, labels: Tensor, rate: Tensor) -> _State:
         with torch.enable_grad():
-            here = state.theta.detach().requires_grad_()
-            gradient = _gradient(inner.loss_at(i, here, *inner.batch(i, images, labels)), here, create_graph=False)
+            leaves = inner.leaves(state.theta)
+            pieces = inner.gradient(inner.loss_at(i, leaves, *inner.batch(i, images, labels)), leaves)
         with torch.no_grad():
+            gradient = _flat(pieces)
             if not self.momentum:
                 return _State(torch.addcmul(state.theta, rate, gradient, value=-1), None)
             velocity = gradient if state.velocity is None else gradient.add(state.velocity, alpha=self.momentum)
@@ -254,26 +259,22 @@ class Unroll:
                     segment.append(self._step(inner, first + len(segment) - 1, segment[-1], images, labels, rate))
             theta = segment.pop().theta
             with torch.enable_grad():
-                here = theta.detach().requires_grad_()
+                leaves = inner.leaves(theta)
                 x, y = inner.batch(i, images, labels)
                 x, y = x.detach().requires_grad_(needs.images), y.detach().requires_grad_(needs.labels)
-                gradient = _gradient(inner.loss_at(i, here, x, y), here, create_graph=True)
-            sources = [
-                (here, self.gradient == "adjoint" and (i > 0 or needs.start)),
-                (x, needs.images),
-                (y, needs.labels),
-            ]
-            asked = [source for source, wanted in sources if wanted]
-            found = iter(_vector_products(gradient, kappa, asked))
+                gradient = inner.gradient(inner.loss_at(i, leaves, x, y), leaves, create_graph=True)
+            through = leaves if self.gradient == "adjoint" and (i > 0 or needs.start) else []
+            sources = [*through, *([x] if needs.images else []), *([y] if needs.labels else [])]
+            found = inner.vector_products(gradient, inner.split(kappa), sources)
             with torch.no_grad():
-                if sources[0][1]:
-                    adjoint = torch.addcmul(adjoint, rate, next(found), value=-1)
-                if grad_images is not None:
-                    inner.scatter(i, grad_images, next(found) * -rate)
                 if grad_labels is not None:
-                    inner.scatter(i, grad_labels, next(found) * -rate)
+                    inner.scatter(i, grad_labels, found.pop() * -rate)
+                if grad_images is not None:
+                    inner.scatter(i, grad_images, found.pop() * -rate)
+                if found:
+                    adjoint = torch.addcmul(adjoint, rate, _flat(found), value=-1)
                 if grad_rate is not None:
-                    grad_rate -= torch.dot(gradient.detach(), kappa)
+                    grad_rate -= torch.dot(_flat(gradient), kappa)
         return (adjoint if needs.start else None), grad_images, grad_labels, grad_rate
 
     def _check(
@@ -332,6 +333,7 @@ class _Inner:
     loss: LossFunction
     scale: float
     autocast: torch.dtype | None
+    device: str
 
     def batch(self, i: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.batches is None:
@@ -339,16 +341,47 @@ class _Inner:
         rows = self.batches[i]
         return images[rows], labels[rows]
 
-    def loss_at(self, i: int, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def split(self, theta: Tensor) -> list[Tensor]:
+        """The parameters one by one, where the network can tell them apart."""
+        return self.network.split(theta) if isinstance(self.network, FunctionalNetwork) else [theta]
+
+    def leaves(self, theta: Tensor) -> list[Tensor]:
+        # Leaves of their own and not views of one: a step's graph is then a third smaller.
+        return [piece.detach().requires_grad_() for piece in self.split(theta)]
+
+    def logits(self, pieces: list[Tensor], x: Tensor) -> Tensor:
+        network = self.network
+        return network.call(pieces, x) if isinstance(network, FunctionalNetwork) else network(pieces[0], x)
+
+    def loss_at(self, i: int, pieces: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
         if self.transform is not None:
             x = self.transform(x, i)
-        # The cache would hand the graph-free casts of one pass to the next pass, which needs their graph.
-        enabled = self.autocast is not None
-        with torch.autocast(theta.device.type, dtype=self.autocast, enabled=enabled, cache_enabled=False):
-            value = self.loss(self.network(theta, x), y)
+        if self.autocast is None:
+            value = self.loss(self.logits(pieces, x), y)
+        else:
+            # The cache would hand the graph-free casts of one pass to the next pass, which needs their graph.
+            with torch.autocast(self.device, dtype=self.autocast, cache_enabled=False):
+                value = self.loss(self.logits(pieces, x), y)
         if value.ndim:
             raise argument_error("loss", f"a value of shape {tuple(value.shape)}", "a scalar for each batch")
         return value if self.scale == 1.0 else self.scale * value
+
+    def gradient(self, value: Tensor, leaves: list[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+        with self.backward():
+            return list(torch.autograd.grad(value, leaves, create_graph=create_graph, materialize_grads=True))
+
+    def vector_products(self, gradient: list[Tensor], vector: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
+        """The derivatives of <gradient, vector> in each source."""
+        pairs = [(g, v) for g, v in zip(gradient, vector, strict=True) if g.requires_grad]
+        if not sources or not pairs:
+            return [torch.zeros_like(source) for source in sources]
+        outputs, weights = zip(*pairs, strict=True)
+        with self.backward():
+            return list(torch.autograd.grad(outputs, sources, weights, materialize_grads=True))
+
+    def backward(self) -> AbstractContextManager[object]:
+        # Outside autocast, as torch advises: each operation repeats the type of its forward pass.
+        return nullcontext() if self.autocast is None else torch.autocast(self.device, enabled=False)
 
     def scatter(self, i: int, into: Tensor, rows: Tensor) -> None:
         if self.batches is None:
@@ -384,25 +417,12 @@ class _Precomputed(torch.autograd.Function):
         return (None,) * 5 + tuple(None if gradient is None else gradient * upstream[0] for gradient in known)
 
 
+def _flat(pieces: list[Tensor]) -> Tensor:
+    return torch.cat([piece.detach().reshape(-1) for piece in pieces])
+
+
 def _distance(theta: Tensor, target: Target) -> Tensor:
     return (theta - target.vector).square().sum() / target.normaliser
-
-
-def _gradient(value: Tensor, theta: Tensor, *, create_graph: bool) -> Tensor:
-    # Backward passes run outside autocast, as torch advises: each operation repeats the type of its forward pass.
-    with torch.autocast(theta.device.type, enabled=False):
-        return torch.autograd.grad(value, theta, create_graph=create_graph)[0]
-
-
-def _vector_products(gradient: Tensor, vector: Tensor, sources: list[Tensor]) -> list[Tensor]:
-    """The derivatives of <gradient, vector> in each source."""
-    if not sources:
-        return []
-    if not gradient.requires_grad:
-        return [torch.zeros_like(source) for source in sources]
-    with torch.autocast(gradient.device.type, enabled=False):
-        found = torch.autograd.grad(gradient, sources, vector, allow_unused=True)
-    return [torch.zeros_like(source) if each is None else each for source, each in zip(sources, found, strict=True)]
 
 
 def _ambient_autocast(device_type: str) -> torch.dtype | None:
