@@ -373,6 +373,9 @@ def _check_network(network: nn.Module, images: Tensor, labels: Tensor, device: t
     try:
         with torch.no_grad():
             logits = network(images[:1].to(device))
+    except (RuntimeError, TypeError, ValueError) as failure:
+        example = f"{images.dtype} {tuple(images.shape[1:])}"
+        raise argument_error("network", f"an error on one example {example} ({failure})", "logits [1, C]") from failure
     finally:
         network.train(was_training)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:

@@ -271,6 +271,10 @@ def test_a_network_that_gives_no_logits_is_refused():
         train(nn.Sequential(linear(), nn.Flatten(0)), x, y, SETTINGS)
     with pytest.raises(ArgumentError, match=r"^network: got"):
         train(nn.Flatten(), x, y, SETTINGS)
+    with pytest.raises(ArgumentError, match=r"^network: got .*error on one example torch.float32 \(5,\)"):
+        train(linear(), x.float(), y, SETTINGS)
+    with pytest.raises(ArgumentError, match=r"^network: got .*error on one example torch.float64 \(4,\)"):
+        train(linear(), x[:, :4], y, SETTINGS)
 
 
 def test_the_augmentation_of_an_example_does_not_depend_on_its_batch():

@@ -83,7 +83,7 @@ def shares(weights: Sequence[int], total: int, *, limits: Sequence[int] | None =
     everything = sum(weights)
     exact = [Fraction(weight * total, everything) for weight in weights]
     given = [min(limit, max(int(share), least)) for limit, share in zip(most, exact, strict=True)]
-    order = sorted(range(len(most)), key=lambda one: (int(exact[one]) - exact[one], one))
+    order = sorted(range(len(most)), key=lambda one: (given[one] - exact[one], one))
     missing = min(total, sum(most)) - sum(given)
     while missing > 0:
         for one in order:
