@@ -4,6 +4,7 @@ mod error;
 pub mod host;
 pub mod parallel;
 pub mod random;
+mod simd;
 pub mod trajectory;
 
 pub use error::{Error, Result};

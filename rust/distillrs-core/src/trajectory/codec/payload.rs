@@ -88,11 +88,16 @@ pub(super) fn split(
     Ok((header[1] == 1, body))
 }
 
-/// Checks the length of a payload's body.
-pub(super) fn expect_body(body: &[u8], index: usize, wanted: usize) -> Result<(), Damage> {
-    if body.len() == wanted {
+/// Checks the length of the body behind a header.
+pub(super) fn expect_body(body: &[u8], index: usize, due: usize) -> Result<(), Damage> {
+    expect_raw(body, index, due).map_err(|damage| Damage { offset: HEADER + damage.offset, ..damage })
+}
+
+/// Checks the length of a record without a header.
+pub(super) fn expect_raw(record: &[u8], index: usize, due: usize) -> Result<(), Damage> {
+    if record.len() == due {
         return Ok(());
     }
-    let offset = HEADER + body.len().min(wanted);
-    Err(Damage { index, offset, reason: format!("a body of {} bytes where {wanted} are due", body.len()) })
+    let reason = format!("a body of {} bytes where {due} are due", record.len());
+    Err(Damage { index, offset: record.len().min(due), reason })
 }

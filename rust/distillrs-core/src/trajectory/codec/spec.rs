@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Dtype, HEADER, delta_int8, lossless};
+use super::{Dtype, HEADER, delta_int8, half_delta, lossless};
 use crate::{Error, Result};
 
 /// Default number of records from one keyframe to the next: 51 records of a trajectory then cost 0.298 of `f32`.
@@ -131,7 +131,7 @@ impl CodecSpec {
         let body = match self {
             Self::Raw => return Some(bytes),
             Self::DeltaInt8 { .. } => bytes.max(delta_int8::delta_bytes(elements)?),
-            Self::HalfDelta => bytes.max(elements.checked_mul(2)?.checked_add(tensors.checked_mul(4)?)?),
+            Self::HalfDelta => bytes.max(half_delta::delta_bytes(elements, tensors)?),
             Self::Lossless { .. } => lossless::bound(bytes)?,
         };
         body.checked_add(HEADER)
