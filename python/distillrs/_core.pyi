@@ -124,3 +124,16 @@ def random_seed(seed: int, name: str, step: int) -> int: ...
 # parallel
 def threads() -> int: ...
 def set_threads(count: int) -> None: ...
+
+# codecs, for tests and benchmarks: stores encode and decode on their own. `spec` is JSON, buffers are bytes.
+def codec_encode(
+    spec: str, dtype: str, tensor_sizes: list[int], records: list[Buffer]
+) -> tuple[list[tuple[bytes, int | None]], tuple[float, float, int]]:
+    """Payloads with the step that each refers to (none for a keyframe); the measured error: max, mean, records."""
+
+def codec_decode(
+    spec: str, dtype: str, tensor_sizes: list[int], chain: list[Buffer], wanted: list[tuple[int, Buffer]]
+) -> None:
+    """Decodes the wanted positions of a chain into buffers of one record each."""
+
+def copy_bytes(source: Buffer, out: Buffer) -> None: ...

@@ -1,6 +1,7 @@
 //! The extension module `distillrs._core`: argument conversion and nothing else.
 #![allow(missing_docs, reason = "the Python stub `_core.pyi` documents the surface")]
 
+mod codec;
 mod error;
 mod host;
 mod random;
@@ -11,6 +12,8 @@ use pyo3::prelude::*;
 /// Rust core of distillrs. Private: use the modules of `distillrs`.
 #[pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use crate::codec::{codec_decode, codec_encode, copy_bytes};
     #[pymodule_export]
     use crate::host::simd_level;
     #[pymodule_export]

@@ -7,7 +7,7 @@ use crate::error::CoreResult;
 
 /// The memory of a contiguous, writable buffer.
 #[expect(clippy::mut_from_ref, reason = "the buffer's memory belongs to Python, not to the handle")]
-fn writable<T: Element>(buffer: &PyBuffer<T>) -> CoreResult<&mut [T]> {
+pub fn writable<T: Element>(buffer: &PyBuffer<T>) -> CoreResult<&mut [T]> {
     if buffer.readonly() || !buffer.is_c_contiguous() {
         return Err(Error::argument("out", "a read-only or strided buffer", "a writable, contiguous one").into());
     }
@@ -15,7 +15,7 @@ fn writable<T: Element>(buffer: &PyBuffer<T>) -> CoreResult<&mut [T]> {
         return Ok(&mut []);
     }
     // SAFETY: contiguous, writable, `item_count` elements of type `T` (checked by `PyBuffer`), kept alive by `buffer`.
-    // The caller is `distillrs.random`, which allocated the array and shows it to nobody before the call returns.
+    // The callers allocated the array and show it to nobody before the call returns.
     Ok(unsafe { std::slice::from_raw_parts_mut(buffer.buf_ptr().cast::<T>(), buffer.item_count()) })
 }
 
