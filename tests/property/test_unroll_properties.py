@@ -39,7 +39,8 @@ def problems(draw, max_steps=8):
     size = draw(st.none() | st.integers(1, count))
     middle = draw(st.lists(st.integers(1, steps), max_size=3, unique=True))
     last = draw(st.sampled_from([steps, max(1, steps - 1)]))
-    every = draw(st.none() | st.integers(1, steps + 1))
+    graphs = draw(st.integers(1, 4))
+    every = draw(st.none() | st.integers(1, 3).map(lambda count: count * graphs))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
 
     def normal(*dims):
@@ -63,7 +64,7 @@ def problems(draw, max_steps=8):
     def run(gradient, upstream=1.0):
         inputs = [start.clone(), images.clone(), logits.clone(), torch.tensor(0.2, dtype=torch.float64)]
         theta, x, y, rate = (each.requires_grad_() for each in inputs)
-        unroll = Unroll(steps, gradient, momentum, None if gradient == "full" else every)
+        unroll = Unroll(steps, gradient, momentum, *([] if gradient == "full" else [graphs, every]))
         labels = y.softmax(1) if soft else classes
         result = unroll(
             call,

@@ -46,21 +46,26 @@ class SavedBytes:
         self.hooks.__exit__(*failure)
 
 
-def graph_bytes(gradient, steps, batch=None):
+def graph_bytes(steps, gradient, **options):
     call, start, images, labels, targets = problem(torch.float32, steps)
-    batches = None if batch is None else [torch.arange(batch)] * steps
     rate = torch.tensor(0.1, requires_grad=True)
     gc.collect()
     with SavedBytes() as saved:
-        result = Unroll(steps, gradient)(call, start, images, labels, rate, targets, batches=batches)
-        result.loss.backward()
+        Unroll(steps, gradient, **options)(call, start, images, labels, rate, targets).loss.backward()
     return saved.peak
 
 
 @pytest.mark.parametrize(("gradient", "least", "most"), [("full", 8, 30), ("adjoint", 1, 1.3), ("truncated", 1, 1.3)])
-def test_graph_memory_grows_with_the_length_only_where_all_graphs_are_kept(gradient, least, most):
-    growth = graph_bytes(gradient, 80) / graph_bytes(gradient, 5)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_graph_memory_grows_with_the_length_only_where_all_graphs_are_kept(gradient, least, most, momentum):
+    growth = graph_bytes(80, gradient, momentum=momentum) / graph_bytes(5, gradient, momentum=momentum)
     assert least <= growth <= most
+
+
+def test_graph_memory_grows_with_the_number_of_graphs_that_are_asked_for():
+    one, four = graph_bytes(20, "adjoint"), graph_bytes(20, "adjoint", graph_steps=4)
+    assert 2 < four / one < 6
+    assert graph_bytes(80, "adjoint", graph_steps=4) / four < 1.3
 
 
 def test_a_call_without_gradients_keeps_no_graph_and_gives_the_same_loss():
@@ -204,15 +209,20 @@ def test_one_step_against_the_closed_form():
 
 
 def test_states_need_less_memory_between_checkpoints():
-    assert memory_of_states(80, 1000) == 80 * 4000
-    assert memory_of_states(80, 1000, checkpoint_every=9) == (9 + 8) * 4000
+    assert memory_of_states(Unroll(80), 1000) == 80 * 4000
+    assert memory_of_states(Unroll(80, checkpoint_every=9), 1000) == (9 + 8) * 4000
+    assert memory_of_states(Unroll(80, graph_steps=4), 1000) == 20 * 4000
+    assert memory_of_states(Unroll(80, graph_steps=4, checkpoint_every=20, momentum=0.9), 1000) == 2 * (4 + 4) * 4000
 
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [({"steps": 0}, "steps"), ({"steps": True}, "steps"), ({"steps": 3, "gradient": "exact"}, "gradient"),
      ({"steps": 3, "momentum": 1.0}, "momentum"), ({"steps": 3, "momentum": float("nan")}, "momentum"),
+     ({"steps": 3, "graph_steps": 0}, "graph_steps"), ({"steps": 3, "graph_steps": 1.0}, "graph_steps"),
+     ({"steps": 3, "gradient": "full", "graph_steps": 2}, "graph_steps"),
      ({"steps": 3, "checkpoint_every": 0}, "checkpoint_every"),
+     ({"steps": 9, "graph_steps": 2, "checkpoint_every": 3}, "checkpoint_every"),
      ({"steps": 3, "gradient": "full", "checkpoint_every": 2}, "checkpoint_every")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(arguments, name):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -73,32 +72,18 @@ class FunctionalNetwork(nn.Module):
         Raises:
             ArgumentError: The call changed a buffer.
         """
-        return self.call(self.split(vector), inputs)
-
-    def split(self, vector: Tensor) -> list[Tensor]:
-        """Views of a vector in the parameters' shapes, in the layout's order.
-
-        Args:
-            vector: [size] Parameters; gradients flow through.
-
-        Raises:
-            ArgumentError: The vector has another size.
-        """
         if vector.shape != (self.size,):
             raise argument_error("vector", tuple(vector.shape), f"({self.size},)")
         pieces = torch.split(vector, self._sizes)
-        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        values = [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        return self._with_buffers(values, inputs) if self._has_buffers else self._call(values, inputs)
 
-    def call(self, pieces: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        """As :meth:`forward`, with what :meth:`split` gave (or tensors of those shapes) in the place of the vector."""
-        return self._with_buffers(pieces, inputs) if self._has_buffers else self._call(pieces, inputs)
-
-    def _call(self, pieces: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    def _call(self, values: list[Tensor], inputs: Tensor) -> Tensor:
         # As torch.func.functional_call, at a quarter of its overhead: the owners of each parameter are known, and the
         # copy is our own. A step of a small network is short enough for that to show.
         kept = []
         try:
-            for owners, value in zip(self._owners, pieces, strict=True):
+            for owners, value in zip(self._owners, values, strict=True):
                 for owner, name in owners:
                     kept.append((owner, name, owner._parameters[name]))
                     _place(owner, name, value)
@@ -108,14 +93,14 @@ class FunctionalNetwork(nn.Module):
                 _place(owner, name, parameter)
         return cast(Tensor, output)
 
-    def _with_buffers(self, pieces: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    def _with_buffers(self, values: list[Tensor], inputs: Tensor) -> Tensor:
         buffers = dict(self.skeleton.module.named_buffers())
-        dtype = pieces[0].dtype
+        dtype = values[0].dtype
         if any(each.is_floating_point() and each.dtype != dtype for each in buffers.values()):
             self.skeleton.to(dtype)
             buffers = dict(self.skeleton.module.named_buffers())
         before = [buffer._version for buffer in buffers.values()]
-        output = self._call(pieces, inputs)
+        output = self._call(values, inputs)
         after = dict(self.skeleton.module.named_buffers())
         for (name, buffer), version in zip(buffers.items(), before, strict=True):
             if after.get(name) is not buffer or buffer._version != version:

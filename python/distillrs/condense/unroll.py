@@ -20,8 +20,8 @@ Three ways to differentiate L in X, Y, the rate and theta_0:
       grad rate  -= <g_i, kappa_i>
       lambda_i    = lambda_{i+1} - rate * d/dtheta <g_i, kappa_i> + e_i
 
-  and lambda_0 is the gradient in theta_0. Without momentum kappa_i is lambda_{i+1}. Velocities need not be kept: the
-  term of the rate, sum_i <v_{i+1}, lambda_{i+1}>, is the same sum ordered by g_i.
+  and lambda_0 is the gradient in theta_0. Without momentum kappa_i is lambda_{i+1}. It is formed by automatic
+  differentiation of ``graph_steps`` steps at a time, from the state before them, which the first, graph-free pass kept.
 - ``"truncated"``: the same without the term d/dtheta, every theta_i inside g_i held fixed, as the public code of TESLA
   computes it (Cui et al., "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", ICML 2023). NOT exact:
   it misses how an example moves the later steps' gradients. Kept for comparison; a little cheaper than the adjoint.
@@ -30,7 +30,7 @@ Three ways to differentiate L in X, Y, the rate and theta_0:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -38,7 +38,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from distillrs.condense.functional import FunctionalNetwork
 from distillrs.errors import DistillrsError, argument_error, unknown_name_error
 from distillrs.training import LossFunction, classification_loss
 
@@ -90,8 +89,11 @@ class Unroll:
         gradient: ``"adjoint"`` (exact, one step's graph at a time), ``"full"`` (exact, all graphs at once) or
             ``"truncated"`` (inexact).
         momentum: Of the inner steps, from 0 to below 1.
-        checkpoint_every: For "adjoint" and "truncated": keep the state of every so many steps only and recompute the
-            others, so that T/k + k states are held instead of T. ``None`` keeps all.
+        graph_steps: For "adjoint" and "truncated": how many steps' graphs are held at a time. More than 1 is a little
+            faster for networks so small that calls cost more than numbers (and the last ones are never run twice).
+        checkpoint_every: For "adjoint" and "truncated": keep the state of every so many steps only, a multiple of
+            ``graph_steps``, and recompute those between, at the price of one more graph-free pass. ``None`` keeps the
+            T / graph_steps states that are needed.
 
     Raises:
         ArgumentError: A value that is not allowed.
@@ -100,6 +102,7 @@ class Unroll:
     steps: int
     gradient: Gradient = "adjoint"
     momentum: float = 0.0
+    graph_steps: int = 1
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -109,13 +112,15 @@ class Unroll:
             raise unknown_name_error("gradient", str(self.gradient), list(get_args(Gradient)))
         if not 0 <= self.momentum < 1:
             raise argument_error("momentum", self.momentum, "a number from 0 to below 1")
-        if self.checkpoint_every is not None:
-            if self.checkpoint_every < 1:
-                raise argument_error("checkpoint_every", self.checkpoint_every, "None or a positive number of steps")
-            if self.gradient == "full":
-                raise argument_error(
-                    "checkpoint_every", self.checkpoint_every, "None with gradient='full', which keeps all its graphs"
-                )
+        if isinstance(self.graph_steps, bool) or not isinstance(self.graph_steps, int) or self.graph_steps < 1:
+            raise argument_error("graph_steps", self.graph_steps, "a positive integer")
+        every = self.checkpoint_every
+        if every is not None and (every < 1 or every % self.graph_steps):
+            allowed = f"None or a positive multiple of graph_steps, {self.graph_steps}"
+            raise argument_error("checkpoint_every", every, allowed)
+        if self.gradient == "full" and (self.graph_steps != 1 or self.checkpoint_every is not None):
+            name = "graph_steps" if self.graph_steps != 1 else "checkpoint_every"
+            raise argument_error(name, getattr(self, name), "no value with gradient='full', which keeps all its graphs")
 
     def __call__(
         self,
@@ -160,122 +165,141 @@ class Unroll:
         if self.gradient == "full":
             return self._full(inner, start, images, labels, rate, targets)
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (start, images, labels, rate))
-        value, distances, final, gradients = self._stepwise(inner, start, images, labels, rate, targets, wanted)
-        if wanted:
-            value = _Precomputed.apply(value, *gradients, start, images, labels, rate)
-        return Unrolled(value, distances, final)
+        if not wanted:
+            with torch.no_grad():
+                return self._full(inner, start, images, labels, rate, targets)
+        value, result, gradients = self._in_segments(inner, start, images, labels, rate, targets)
+        attached: Tensor = _Precomputed.apply(value, *gradients, start, images, labels, rate)
+        return Unrolled(attached, result.distances, result.final)
 
     def _full(
         self, inner: _Inner, start: Tensor, images: Tensor, labels: Tensor, rate: Tensor, targets: Mapping[int, Target]
     ) -> Unrolled:
-        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (start, images, labels, rate))
-        theta, velocity = start, None
-        terms: dict[int, Tensor] = {}
+        graph = torch.is_grad_enabled() and any(x.requires_grad for x in (start, images, labels, rate))
+        state, terms = _State(start, None), dict[int, Tensor]()
         for i in range(self.steps):
-            with torch.enable_grad():
-                # The inner gradient needs a graph in theta even where nobody differentiates the outer loss.
-                here = theta if theta.requires_grad else theta.detach().requires_grad_()
-                value = inner.loss_at(i, inner.split(here), *inner.batch(i, images, labels))
-                with inner.backward():
-                    (gradient,) = torch.autograd.grad(value, here, create_graph=differentiable)
-            velocity = gradient if velocity is None else self.momentum * velocity + gradient
-            theta = theta - rate * (velocity if self.momentum else gradient)
+            state = self._step(inner, i, state, *inner.batch(i, images, labels), rate, graph=graph)
             if i + 1 in targets:
-                terms[i + 1] = _distance(theta, targets[i + 1])
-        total = torch.stack([targets[j].weight * term for j, term in terms.items()]).sum()
-        return Unrolled(total, {j: term.detach() for j, term in terms.items()}, theta.detach())
+                terms[i + 1] = _distance(state.theta, targets[i + 1])
+        return Unrolled(_weighted(terms, targets), _detached(terms), state.theta.detach())
 
-    def _stepwise(
+    def _step(self, inner: _Inner, i: int, state: _State, x: Tensor, y: Tensor, rate: Tensor, *, graph: bool) -> _State:
+        theta = state.theta
+        with torch.enable_grad():
+            # Without a graph to the start, and in the truncated gradient, theta inside g is a point of its own.
+            within = graph and theta.requires_grad and self.gradient != "truncated"
+            here = theta if within else theta.detach().requires_grad_()
+            value = inner.loss_at(i, here, x, y)
+            with inner.backward():
+                (gradient,) = torch.autograd.grad(value, here, create_graph=graph)
+        if not graph:
+            with torch.no_grad():
+                velocity = gradient if state.velocity is None else gradient.add_(state.velocity, alpha=self.momentum)
+                return _State(torch.addcmul(theta, rate, velocity, value=-1), velocity if self.momentum else None)
+        velocity = gradient if state.velocity is None else torch.add(gradient, state.velocity, alpha=self.momentum)
+        return _State(torch.addcmul(theta, rate, velocity, value=-1), velocity if self.momentum else None)
+
+    def _in_segments(
+        self, inner: _Inner, start: Tensor, images: Tensor, labels: Tensor, rate: Tensor, targets: Mapping[int, Target]
+    ) -> tuple[Tensor, Unrolled, list[Tensor | None]]:
+        sums = _Sums.like(start, images, labels, rate)
+        start, images, labels, rate = start.detach(), images.detach(), labels.detach(), rate.detach()
+        last = max(targets)
+        firsts = list(range(0, last, self.graph_steps))
+        every = self.checkpoint_every or self.graph_steps
+        kept: dict[int, _State] = {}
+        terms: dict[int, Tensor] = {}
+        state = _State(start, None)
+        for i in range(firsts[-1]):
+            if i % every == 0:
+                kept[i] = state
+            state = self._step(inner, i, state, *inner.batch(i, images, labels), rate, graph=False)
+            if i + 1 in targets:
+                terms[i + 1] = _distance(state.theta, targets[i + 1])
+        # The last segment's state is at hand: its graph is formed at once.
+        kept[firsts[-1]] = state
+        pull: _State | None = None
+        final = state
+        for first in reversed(firsts):
+            begin = self._state_at(inner, first, kept, images, labels, rate)
+            end = min(first + self.graph_steps, last)
+            own = {j: targets[j] for j in range(first + 1, end + 1) if j in targets}
+            pull, reached, passed = self._segment(inner, first, end, begin, pull, images, labels, rate, own, sums)
+            if first == firsts[-1]:
+                final = reached
+            terms |= passed
+        for i in range(last, self.steps):
+            final = self._step(inner, i, final, *inner.batch(i, images, labels), rate, graph=False)
+        assert pull is not None
+        terms = {j: terms[j] for j in sorted(terms)}
+        if sums.start is not None:
+            sums.start += pull.theta
+        return _weighted(terms, targets), Unrolled(start, terms, final.theta), sums.gradients()
+
+    def _state_at(
+        self, inner: _Inner, first: int, kept: dict[int, _State], images: Tensor, labels: Tensor, rate: Tensor
+    ) -> _State:
+        """A state that was kept, or one recomputed from the nearest before it; those on the way are kept too."""
+        if first not in kept:
+            near = max(i for i in kept if i < first)
+            state = kept[near]
+            for i in range(near, first):
+                state = self._step(inner, i, state, *inner.batch(i, images, labels), rate, graph=False)
+                if (i + 1) % self.graph_steps == 0:
+                    kept[i + 1] = state
+        return kept.pop(first)
+
+    def _segment(
         self,
         inner: _Inner,
-        start: Tensor,
+        first: int,
+        end: int,
+        begin: _State,
+        pull: _State | None,
         images: Tensor,
         labels: Tensor,
         rate: Tensor,
         targets: Mapping[int, Target],
-        wanted: bool,
-    ) -> tuple[Tensor, dict[int, Tensor], Tensor, tuple[Tensor | None, ...]]:
-        needs = _Needs(start.requires_grad, images.requires_grad, labels.requires_grad, rate.requires_grad)
-        start, images, labels, rate = start.detach(), images.detach(), labels.detach(), rate.detach()
-        every = self.checkpoint_every or 1
-        kept: dict[int, _State] = {}
-        pulls: dict[int, Tensor] = {}
-        distances: dict[int, Tensor] = {}
-        state = _State(start, None)
-        for i in range(self.steps):
-            if wanted and i % every == 0:
-                kept[i] = state
-            state = self._step(inner, i, state, images, labels, rate)
-            if i + 1 in targets:
-                target = targets[i + 1]
-                with torch.no_grad():
-                    distances[i + 1] = _distance(state.theta, target)
-                    if wanted:
-                        pulls[i + 1] = (2 * target.weight / target.normaliser) * (state.theta - target.vector)
-        value = torch.stack([targets[j].weight * distance for j, distance in distances.items()]).sum()
-        if not wanted:
-            return value, distances, state.theta, (None,) * 4
-        gradients = self._backward(inner, kept, pulls, images, labels, rate, needs)
-        return value, distances, state.theta, gradients
-
-    def _step(self, inner: _Inner, i: int, state: _State, images: Tensor, labels: Tensor, rate: Tensor) -> _State:
+        sums: _Sums,
+    ) -> tuple[_State, _State, dict[int, Tensor]]:
+        """Runs some steps with their graph, and takes the derivatives in the state after them to the one before."""
         with torch.enable_grad():
-            leaves = inner.leaves(state.theta)
-            pieces = inner.gradient(inner.loss_at(i, leaves, *inner.batch(i, images, labels)), leaves)
-        with torch.no_grad():
-            gradient = _flat(pieces)
-            if not self.momentum:
-                return _State(torch.addcmul(state.theta, rate, gradient, value=-1), None)
-            velocity = gradient if state.velocity is None else gradient.add(state.velocity, alpha=self.momentum)
-            return _State(torch.addcmul(state.theta, rate, velocity, value=-1), velocity)
-
-    def _backward(
-        self,
-        inner: _Inner,
-        kept: dict[int, _State],
-        pulls: dict[int, Tensor],
-        images: Tensor,
-        labels: Tensor,
-        rate: Tensor,
-        needs: _Needs,
-    ) -> tuple[Tensor | None, ...]:
-        grad_images = torch.zeros_like(images) if needs.images else None
-        grad_labels = torch.zeros_like(labels) if needs.labels else None
-        grad_rate = torch.zeros_like(rate) if needs.rate else None
-        adjoint = pulls[max(pulls)].clone()
-        kappa = torch.zeros_like(adjoint)
-        last = max(pulls)
-        segment: list[_State] = []
-        every = self.checkpoint_every or 1
-        # Steps after the last target move nothing that is measured.
-        for i in reversed(range(last)):
-            if i + 1 in pulls and i + 1 != last:
-                adjoint = adjoint + pulls[i + 1]
-            kappa = adjoint if not self.momentum else adjoint + self.momentum * kappa
-            if not segment:
-                first = i - i % every
-                segment = [kept.pop(first)]
-                while len(segment) <= i - first:
-                    segment.append(self._step(inner, first + len(segment) - 1, segment[-1], images, labels, rate))
-            theta = segment.pop().theta
-            with torch.enable_grad():
-                leaves = inner.leaves(theta)
-                x, y = inner.batch(i, images, labels)
-                x, y = x.detach().requires_grad_(needs.images), y.detach().requires_grad_(needs.labels)
-                gradient = inner.gradient(inner.loss_at(i, leaves, x, y), leaves, create_graph=True)
-            through = leaves if self.gradient == "adjoint" and (i > 0 or needs.start) else []
-            sources = [*through, *([x] if needs.images else []), *([y] if needs.labels else [])]
-            found = inner.vector_products(gradient, inner.split(kappa), sources)
-            with torch.no_grad():
-                if grad_labels is not None:
-                    inner.scatter(i, grad_labels, found.pop() * -rate)
-                if grad_images is not None:
-                    inner.scatter(i, grad_images, found.pop() * -rate)
-                if found:
-                    adjoint = torch.addcmul(adjoint, rate, _flat(found), value=-1)
-                if grad_rate is not None:
-                    grad_rate -= torch.dot(_flat(gradient), kappa)
-        return (adjoint if needs.start else None), grad_images, grad_labels, grad_rate
+            through = first > 0 or sums.start is not None
+            state = before = _leaf(begin, through)
+            beta = rate.detach().requires_grad_(sums.rate is not None)
+            batches, terms = list[tuple[Tensor, Tensor]](), dict[int, Tensor]()
+            for i in range(first, end):
+                if batches and inner.batches is None:
+                    x, y = batches[0]
+                else:
+                    x, y = inner.batch(i, images, labels)
+                    x = x.detach().requires_grad_(sums.images is not None)
+                    y = y.detach().requires_grad_(sums.labels is not None)
+                    batches.append((x, y))
+                state = self._step(inner, i, state, x, y, beta, graph=True)
+                if i + 1 in targets:
+                    terms[i + 1] = _distance(state.theta, targets[i + 1])
+            outputs, weights = [], []
+            if pull is not None:
+                outputs, weights = [state.theta], [pull.theta]
+                if state.velocity is not None and pull.velocity is not None:
+                    outputs, weights = [*outputs, state.velocity], [*weights, pull.velocity]
+            if terms:
+                value = _weighted(terms, targets)
+                outputs, weights = [*outputs, value], [*weights, torch.ones_like(value)]
+        sources = [each for each in (before.theta, before.velocity, beta) if each is not None and each.requires_grad]
+        sources += [each for pair in batches for each in pair if each.requires_grad]
+        with inner.backward():
+            found = iter(torch.autograd.grad(outputs, sources, weights, materialize_grads=True))
+        theta = next(found) if through else begin.theta
+        velocity = next(found) if before.velocity is not None and before.velocity.requires_grad else None
+        if sums.rate is not None:
+            sums.rate += next(found)
+        for place in range(len(batches)):
+            inner.scatter(first + place, sums.images, found)
+            inner.scatter(first + place, sums.labels, found)
+        reached = _State(state.theta.detach(), None if state.velocity is None else state.velocity.detach())
+        return _State(theta, velocity), reached, _detached(terms)
 
     def _check(
         self,
@@ -308,19 +332,28 @@ class Unroll:
 
 
 @dataclass(frozen=True, slots=True)
-class _Needs:
-    """Of which inputs the gradient is wanted."""
-
-    start: bool
-    images: bool
-    labels: bool
-    rate: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _State:
+    """Parameters and velocity; also their derivatives. Without momentum there is no velocity."""
+
     theta: Tensor
     velocity: Tensor | None
+
+
+@dataclass(slots=True)
+class _Sums:
+    """The gradients that are wanted, added up in place; ``None`` for what needs none."""
+
+    start: Tensor | None
+    images: Tensor | None
+    labels: Tensor | None
+    rate: Tensor | None
+
+    @classmethod
+    def like(cls, *inputs: Tensor) -> _Sums:
+        return cls(*(torch.zeros_like(each, requires_grad=False) if each.requires_grad else None for each in inputs))
+
+    def gradients(self) -> list[Tensor | None]:
+        return [self.start, self.images, self.labels, self.rate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,53 +374,30 @@ class _Inner:
         rows = self.batches[i]
         return images[rows], labels[rows]
 
-    def split(self, theta: Tensor) -> list[Tensor]:
-        """The parameters one by one, where the network can tell them apart."""
-        return self.network.split(theta) if isinstance(self.network, FunctionalNetwork) else [theta]
-
-    def leaves(self, theta: Tensor) -> list[Tensor]:
-        # Leaves of their own and not views of one: a step's graph is then a third smaller.
-        return [piece.detach().requires_grad_() for piece in self.split(theta)]
-
-    def logits(self, pieces: list[Tensor], x: Tensor) -> Tensor:
-        network = self.network
-        return network.call(pieces, x) if isinstance(network, FunctionalNetwork) else network(pieces[0], x)
-
-    def loss_at(self, i: int, pieces: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def loss_at(self, i: int, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
         if self.transform is not None:
             x = self.transform(x, i)
         if self.autocast is None:
-            value = self.loss(self.logits(pieces, x), y)
+            value = self.loss(self.network(theta, x), y)
         else:
             # The cache would hand the graph-free casts of one pass to the next pass, which needs their graph.
             with torch.autocast(self.device, dtype=self.autocast, cache_enabled=False):
-                value = self.loss(self.logits(pieces, x), y)
+                value = self.loss(self.network(theta, x), y)
         if value.ndim:
             raise argument_error("loss", f"a value of shape {tuple(value.shape)}", "a scalar for each batch")
         return value if self.scale == 1.0 else self.scale * value
-
-    def gradient(self, value: Tensor, leaves: list[Tensor], *, create_graph: bool = False) -> list[Tensor]:
-        with self.backward():
-            return list(torch.autograd.grad(value, leaves, create_graph=create_graph, materialize_grads=True))
-
-    def vector_products(self, gradient: list[Tensor], vector: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
-        """The derivatives of <gradient, vector> in each source."""
-        pairs = [(g, v) for g, v in zip(gradient, vector, strict=True) if g.requires_grad]
-        if not sources or not pairs:
-            return [torch.zeros_like(source) for source in sources]
-        outputs, weights = zip(*pairs, strict=True)
-        with self.backward():
-            return list(torch.autograd.grad(outputs, sources, weights, materialize_grads=True))
 
     def backward(self) -> AbstractContextManager[object]:
         # Outside autocast, as torch advises: each operation repeats the type of its forward pass.
         return nullcontext() if self.autocast is None else torch.autocast(self.device, enabled=False)
 
-    def scatter(self, i: int, into: Tensor, rows: Tensor) -> None:
+    def scatter(self, i: int, into: Tensor | None, rows: Iterator[Tensor]) -> None:
+        if into is None:
+            return
         if self.batches is None:
-            into += rows
+            into += next(rows)
         else:
-            into.index_add_(0, self.batches[i], rows)
+            into.index_add_(0, self.batches[i], next(rows))
 
 
 class _Precomputed(torch.autograd.Function):
@@ -417,8 +427,17 @@ class _Precomputed(torch.autograd.Function):
         return (None,) * 5 + tuple(None if gradient is None else gradient * upstream[0] for gradient in known)
 
 
-def _flat(pieces: list[Tensor]) -> Tensor:
-    return torch.cat([piece.detach().reshape(-1) for piece in pieces])
+def _leaf(state: _State, through: bool) -> _State:
+    velocity = None if state.velocity is None else state.velocity.detach().requires_grad_(through)
+    return _State(state.theta.detach().requires_grad_(through), velocity)
+
+
+def _weighted(terms: Mapping[int, Tensor], targets: Mapping[int, Target]) -> Tensor:
+    return torch.stack([targets[j].weight * term for j, term in terms.items()]).sum()
+
+
+def _detached(terms: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    return {j: term.detach() for j, term in terms.items()}
 
 
 def _distance(theta: Tensor, target: Target) -> Tensor:
@@ -438,14 +457,15 @@ def _ambient_autocast(device_type: str) -> torch.dtype | None:
     return dtype
 
 
-def memory_of_states(steps: int, parameters: int, itemsize: int = 4, checkpoint_every: int | None = None) -> int:
-    """Bytes of the states that "adjoint" and "truncated" hold beside one step's graph, without momentum.
+def memory_of_states(unroll: Unroll, parameters: int, itemsize: int = 4) -> int:
+    """Bytes of the states that "adjoint" and "truncated" hold beside the graphs.
 
     Args:
-        steps: T.
+        unroll: The settings.
         parameters: P.
         itemsize: Bytes of one number.
-        checkpoint_every: As in :class:`Unroll`.
     """
-    every = checkpoint_every or 1
-    return (math.ceil(steps / every) + (every - 1)) * parameters * itemsize
+    segments = math.ceil(unroll.steps / unroll.graph_steps)
+    between = (unroll.checkpoint_every or unroll.graph_steps) // unroll.graph_steps
+    states = math.ceil(segments / between) + between - 1
+    return states * parameters * itemsize * (2 if unroll.momentum else 1)

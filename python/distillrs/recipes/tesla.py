@@ -40,6 +40,7 @@ def tesla(
     batch: int | None = None,
     seed: int = 0,
     labels: Literal["own", "expert"] = "own",
+    graph_steps: int = 1,
     checkpoint_every: int | None = None,
 ) -> TrajectoryMatching:
     """TESLA: trajectory matching whose memory does not grow with the length of the inner training.
@@ -69,6 +70,7 @@ def tesla(
         seed: Of steps that are given as plain numbers.
         labels: "own", or "expert": at each step ``softmax f(X; theta*_{s+M})``, without a gradient; the synthetic set
             then needs ``SoftLabels(logits, learn=False)``.
+        graph_steps: Inner steps whose graphs are held at a time, see :class:`~distillrs.condense.Unroll`.
         checkpoint_every: Keep the state of every so many inner steps only and recompute the others.
 
     Returns:
@@ -81,7 +83,7 @@ def tesla(
         store,
         network,
         synthetic,
-        unroll=Unroll(inner_steps, gradient=gradient, checkpoint_every=checkpoint_every),
+        unroll=Unroll(inner_steps, gradient, graph_steps=graph_steps, checkpoint_every=checkpoint_every),
         windows=Windows(span, start),
         augmentation=Augmentation(augment) if augment else None,
         batch=batch,
