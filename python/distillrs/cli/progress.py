@@ -175,7 +175,7 @@ class _Line:
         self._title, self._total, self._unit, self._start = title, total, unit, start
         self._began = self._shown = clock()
         self._done, self._figures = start, dict[str, float | str]()
-        write(f"{title}: {start:g}/{total:g} {unit}")
+        write(f"{title}: {start:g}/{total:g} {unit}" if total else title)
 
     def update(self, done: float, *, total: float | None = None, **figures: float | str) -> None:
         self._done, self._figures = done, figures or self._figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ def record(prepared: Prepared, progress: Progress, *, shard: tuple[int, int] = (
     column = prepared.layout.column(codec=settings.experts.codec)
     metadata = {"layout": prepared.layout.to_dict(), "experts": prepared.experts_description}
     prepared.store_path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints = prepared.store_path.with_name(f"{prepared.store_path.name}-unfinished")
     with Store.create(prepared.store_path, Schema(theta=column), metadata, exist_ok=True) as store:
         mine = range(shard[0], settings.experts.count, shard[1])
         epochs = settings.experts.training.epochs
@@ -53,10 +55,12 @@ def record(prepared: Prepared, progress: Progress, *, shard: tuple[int, int] = (
                 keys=settings.experts.count,
                 shard=shard,
                 seed=settings.seed,
-                checkpoints=prepared.store_path / "checkpoints",
+                checkpoints=checkpoints,
                 on_progress=_reporter(phase.update),
             )
             phase.update(len(mine) * epochs)
+    with contextlib.suppress(OSError):  # not empty while another process has an unfinished expert
+        checkpoints.rmdir()
     return dict(outcomes)
 
 
