@@ -21,7 +21,7 @@ def check_codec(
     dtype: torch.dtype | str = "float32",
     tensor_sizes: Sequence[int] = (5, 700, 1, 300),
     steps: int = 40,
-    maximum_error: float = 0.02,
+    maximum_error: float = 0.03,
     seed: int = 0,
 ) -> None:
     """Checks a codec on random walks whose tensors move at very different rates.
@@ -35,7 +35,8 @@ def check_codec(
         dtype: Type of the column.
         tensor_sizes: Elements of the tensors in a record.
         steps: Length of the trajectories, at least 4.
-        maximum_error: Largest error of a record relative to the displacement from the one before.
+        maximum_error: Largest error of a record relative to the displacement from the one before. These walks are harder
+            than training: where tensors of very different motion share a block, the smaller drown.
         seed: Seed of the trajectories.
 
     Raises:
