@@ -128,3 +128,27 @@ def test_zca_sets_are_evaluated_on_the_zca_transformed_test_set():
     raw = evaluate.accuracy(network, bundle.x_test, bundle.y_test)
     assert through > 0.9
     assert raw < through - 0.2
+
+
+def test_a_condensed_set_from_disk_is_trained_and_compared_like_any_other(digits, tmp_path):
+    from distillrs import condense
+
+    transform = Standardise.fit(digits.x_train)
+    x = transform.forward(digits.x_train)
+    means = torch.stack([x[digits.y_train == label].mean(0) for label in range(10)])
+    settings = TrainingSettings(epochs=40, batch_size=10, learning_rate=0.1, momentum=0.9)
+    made = condense.Synthetic(means, condense.HardLabels(torch.arange(10)), inner_lr=0.0625)
+    made.save(tmp_path, transform=transform, training=settings)
+    data = condense.load(tmp_path)
+    assert isinstance(data, SmallSet)
+    network = evaluate.networks.build("mlp", digits.shape, 10)
+    evaluate.train(network, data)
+    alone = evaluate.accuracy(network, data.transform.forward(digits.x_test), digits.y_test)
+    found = evaluate.compare(
+        data, digits, lambda seed: evaluate.networks.build("mlp", digits.shape, 10, seed=seed),
+        seeds=(0,), learning_rates=(),
+    )  # fmt: skip
+    assert set(found.tuning["distilled"]) == {0.1, 0.0625}
+    assert found.stored_bytes["distilled"] == data.stored_bytes()
+    if found.learning_rates["distilled"] == 0.1:
+        assert found.accuracy["distilled"].mean == alone
