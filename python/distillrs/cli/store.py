@@ -71,7 +71,7 @@ def show(found: Mapping[str, Any], output: Console) -> None:
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     facts.add_row("store", found["path"])
-    facts.add_row("format", f"version {found['version']}")
+    facts.add_row("format", f"version {found['format_version']}")
     facts.add_row("complete", f"{len(lengths)} trajectories, {sum(lengths.values()):,} records")
     facts.add_row("incomplete", ", ".join(f"{key} ({count})" for key, count in found["incomplete"].items()) or "none")
     facts.add_row("bytes", size(found["bytes"]))
