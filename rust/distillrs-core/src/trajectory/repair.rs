@@ -195,7 +195,7 @@ fn repair_segments(
         let path = directory.join(&name);
         let expected = record.map(|record| Tolerance::Exact { size: record.size, digest: record.digest });
         let whole = Segment::open(fs, &path, expected.unwrap_or(Tolerance::Own));
-        let is_whole = whole.is_ok();
+        let is_whole = whole.as_ref().is_ok_and(|segment| segment.check_copy().is_ok());
         let opened = match whole {
             Err(Error::StoreCorrupt { .. }) => Segment::open(fs, &path, Tolerance::Remains),
             other => other,

@@ -171,7 +171,12 @@ pub(super) fn verify(fs: &dyn FileSystem, directory: &Path, catalogue: &Catalogu
         // A mapping that was made before says nothing of the file's size now.
         let exact = Tolerance::Exact { size: handle.record.size, digest: handle.record.digest };
         let segment = match Segment::open(fs, handle.path(), exact) {
-            Ok(segment) => Some(segment),
+            Ok(segment) => {
+                if let Err(error) = segment.check_copy() {
+                    report.damage.push(damage(None, None, error)?);
+                }
+                Some(segment)
+            }
             Err(error @ Error::StoreCorrupt { .. }) => {
                 let failure = damage(None, None, error)?;
                 report.damage.push(failure);

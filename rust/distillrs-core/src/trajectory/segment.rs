@@ -89,6 +89,9 @@ pub(super) struct Segment {
     pub digest: u64,
     /// Bytes of the file when it is whole.
     pub size: u64,
+    header: Range<u64>,
+    path: Arc<Path>,
+    mapping: Arc<Mapping>,
     by_key: HashMap<String, usize>,
 }
 
@@ -223,7 +226,20 @@ impl Segment {
         }
         let metadata = metadata.metadata.into_owned();
         let digest = own_digest(text);
-        Ok(Self { schema: Arc::new(schema), metadata, replaces, trajectories, digest, size: tensors.end, by_key })
+        let header = 8..data_start;
+        let (schema, size) = (Arc::new(schema), tensors.end);
+        Ok(Self { schema, metadata, replaces, trajectories, digest, size, header, path: shared, mapping, by_key })
+    }
+
+    /// Compares the header with its copy, which a repair would need.
+    pub fn check_copy(&self) -> Result<()> {
+        let text = slice(&self.mapping, self.header.start, self.header.end - self.header.start);
+        let copy = copied_header(&self.mapping);
+        if copy.is_some_and(|copy| text == Some(&*copy.text)) {
+            return Ok(());
+        }
+        let length = self.header.end - self.header.start + TRAILER_BYTES;
+        Err(corrupt(&self.path, self.size.saturating_sub(length), "the copy of the segment's header does not match it"))
     }
 
     /// The trajectory of `key`.

@@ -119,8 +119,9 @@ impl Writer {
             stale,
         };
         writer.columns = writer.fresh_columns()?;
-        if log.is_blank() {
+        if log.is_blank() || resume_at == Some(0) {
             refuse_beyond(resume_at, 0, key)?;
+            writer.discarded.records = log.steps();
             writer.start(&metadata)?;
         } else {
             writer.resume(&log, resume_at)?;
@@ -155,7 +156,9 @@ impl Writer {
         }
         let kept = self.kept_steps(log, resume_at)?;
         let end = usize::try_from(kept).ok().and_then(|kept| log.end_of(kept));
-        let end = end.ok_or_else(|| corrupt(&log.path, 0, "the log's first frames are lost; repair the store"))?;
+        let end = end.ok_or_else(|| {
+            corrupt(&log.path, 0, "the log's first frames are lost: repair the store, or resume at 0")
+        })?;
         self.number = log.number;
         self.file.set_length(end).map_err(at(&self.path, "truncating"))?;
         // What a killed writer left in memory only becomes durable here; and what was cut off cannot come back.

@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 #![allow(dead_code, reason = "every test file uses a part")]
 
+pub mod simulated;
+
 use std::path::Path;
 
+use distillrs_core::Result;
 use distillrs_core::trajectory::{ColumnData, Store, Writer};
 
 pub const SCHEMA: &str = r#"{"columns": [
@@ -31,11 +34,15 @@ pub fn value(key: &str, step: u64, column: &str) -> Vec<u8> {
 }
 
 pub fn append(writer: &mut Writer, key: &str, step: u64) {
-    let bytes: Vec<_> = NAMES.iter().map(|name| value(key, step, name)).collect();
+    assert_eq!(append_columns(writer, key, step, &NAMES).unwrap(), step);
+}
+
+pub fn append_columns(writer: &mut Writer, key: &str, step: u64, names: &[&str]) -> Result<u64> {
+    let bytes: Vec<_> = names.iter().map(|name| value(key, step, name)).collect();
     let rows = |name: &str, bytes: &[u8]| (name == "images").then_some(bytes.len() as u64 / 12);
     let data: Vec<_> =
-        NAMES.iter().zip(&bytes).map(|(name, bytes)| ColumnData { name, bytes, rows: rows(name, bytes) }).collect();
-    assert_eq!(writer.append(&data).unwrap(), step);
+        names.iter().zip(&bytes).map(|(name, bytes)| ColumnData { name, bytes, rows: rows(name, bytes) }).collect();
+    writer.append(&data)
 }
 
 pub fn write(store: &Store, key: &str, steps: u64) {
