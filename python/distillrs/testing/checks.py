@@ -35,8 +35,8 @@ def check_codec(
         dtype: Type of the column.
         tensor_sizes: Elements of the tensors in a record.
         steps: Length of the trajectories, at least 4.
-        maximum_error: Largest error of a record relative to the displacement from the one before. These walks are harder
-            than training: where tensors of very different motion share a block, the smaller drown.
+        maximum_error: Largest error of a record relative to the displacement from the one before. These walks are
+            harder than training: where tensors of very different motion share a block, the smaller drown.
         seed: Seed of the trajectories.
 
     Raises:

@@ -10,7 +10,6 @@ from distillrs.trajectory.ring import Ring
 from distillrs.trajectory.schema import Column, Schema
 from distillrs.trajectory.store import Ragged, Store
 from distillrs.trajectory.transfer import export_safetensors, import_replay_buffers, import_safetensors
-from distillrs.trajectory.windows import WindowStart
 from distillrs.trajectory.writer import Writer
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "WindowBatch",
     "WindowIterator",
     "WindowLoader",
-    "WindowStart",
     "Writer",
     "export_safetensors",
     "import_replay_buffers",

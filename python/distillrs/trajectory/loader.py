@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distillrs.errors import StoreError, argument_error
 from distillrs.step import Step
-from distillrs.trajectory.windows import Starts, WindowStart, check_span
+from distillrs.trajectory.windows import Starts, check_span
 
 if TYPE_CHECKING:
     from distillrs.trajectory.store import Store
@@ -33,7 +33,7 @@ class WindowBatch:
     """
 
     step: int
-    windows: list[WindowStart]
+    windows: list[tuple[str, int]]
     first: Tensor
     last: Tensor
 

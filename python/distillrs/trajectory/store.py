@@ -22,7 +22,7 @@ from distillrs.step import Step
 from distillrs.trajectory.buffers import BITS, as_bytes, output_tensor
 from distillrs.trajectory.reports import CodecError, RepairReport, SealReport, VerifyReport
 from distillrs.trajectory.schema import Column, Schema
-from distillrs.trajectory.windows import Starts, WindowStart, check_span, draw_windows, starts_at, window_choices
+from distillrs.trajectory.windows import Starts, check_span, draw_windows, starts_at, window_choices
 from distillrs.trajectory.writer import Writer
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ class Store:
 
     def sample(
         self, span: int, start: Starts = None, *, units: Units = 1, step: Step | int = 0, name: str = "window"
-    ) -> list[WindowStart]:
+    ) -> list[tuple[str, int]]:
         """Draws windows of complete trajectories, seeded, the same on every rank and after a restart.
 
         A trajectory is drawn uniformly, then a start uniformly among those whose window it holds whole. Trajectories

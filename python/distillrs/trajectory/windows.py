@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import floor
-from typing import NamedTuple
 
 import torch
 
@@ -14,18 +13,6 @@ from distillrs.random import Units
 from distillrs.step import Step
 
 Starts = range | Callable[[Step], range | float | int] | None
-
-
-class WindowStart(NamedTuple):
-    """Where a window begins.
-
-    Attributes:
-        key: Name of the trajectory.
-        start: Step of the window's first record.
-    """
-
-    key: str
-    start: int
 
 
 def check_span(span: int) -> int:
@@ -100,7 +87,7 @@ def window_choices(
 
 def draw_windows(
     choices: Sequence[tuple[str, Sequence[int]]], units: Units, step: Step, name: str
-) -> list[WindowStart]:
+) -> list[tuple[str, int]]:
     """Draws windows: a trajectory uniformly, then one of its starts uniformly.
 
     The draw for a unit depends on the step, the seed, the unit's global id and the choices; ranks and restarts that see
@@ -111,13 +98,16 @@ def draw_windows(
         units: How many windows, or their global ids.
         step: Where the run stands.
         name: Name of the draw; two samplers with different names draw independently.
+
+    Returns:
+        For each unit a key and the step at which its window begins.
     """
     which = random.integers(units, len(choices), step=step, name=f"{name}.trajectory").tolist()
     where = random.uniform(units, step=step, name=f"{name}.start", dtype=torch.float64).tolist()
     windows = []
     for index, position in zip(which, where, strict=True):
         key, candidates = choices[index]
-        windows.append(WindowStart(key, candidates[int(position * len(candidates))]))
+        windows.append((key, candidates[int(position * len(candidates))]))
     return windows
 
 
