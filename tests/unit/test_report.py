@@ -31,6 +31,10 @@ def example(**changes):
             "full_data": {"mean": 0.97, "std": 0.0, "seeds": [0]},
         },
         "distillation": {"steps": 1000, "best_step": 800, "best_validation_accuracy": 0.93, "skipped_steps": 2},
+        "comparison": {
+            "paired": {"random_real": {"mean": 0.3664, "interval": [0.312, 0.4208], "confidence": 0.95}},
+            "learning_rates": {"distilled": 0.1, "random_real": 0.03, "full_data": 0.05},
+        },
         "stored_bytes": 2648,
         "seconds": {"data": 0.2, "experts": 12.0, "distil": 65.0, "evaluate": 5.0},
         "peak_rss_bytes": 500_000_000,
@@ -50,6 +54,8 @@ def test_markdown_compares_with_random_real_examples():
     text = report.to_markdown(example())
     assert "# digits, 1 example per class, tesla, mlp" in text
     assert "91.8% on the test set, 36.6 points above as many random real examples" in text
+    assert "(95% interval of the difference 31.2 to 42.1 points)" in text
+    assert "distilled 0.1, random real 0.03, full data 0.05" in text
     assert "| distilled | 10 | 91.8% | 0.4% | 0, 1, 2 |" in text
     assert "| full data | 1,100 | 97.0% |  | 0 |" in text
     assert "![The condensed set](condensed.png)" in text
@@ -62,8 +68,10 @@ def test_markdown_compares_with_random_real_examples():
 
 def test_markdown_says_when_distilled_is_worse():
     worse = example()
-    worse["accuracy"]["distilled"]["mean"] = 0.5
-    assert "5.2 points below" in report.to_markdown(worse)
+    worse["comparison"]["paired"]["random_real"] |= {"mean": -0.052, "interval": None}
+    text = report.to_markdown(worse)
+    assert "5.2 points below" in text
+    assert "interval" not in text
 
 
 def test_table_shows_every_set():

@@ -7,18 +7,96 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from distillrs.cli.options import options_by_part
+from distillrs.cli.options import PARTS, options_by_part
 from distillrs.registry import RecipeCard
 
 # Up to this many values an example is small enough for a perceptron.
-_SMALL = 256
+_SMALL_EXAMPLE = 256
+# From this many examples per class on, a set carries what a network learns later, too.
+_MANY = 10
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What one kind of network can afford.
+
+    Attributes:
+        experts: Number of experts.
+        epochs: Of each.
+        batch_size: Of theirs.
+        expert_rate: Their learning rate.
+        inner_steps: Steps of the inner training.
+        inner_rate: Start of the learned inner rate.
+        last: First start that is never taken, for few and for many examples per class.
+        image_rate: Learning rate of the images, for one example per class.
+        inner_rate_rate: Learning rate of the inner rate.
+        steps: Of the distillation.
+        checks: How often it is looked at on the validation examples.
+        validation_networks: For each look.
+        evaluation_epochs: On small sets.
+        rates: Learning rates that every small set may choose from.
+        full_epochs: On the full data.
+    """
+
+    experts: int
+    epochs: int
+    batch_size: int
+    expert_rate: float
+    inner_steps: int
+    inner_rate: float
+    last: tuple[int, int]
+    image_rate: float
+    inner_rate_rate: float
+    steps: int
+    checks: int
+    validation_networks: int
+    evaluation_epochs: int
+    rates: tuple[float, ...]
+    full_epochs: int
+
+
+_PERCEPTRON = _Budget(
+    experts=5,
+    epochs=20,
+    batch_size=64,
+    expert_rate=0.1,
+    inner_steps=20,
+    inner_rate=0.1,
+    last=(5, 10),
+    image_rate=1.0,
+    inner_rate_rate=1e-4,
+    steps=1000,
+    checks=10,
+    validation_networks=2,
+    evaluation_epochs=300,
+    rates=(0.03,),
+    full_epochs=30,
+)
+_CONVNET = _Budget(
+    experts=3,
+    epochs=10,
+    batch_size=128,
+    expert_rate=0.05,
+    inner_steps=10,
+    inner_rate=0.02,
+    last=(5, 8),
+    image_rate=100.0,
+    inner_rate_rate=1e-5,
+    steps=200,
+    checks=8,
+    validation_networks=1,
+    evaluation_epochs=100,
+    rates=(),
+    full_epochs=10,
+)
 
 
 def network_name(shape: Sequence[int]) -> str:
     """The architecture for examples of this shape."""
-    return "convnet" if len(shape) == 3 and math.prod(shape) > _SMALL else "mlp"
+    return "convnet" if len(shape) == 3 and math.prod(shape) > _SMALL_EXAMPLE else "mlp"
 
 
 def network_options(name: str, shape: Sequence[int]) -> dict[str, Any]:
@@ -27,7 +105,7 @@ def network_options(name: str, shape: Sequence[int]) -> dict[str, Any]:
         return {"widths": [32]}
     if name == "convnet" and len(shape) == 3:
         # The paper's 128 channels take minutes per epoch without a GPU.
-        return {"width": 32, "depth": min(3, max(1, int(math.log2(min(shape[1:])))))}
+        return {"width": 16, "depth": min(3, max(1, int(math.log2(min(shape[1:])))))}
     return {}
 
 
@@ -40,64 +118,69 @@ def preset(shape: Sequence[int], per_class: int, card: RecipeCard, network: str)
         card: The recipe.
         network: Name of the architecture.
     """
-    large = network not in ("mlp", "linear")
-    epochs = 20
-    # A few examples can carry what a network learns first, more of them also what it learns later.
-    last = 5 if per_class < 10 else 10
-    wanted: dict[str, dict[str, Any]] = {
-        "options": {"inner_steps": 20, "start": [0, last], "low": 0, "first_high": 3, "last_high": last},
-        "experts": {},
-        "initial": {"inner_lr": 0.1 if not large else 0.02},
-    }
-    known = options_by_part(card)
-    options = {
-        part: {name: value for name, value in values.items() if name in known[part]} for part, values in wanted.items()
-    }
-    # The inner loss is a mean over the examples, so the gradient of each falls as they get more.
-    rates = {"images": (1.0 if not large else 100.0) * per_class, "inner_lr": 1e-4 if not large else 1e-5}
-    optimisers = {
-        name: {"momentum": 0.0, **paper} | ({"lr": rates[name]} if name in rates else {})
-        for name, paper in card.optimisers.items()
-    }
+    budget = _PERCEPTRON if network in ("mlp", "linear") else _CONVNET
+    training = {"batch_size": budget.batch_size, "momentum": 0.9, "weight_decay": 5e-4}
     return {
         "network": {"name": network, "options": network_options(network, shape)},
-        "method": options,
+        "method": _options(budget, per_class, card),
         "transform": "standardise",
         "experts": {
-            "count": 5 if not large else 4,
+            "count": budget.experts,
             "codec": "raw",
             "training": {
-                "epochs": epochs,
-                "batch_size": 64 if not large else 128,
-                "learning_rate": 0.1 if not large else 0.05,
+                "epochs": budget.epochs,
+                "batch_size": budget.batch_size,
+                "learning_rate": budget.expert_rate,
             },
         },
         "distillation": {
-            "steps": 1000 if not large else 300,
-            "validate_every": 100 if not large else 30,
-            "validation_networks": 2 if not large else 1,
-            "optimisers": optimisers,
+            "steps": budget.steps,
+            "validate_every": budget.steps // budget.checks,
+            "validation_networks": budget.validation_networks,
+            "optimisers": _optimisers(budget, per_class, card),
         },
         "evaluation": {
             "seeds": [0, 1, 2],
-            "training": {
-                "epochs": 300,
+            "training": training
+            | {
+                "epochs": budget.evaluation_epochs,
                 "batch_size": 256,
-                "learning_rate": 0.1,
-                "momentum": 0.9,
-                "weight_decay": 5e-4,
+                "learning_rate": 0.1 if budget is _PERCEPTRON else 0.03,
                 "schedule": "halve",
             },
-            "learning_rates": [0.01, 0.03, 0.1],
-            "full_data": {
-                "epochs": 30,
-                "batch_size": 64 if not large else 128,
-                "learning_rate": 0.05,
-                "momentum": 0.9,
-                "weight_decay": 5e-4,
-                "schedule": "cosine",
-            },
+            "learning_rates": list(budget.rates),
+            "full_data": training | {"epochs": budget.full_epochs, "learning_rate": 0.05, "schedule": "cosine"},
         },
         "seed": 0,
         "device": "cpu",
+    }
+
+
+def _options(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dict[str, Any]]:
+    """Lengths and windows that fit the experts, for those options that the recipe has."""
+    last = budget.last[per_class >= _MANY]
+    wanted: dict[str, dict[str, Any]] = {
+        "options": {
+            "inner_steps": budget.inner_steps,
+            "start": [0, last],
+            "low": 0,
+            "first_high": min(3, last),
+            "last_high": last,
+            "expand_steps": budget.steps // 2,
+        },
+        "initial": {"inner_lr": budget.inner_rate},
+    }
+    known = options_by_part(card)
+    return {
+        part: {name: value for name, value in wanted.get(part, {}).items() if name in known[part]} for part in PARTS
+    }
+
+
+def _optimisers(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dict[str, float]]:
+    """The paper's momenta with rates for this budget; groups that it does not know keep the paper's rates."""
+    # The inner loss is a mean over the examples, so the gradient of each falls as they get more.
+    rates = {"images": budget.image_rate * per_class, "inner_lr": budget.inner_rate_rate}
+    return {
+        name: {"momentum": 0.0, **paper, **({"lr": rates[name]} if name in rates else {})}
+        for name, paper in card.optimisers.items()
     }

@@ -93,7 +93,7 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
         examples = report["examples"].get(key)
         rows.append(
             (
-                SETS.get(key, key.replace("_", " ")),
+                _name(key),
                 "" if examples is None else f"{examples:,}",
                 percent(entry["mean"]),
                 percent(entry["std"]) if len(entry["seeds"]) > 1 else "",
@@ -124,15 +124,12 @@ def headline(report: Mapping[str, Any]) -> str:
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """The report for people."""
-    gain = report["accuracy"]["distilled"]["mean"] - report["accuracy"]["random_real"]["mean"]
     lines = [
         f"# {headline(report)}",
         "",
         f"`{report['command']}`",
         "",
-        f"The distilled set trains fresh networks to {percent(report['accuracy']['distilled']['mean'])} on the test "
-        f"set, {abs(100 * gain):.1f} points {'above' if gain >= 0 else 'below'} as many random real examples under the "
-        "same training settings.",
+        _verdict(report),
         "",
         "| trained on | examples | test accuracy | std | seeds |",
         "|---|---:|---:|---:|---|",
@@ -151,6 +148,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"{data['test']:,} for the test; fingerprint `{data['fingerprint']}`",
         f"- Network: {report['network']['name']}, {report['network']['parameters']:,} parameters",
         *_distillation(report["distillation"]),
+        f"- Evaluation: learning rates chosen for each set on the validation examples: {_rates(report)}",
         f"- Stored: {size(report['stored_bytes'])}",
         f"- Time: {', '.join(f'{name} {duration(value)}' for name, value in report['seconds'].items())}",
         f"- Peak memory: {size(report['peak_rss_bytes'])}",
@@ -160,6 +158,28 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "`distillrs condense --config config.toml` repeats this run.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    paired = report["comparison"]["paired"]["random_real"]
+    text = (
+        f"The distilled set trains fresh networks to {percent(report['accuracy']['distilled']['mean'])} on the test set, "
+        f"{abs(100 * paired['mean']):.1f} points {'above' if paired['mean'] >= 0 else 'below'} as many random real "
+        "examples under the same training settings"
+    )
+    if paired["interval"] is not None:
+        low, high = (100 * end for end in paired["interval"])
+        text += f" ({paired['confidence']:.0%} interval of the difference {low:.1f} to {high:.1f} points)"
+    return f"{text}."
+
+
+def _rates(report: Mapping[str, Any]) -> str:
+    rates = report["comparison"]["learning_rates"]
+    return ", ".join(f"{_name(key)} {rate:.3g}" for key, rate in rates.items())
+
+
+def _name(key: str) -> str:
+    return SETS.get(key, key.replace("_", " "))
 
 
 def _distillation(distillation: Mapping[str, Any]) -> list[str]:
