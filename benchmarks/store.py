@@ -47,7 +47,7 @@ class Scale:
 
     experts: int = 20
     snapshots: int = 51
-    windows: int = 400
+    windows: int = 200
     appends: int = 51
     opened: int = 1000
     epochs: int = 50

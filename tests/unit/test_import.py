@@ -228,6 +228,20 @@ def test_export_and_import_are_inverse(tmp_path: Path) -> None:
             assert torch.equal(mine.offsets, theirs.offsets)
 
 
+def test_long_and_odd_keys_have_file_names(tmp_path: Path) -> None:
+    keys = ["..", "CON:", "\u00e9" * 60 + "a", "\u00e9" * 60 + "b"]
+    with Store.create(tmp_path / "s", Schema(x=Column((), "float32"))) as store:
+        for number, key in enumerate(keys):
+            with store.begin(key) as writer:
+                writer.append(x=number)
+        files = export_safetensors(store, tmp_path / "out", keys=keys)
+    assert len({path.name for path in files}) == 4
+    assert sorted((tmp_path / "out").iterdir()) == sorted(files)
+    copy = Store.create(tmp_path / "t", Schema(x=Column((), "float32")))
+    assert import_safetensors(files, copy) == keys
+    assert [float(copy.read(key, 0)) for key in keys] == [0, 1, 2, 3]
+
+
 def test_chosen_keys_are_exported_and_unknown_ones_refused(tmp_path: Path) -> None:
     store = mixed(tmp_path / "s")
     assert [path.name for path in export_safetensors(store, tmp_path / "out", keys=["c"])] == ["c.safetensors"]

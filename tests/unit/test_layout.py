@@ -326,3 +326,16 @@ def test_flatten_load_and_json_round_trip(shapes: list[list[int]], dtype: torch.
     layout.load(model, vector)
     assert torch.equal(layout.flatten(model), vector)
     assert torch.equal(layout.flatten(layout.unflatten(vector)), vector)
+
+
+@pytest.mark.gpu
+def test_vectors_lie_on_the_parameters_device() -> None:
+    model = network().cuda()
+    layout = ParameterLayout.of(model)
+    vector = layout.flatten(model)
+    assert vector.is_cuda
+    assert torch.equal(layout.flatten(model, out=torch.empty(layout.size)), vector.cpu())
+    layout.load(model, vector.cpu() + 1)
+    assert torch.equal(layout.flatten(model), vector + 1)
+    model[3].cpu()
+    assert layout.flatten(model).device.type == "cpu"

@@ -165,3 +165,14 @@ def test_an_iterator_from_before_a_fork_refuses_instead_of_hanging(store: Store)
             finally:
                 os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.gpu
+def test_pinned_batches_reach_a_device_while_the_next_is_read(store: Store) -> None:
+    kept = []
+    for batch in store.loader(1, steps=30, column="theta", units=2, pin_memory=True):
+        assert batch.first.is_pinned()
+        kept.append((batch.windows, batch.last.to("cuda", non_blocking=True)))
+        torch.cuda.synchronize()
+    for windows, last in kept:
+        assert last.cpu().tolist() == [[int(key[-1]), start + 1, 0] for key, start in windows]

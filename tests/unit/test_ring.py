@@ -189,3 +189,15 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing() -> None:
             small.load_state_dict(each)
     assert len(small) == 0
     assert ring.ids().tolist() == [0]
+
+
+@pytest.mark.gpu
+def test_a_ring_on_a_device_keeps_its_records_there() -> None:
+    ring = Ring(SCHEMA, 2, device="cuda")
+    for number in range(3):
+        ring.append(**{**record(number), "state": torch.full((2,), float(number), device="cuda")})
+    assert ring.read([1, 2], "state").is_cuda
+    assert ring.read([1, 2], "state").tolist() == [[1, 1], [2, 2]]
+    other = Ring(SCHEMA, 2, device="cuda")
+    other.load_state_dict(ring.state_dict())
+    assert other.read(2, "state").tolist() == [2, 2]

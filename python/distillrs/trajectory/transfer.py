@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -168,7 +169,7 @@ def export_safetensors(
             raise DataError(f"{key}: a repair dropped its steps {gone[:10]}; export the others with keys=")
         if not lengths.get(key):
             raise DataError(f"{key}: it has no records, or is not complete")
-        path = folder / f"{quote(key, safe=' ')}.safetensors"
+        path = folder / f"{_file_name(key)}.safetensors"
         entries: dict[str, tuple[str, list[int], int]] = {}
         for name, column in store.schema.items():
             rows = lengths[key]
@@ -183,6 +184,12 @@ def export_safetensors(
         if on_trajectory is not None:
             on_trajectory(key)
     return files
+
+
+def _file_name(key: str) -> str:
+    name = quote(key, safe=" ")
+    # File systems end names at 255 bytes, and a temporary name is longer than the final one.
+    return name if len(name) <= 180 else f"{name[:140]}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
 def _records(store: Store, key: str, length: int, entries: list[str]) -> Iterator[Tensor]:
