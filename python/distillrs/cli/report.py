@@ -162,10 +162,11 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 
 def _verdict(report: Mapping[str, Any]) -> str:
     paired = report["comparison"]["paired"]["random_real"]
+    where = "above" if paired["mean"] >= 0 else "below"
     text = (
-        f"The distilled set trains fresh networks to {percent(report['accuracy']['distilled']['mean'])} on the test set, "
-        f"{abs(100 * paired['mean']):.1f} points {'above' if paired['mean'] >= 0 else 'below'} as many random real "
-        "examples under the same training settings"
+        f"The distilled set trains fresh networks to {percent(report['accuracy']['distilled']['mean'])} on the test "
+        f"set, {abs(100 * paired['mean']):.1f} points {where} as many random real examples under the same training "
+        "settings"
     )
     if paired["interval"] is not None:
         low, high = (100 * end for end in paired["interval"])
