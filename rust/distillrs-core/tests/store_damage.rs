@@ -16,10 +16,10 @@ use support::{append_columns, is_near, value};
 
 const SCHEMA: &str = r#"{"columns": [
     {"name": "theta", "dtype": "F32", "shape": [5]},
-    {"name": "images", "dtype": "BF16", "shape": [2, 3], "ragged": true},
-    {"name": "exact", "dtype": "U8", "shape": [7], "codec": {"name": "lossless", "keyframe_every": 3}}
+    {"name": "exact", "dtype": "U8", "shape": [7], "codec": {"name": "lossless", "keyframe_every": 3}},
+    {"name": "images", "dtype": "BF16", "shape": [2, 3], "ragged": true}
 ]}"#;
-const COLUMNS: [&str; 3] = ["theta", "images", "exact"];
+const COLUMNS: [&str; 3] = ["theta", "exact", "images"];
 const KEYS: [&str; 2] = ["a", "b/c"];
 const STEPS: u64 = 5;
 

@@ -15,10 +15,10 @@ use support::{append_columns, value};
 
 const SCHEMA: &str = r#"{"columns": [
     {"name": "theta", "dtype": "F32", "shape": [5]},
-    {"name": "images", "dtype": "BF16", "shape": [2, 3], "ragged": true},
-    {"name": "exact", "dtype": "U8", "shape": [7], "codec": "lossless"}
+    {"name": "exact", "dtype": "U8", "shape": [7], "codec": "lossless"},
+    {"name": "images", "dtype": "BF16", "shape": [2, 3], "ragged": true}
 ]}"#;
-const COLUMNS: [&str; 3] = ["theta", "images", "exact"];
+const COLUMNS: [&str; 3] = ["theta", "exact", "images"];
 const STEPS: u64 = 4;
 
 /// What was acknowledged: records that are durable, and whether the trajectory is complete.

@@ -176,8 +176,10 @@ impl Scanner<'_> {
                 return None;
             }
             located.push((offset, entry));
-            end = offset.checked_add(entry.length)?;
-            offset = align(end)?;
+            if entry.length > 0 {
+                end = offset.checked_add(entry.length)?;
+                offset = align(end)?;
+            }
         }
         (header.payload_end() == Some(end)).then(|| located.into_boxed_slice())
     }

@@ -336,8 +336,10 @@ fn rewrite(
             }
             let (_, bytes) = stored(log, &sealed.schema, column, number_of_step, Verify::First)?;
             write(&bytes, offset)?;
-            end = offset + bytes.len() as u64;
-            offset = align(end).ok_or_else(too_long)?;
+            if !bytes.is_empty() {
+                end = offset + bytes.len() as u64;
+                offset = align(end).ok_or_else(too_long)?;
+            }
         }
         let header = FrameHeader {
             columns: u16::try_from(columns.len()).unwrap_or(u16::MAX),

@@ -355,8 +355,11 @@ impl Writer {
             };
             table.extend_from_slice(&entry.encode());
             self.file.write_at(bytes, offset).map_err(at(&self.path, "writing"))?;
-            end = offset.checked_add(bytes.len() as u64).ok_or_else(too_long)?;
-            offset = align(end).ok_or_else(too_long)?;
+            // An empty column at the end must not reach past what is written: the file would seem cut short.
+            if !bytes.is_empty() {
+                end = offset.checked_add(bytes.len() as u64).ok_or_else(too_long)?;
+                offset = align(end).ok_or_else(too_long)?;
+            }
         }
         let header = FrameHeader {
             columns: u16::try_from(data.len()).unwrap_or(u16::MAX),
