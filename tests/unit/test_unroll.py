@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import distillrs as dr
-from distillrs.condense import FunctionalNetwork, Target, Unroll
+from distillrs.condense import FunctionalNetwork, Target, Unroll, segments
 from distillrs.condense.unroll import memory_of_states
 
 
@@ -63,9 +63,30 @@ def test_graph_memory_grows_with_the_length_only_where_all_graphs_are_kept(gradi
 
 
 def test_graph_memory_grows_with_the_number_of_graphs_that_are_asked_for():
-    one, four = graph_bytes(20, "adjoint"), graph_bytes(20, "adjoint", graph_steps=4)
+    one, four = (graph_bytes(20, "adjoint", graph_steps=count) for count in (1, 4))
     assert 2 < four / one < 6
     assert graph_bytes(80, "adjoint", graph_steps=4) / four < 1.3
+
+
+def test_as_many_graphs_are_held_as_fit_into_the_budget(monkeypatch):
+    one, six, default = (graph_bytes(20, "adjoint", graph_steps=count) for count in (1, 6, None))
+    assert default == six
+    monkeypatch.setattr(segments, "GRAPH_BYTES", 1)
+    assert graph_bytes(20, "adjoint") == one
+
+
+def test_what_makes_a_step_may_not_hold_parameters_of_its_own():
+    call, start, images, labels, targets = problem()
+    hidden = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+
+    def loss(logits, target):
+        return nn.functional.cross_entropy(logits + hidden, target)
+
+    with pytest.raises(dr.errors.ArgumentError, match=r"^network, transform or loss: got .*detach"):
+        Unroll(6)(call, start, images, labels, 0.1, targets, loss=loss)
+    for gradient in ("full", "truncated"):
+        torch.autograd.grad(Unroll(6, gradient)(call, start, images, labels, 0.1, targets, loss=loss).loss, images)
+    assert hidden.grad is None
 
 
 def test_a_call_without_gradients_keeps_no_graph_and_gives_the_same_loss():
@@ -222,7 +243,7 @@ def test_states_need_less_memory_between_checkpoints():
      ({"steps": 3, "graph_steps": 0}, "graph_steps"), ({"steps": 3, "graph_steps": 1.0}, "graph_steps"),
      ({"steps": 3, "gradient": "full", "graph_steps": 2}, "graph_steps"),
      ({"steps": 3, "checkpoint_every": 0}, "checkpoint_every"),
-     ({"steps": 9, "graph_steps": 2, "checkpoint_every": 3}, "checkpoint_every"),
+     ({"steps": 9, "checkpoint_every": True}, "checkpoint_every"),
      ({"steps": 3, "gradient": "full", "checkpoint_every": 2}, "checkpoint_every")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(arguments, name):

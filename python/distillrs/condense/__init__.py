@@ -14,12 +14,13 @@ from distillrs.condense.initial import (
     nearest_to_centres,
     rightly_classified,
 )
+from distillrs.condense.inner import Target
 from distillrs.condense.labels import HardLabels, Labels, SoftLabels
 from distillrs.condense.matching import Perturbation, TrajectoryMatching
 from distillrs.condense.modifiers import ClippedLoss, InputGradientPenalty, SharpnessAware
 from distillrs.condense.perturbation import FilterPerturbation
 from distillrs.condense.synthetic import Synthetic, draw_per_class
-from distillrs.condense.unroll import Target, Unroll, Unrolled
+from distillrs.condense.unroll import Unroll, Unrolled
 from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, intermediate_targets
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,16 @@ class FunctionalNetwork(nn.Module):
         module = copy.deepcopy(network)
         self.skeleton = Frozen(module)
         parameters = dict(module.named_parameters())
-        owners: dict[int, list[tuple[nn.Module, str]]] = {}
+        owners: dict[int, list[tuple[dict[str, Any], str]]] = {}
         for owner in module.modules():
             for name, parameter in owner._parameters.items():
-                owners.setdefault(id(parameter), []).append((owner, name))
-        self._owners = [owners[id(parameters[slot.name])] for slot in self.layout.slots]
+                owners.setdefault(id(parameter), []).append((owner._parameters, name))
+        self._owners = [
+            (place, *owner)
+            for place, slot in enumerate(self.layout.slots)
+            for owner in owners[id(parameters[slot.name])]
+        ]
+        self._recurrent = [owner for owner in module.modules() if isinstance(owner, nn.RNNBase)]
         self._sizes = [slot.size for slot in self.layout.slots]
         self._shapes = [slot.shape for slot in self.layout.slots]
         self._has_buffers = any(True for _ in module.buffers())
@@ -80,18 +85,24 @@ class FunctionalNetwork(nn.Module):
 
     def _call(self, values: list[Tensor], inputs: Tensor) -> Tensor:
         # As torch.func.functional_call, at a quarter of its overhead: the owners of each parameter are known, and the
-        # copy is our own. A step of a small network is short enough for that to show.
-        kept = []
+        # copy is our own. A step of a small network is short enough for that to show. The values go past nn.Module's
+        # setter, which takes nothing but parameters where a parameter is registered.
+        own = [registry[name] for _, registry, name in self._owners]
         try:
-            for owners, value in zip(self._owners, values, strict=True):
-                for owner, name in owners:
-                    kept.append((owner, name, owner._parameters[name]))
-                    _place(owner, name, value)
+            for place, registry, name in self._owners:
+                registry[name] = values[place]
+            self._refresh_recurrent()
             output = self.skeleton.module(inputs)
         finally:
-            for owner, name, parameter in kept:
-                _place(owner, name, parameter)
+            for (_, registry, name), parameter in zip(self._owners, own, strict=True):
+                registry[name] = parameter
+            self._refresh_recurrent()
         return cast(Tensor, output)
+
+    def _refresh_recurrent(self) -> None:
+        # Recurrent modules read their weights from a list of their own.
+        for module in self._recurrent:
+            module._flat_weights = [module._parameters.get(name) for name in module._flat_weights_names]
 
     def _with_buffers(self, values: list[Tensor], inputs: Tensor) -> Tensor:
         buffers = dict(self.skeleton.module.named_buffers())
@@ -132,14 +143,6 @@ def require_layout(recorded: object, layout: ParameterLayout) -> None:
             "store", f"metadata['layout'] that is none ({failure})", "ParameterLayout.to_dict()"
         ) from failure
     layout.require_same(theirs)
-
-
-def _place(owner: nn.Module, name: str, value: Tensor | None) -> None:
-    # Past nn.Module's setter, which takes nothing but parameters where a parameter is registered.
-    owner._parameters[name] = cast("nn.Parameter | None", value)
-    if isinstance(owner, nn.RNNBase):
-        # Recurrent modules read their weights from a list of their own.
-        owner._flat_weights[owner._flat_weights_names.index(name)] = value
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

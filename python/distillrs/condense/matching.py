@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from distillrs.augment import Augmentation
 from distillrs.condense.functional import FunctionalNetwork, require_layout
 from distillrs.condense.guard import Gate, Guard
+from distillrs.condense.inner import Target
 from distillrs.condense.labels import SoftLabels
 from distillrs.condense.synthetic import Synthetic
-from distillrs.condense.unroll import Target, Unroll
+from distillrs.condense.unroll import Unroll
 from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, to_device
 from distillrs.errors import DataError, argument_error
 from distillrs.step import Loss, Step

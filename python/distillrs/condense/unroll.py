@@ -12,7 +12,7 @@ Its loss is a weighted distance to points that it should pass, ``L = sum_j w_j |
 Three ways to differentiate L in X, Y, the rate and theta_0:
 
 - ``"full"``: autograd through all steps. Memory grows with T graphs.
-- ``"adjoint"``: exact, with one step's graph at a time. With e_j = 2 w_j (theta_j - target_j) / D_j (zero where there
+- ``"adjoint"``: exact, with few steps' graphs at a time. With e_j = 2 w_j (theta_j - target_j) / D_j (zero where there
   is no target), lambda_T = e_T and kappa_T = 0, for i = T-1 .. 0::
 
       kappa_i = lambda_{i+1} + momentum * kappa_{i+1}
@@ -20,8 +20,8 @@ Three ways to differentiate L in X, Y, the rate and theta_0:
       grad rate  -= <g_i, kappa_i>
       lambda_i    = lambda_{i+1} - rate * d/dtheta <g_i, kappa_i> + e_i
 
-  and lambda_0 is the gradient in theta_0. Without momentum kappa_i is lambda_{i+1}. It is formed by automatic
-  differentiation of ``graph_steps`` steps at a time, from the state before them, which the first, graph-free pass kept.
+  and lambda_0 is the gradient in theta_0. Without momentum kappa_i is lambda_{i+1}. Automatic differentiation of one
+  step forms just this; it may as well take a few at a time, see :mod:`distillrs.condense.segments`.
 - ``"truncated"``: the same without the term d/dtheta, every theta_i inside g_i held fixed, as the public code of TESLA
   computes it (Cui et al., "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", ICML 2023). NOT exact:
   it misses how an example moves the later steps' gradients. Kept for comparison; a little cheaper than the adjoint.
@@ -30,35 +30,19 @@ Three ways to differentiate L in X, Y, the rate and theta_0:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from distillrs.condense.inner import InnerTraining, Network, State, StepTransform, Target, ambient_autocast
+from distillrs.condense.segments import Wanted, differentiate
 from distillrs.errors import DistillrsError, argument_error, unknown_name_error
 from distillrs.training import LossFunction, classification_loss
 
 Gradient = Literal["full", "adjoint", "truncated"]
-Network = Callable[[Tensor, Tensor], Tensor]
-StepTransform = Callable[[Tensor, int], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A point that the unrolled training should pass.
-
-    Attributes:
-        vector: [P] The point.
-        normaliser: D, what the squared distance is divided by: a positive number or a scalar tensor.
-        weight: Factor of this term of the loss.
-    """
-
-    vector: Tensor
-    normaliser: Tensor | float = 1.0
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +70,14 @@ class Unroll:
 
     Attributes:
         steps: T, from 1.
-        gradient: ``"adjoint"`` (exact, one step's graph at a time), ``"full"`` (exact, all graphs at once) or
+        gradient: ``"adjoint"`` (exact, few steps' graphs at a time), ``"full"`` (exact, all graphs at once) or
             ``"truncated"`` (inexact).
         momentum: Of the inner steps, from 0 to below 1.
-        graph_steps: For "adjoint" and "truncated": how many steps' graphs are held at a time. More than 1 is a little
-            faster for networks so small that calls cost more than numbers (and the last ones are never run twice).
-        checkpoint_every: For "adjoint" and "truncated": keep the state of every so many steps only, a multiple of
-            ``graph_steps``, and recompute those between, at the price of one more graph-free pass. ``None`` keeps the
-            T / graph_steps states that are needed.
+        graph_steps: For "adjoint" and "truncated": of how many steps the graphs are held at a time. ``None`` is as many
+            as fit into 64 MiB, at most 6 and at least 1: small networks are quicker so, and large ones take no more
+            memory than they must.
+        checkpoint_every: For "adjoint" and "truncated": keep states at least so many steps apart and recompute those
+            between, at the price of one more pass without a graph. ``None`` keeps all T / graph_steps that are needed.
 
     Raises:
         ArgumentError: A value that is not allowed.
@@ -102,7 +86,7 @@ class Unroll:
     steps: int
     gradient: Gradient = "adjoint"
     momentum: float = 0.0
-    graph_steps: int = 1
+    graph_steps: int | None = None
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -112,15 +96,14 @@ class Unroll:
             raise unknown_name_error("gradient", str(self.gradient), list(get_args(Gradient)))
         if not 0 <= self.momentum < 1:
             raise argument_error("momentum", self.momentum, "a number from 0 to below 1")
-        if isinstance(self.graph_steps, bool) or not isinstance(self.graph_steps, int) or self.graph_steps < 1:
-            raise argument_error("graph_steps", self.graph_steps, "a positive integer")
-        every = self.checkpoint_every
-        if every is not None and (every < 1 or every % self.graph_steps):
-            allowed = f"None or a positive multiple of graph_steps, {self.graph_steps}"
-            raise argument_error("checkpoint_every", every, allowed)
-        if self.gradient == "full" and (self.graph_steps != 1 or self.checkpoint_every is not None):
-            name = "graph_steps" if self.graph_steps != 1 else "checkpoint_every"
-            raise argument_error(name, getattr(self, name), "no value with gradient='full', which keeps all its graphs")
+        for name in ("graph_steps", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise argument_error(name, value, "None or a positive number of steps")
+            if self.gradient == "full":
+                raise argument_error(name, value, "None with gradient='full', which keeps all its graphs")
 
     def __call__(
         self,
@@ -160,146 +143,49 @@ class Unroll:
         """
         self._check(start, images, labels, rate, targets, batches)
         rate = torch.as_tensor(rate, dtype=start.dtype, device=start.device)
-        device = start.device.type
-        inner = _Inner(network, batches, transform, loss, scale, _ambient_autocast(device), device)
-        if self.gradient == "full":
-            return self._full(inner, start, images, labels, rate, targets)
-        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (start, images, labels, rate))
-        if not wanted:
-            with torch.no_grad():
-                return self._full(inner, start, images, labels, rate, targets)
-        value, result, gradients = self._in_segments(inner, start, images, labels, rate, targets)
-        attached: Tensor = _Precomputed.apply(value, *gradients, start, images, labels, rate)
-        return Unrolled(attached, result.distances, result.final)
+        wanted = Wanted(start.requires_grad, images.requires_grad, labels.requires_grad, rate.requires_grad)
+        graph = torch.is_grad_enabled() and wanted != Wanted(False, False, False, False)
+        whole = self.gradient == "full"
+        inner = InnerTraining(
+            network=network,
+            images=images if whole else images.detach(),
+            labels=labels if whole else labels.detach(),
+            batches=batches,
+            transform=transform,
+            loss=loss,
+            scale=scale,
+            momentum=self.momentum,
+            fixed=self.gradient == "truncated",
+            autocast=ambient_autocast(start.device.type),
+        )
+        if whole or not graph:
+            return self._at_once(inner, State(start), rate, targets, graph)
+        found = differentiate(
+            inner,
+            start.detach(),
+            rate.detach(),
+            self.steps,
+            targets,
+            wanted,
+            graph_steps=self.graph_steps,
+            checkpoint_every=self.checkpoint_every,
+        )
+        value = _weighted(found.terms, targets)
+        attached: Tensor = _Precomputed.apply(value, *found.gradients, start, images, labels, rate)
+        return Unrolled(attached, found.terms, found.final)
 
-    def _full(
-        self, inner: _Inner, start: Tensor, images: Tensor, labels: Tensor, rate: Tensor, targets: Mapping[int, Target]
+    def _at_once(
+        self, inner: InnerTraining, state: State, rate: Tensor, targets: Mapping[int, Target], graph: bool
     ) -> Unrolled:
-        graph = torch.is_grad_enabled() and any(x.requires_grad for x in (start, images, labels, rate))
-        state, terms = _State(start, None), dict[int, Tensor]()
-        for i in range(self.steps):
-            state = self._step(inner, i, state, *inner.batch(i, images, labels), rate, graph=graph)
-            if i + 1 in targets:
-                terms[i + 1] = _distance(state.theta, targets[i + 1])
-        return Unrolled(_weighted(terms, targets), _detached(terms), state.theta.detach())
-
-    def _step(self, inner: _Inner, i: int, state: _State, x: Tensor, y: Tensor, rate: Tensor, *, graph: bool) -> _State:
-        theta = state.theta
-        with torch.enable_grad():
-            # Without a graph to the start, and in the truncated gradient, theta inside g is a point of its own.
-            within = graph and theta.requires_grad and self.gradient != "truncated"
-            here = theta if within else theta.detach().requires_grad_()
-            value = inner.loss_at(i, here, x, y)
-            with inner.backward():
-                (gradient,) = torch.autograd.grad(value, here, create_graph=graph)
-        if not graph:
-            with torch.no_grad():
-                velocity = gradient if state.velocity is None else gradient.add_(state.velocity, alpha=self.momentum)
-                return _State(torch.addcmul(theta, rate, velocity, value=-1), velocity if self.momentum else None)
-        velocity = gradient if state.velocity is None else torch.add(gradient, state.velocity, alpha=self.momentum)
-        return _State(torch.addcmul(theta, rate, velocity, value=-1), velocity if self.momentum else None)
-
-    def _in_segments(
-        self, inner: _Inner, start: Tensor, images: Tensor, labels: Tensor, rate: Tensor, targets: Mapping[int, Target]
-    ) -> tuple[Tensor, Unrolled, list[Tensor | None]]:
-        sums = _Sums.like(start, images, labels, rate)
-        start, images, labels, rate = start.detach(), images.detach(), labels.detach(), rate.detach()
-        last = max(targets)
-        firsts = list(range(0, last, self.graph_steps))
-        every = self.checkpoint_every or self.graph_steps
-        kept: dict[int, _State] = {}
         terms: dict[int, Tensor] = {}
-        state = _State(start, None)
-        for i in range(firsts[-1]):
-            if i % every == 0:
-                kept[i] = state
-            state = self._step(inner, i, state, *inner.batch(i, images, labels), rate, graph=False)
+        for i in range(self.steps):
+            state = inner.step(i, state, *inner.batch(i), rate, graph=graph)
             if i + 1 in targets:
-                terms[i + 1] = _distance(state.theta, targets[i + 1])
-        # The last segment's state is at hand: its graph is formed at once.
-        kept[firsts[-1]] = state
-        pull: _State | None = None
-        final = state
-        for first in reversed(firsts):
-            begin = self._state_at(inner, first, kept, images, labels, rate)
-            end = min(first + self.graph_steps, last)
-            own = {j: targets[j] for j in range(first + 1, end + 1) if j in targets}
-            pull, reached, passed = self._segment(inner, first, end, begin, pull, images, labels, rate, own, sums)
-            if first == firsts[-1]:
-                final = reached
-            terms |= passed
-        for i in range(last, self.steps):
-            final = self._step(inner, i, final, *inner.batch(i, images, labels), rate, graph=False)
-        assert pull is not None
-        terms = {j: terms[j] for j in sorted(terms)}
-        if sums.start is not None:
-            sums.start += pull.theta
-        return _weighted(terms, targets), Unrolled(start, terms, final.theta), sums.gradients()
-
-    def _state_at(
-        self, inner: _Inner, first: int, kept: dict[int, _State], images: Tensor, labels: Tensor, rate: Tensor
-    ) -> _State:
-        """A state that was kept, or one recomputed from the nearest before it; those on the way are kept too."""
-        if first not in kept:
-            near = max(i for i in kept if i < first)
-            state = kept[near]
-            for i in range(near, first):
-                state = self._step(inner, i, state, *inner.batch(i, images, labels), rate, graph=False)
-                if (i + 1) % self.graph_steps == 0:
-                    kept[i + 1] = state
-        return kept.pop(first)
-
-    def _segment(
-        self,
-        inner: _Inner,
-        first: int,
-        end: int,
-        begin: _State,
-        pull: _State | None,
-        images: Tensor,
-        labels: Tensor,
-        rate: Tensor,
-        targets: Mapping[int, Target],
-        sums: _Sums,
-    ) -> tuple[_State, _State, dict[int, Tensor]]:
-        """Runs some steps with their graph, and takes the derivatives in the state after them to the one before."""
-        with torch.enable_grad():
-            through = first > 0 or sums.start is not None
-            state = before = _leaf(begin, through)
-            beta = rate.detach().requires_grad_(sums.rate is not None)
-            batches, terms = list[tuple[Tensor, Tensor]](), dict[int, Tensor]()
-            for i in range(first, end):
-                if batches and inner.batches is None:
-                    x, y = batches[0]
-                else:
-                    x, y = inner.batch(i, images, labels)
-                    x = x.detach().requires_grad_(sums.images is not None)
-                    y = y.detach().requires_grad_(sums.labels is not None)
-                    batches.append((x, y))
-                state = self._step(inner, i, state, x, y, beta, graph=True)
-                if i + 1 in targets:
-                    terms[i + 1] = _distance(state.theta, targets[i + 1])
-            outputs, weights = [], []
-            if pull is not None:
-                outputs, weights = [state.theta], [pull.theta]
-                if state.velocity is not None and pull.velocity is not None:
-                    outputs, weights = [*outputs, state.velocity], [*weights, pull.velocity]
-            if terms:
-                value = _weighted(terms, targets)
-                outputs, weights = [*outputs, value], [*weights, torch.ones_like(value)]
-        sources = [each for each in (before.theta, before.velocity, beta) if each is not None and each.requires_grad]
-        sources += [each for pair in batches for each in pair if each.requires_grad]
-        with inner.backward():
-            found = iter(torch.autograd.grad(outputs, sources, weights, materialize_grads=True))
-        theta = next(found) if through else begin.theta
-        velocity = next(found) if before.velocity is not None and before.velocity.requires_grad else None
-        if sums.rate is not None:
-            sums.rate += next(found)
-        for place in range(len(batches)):
-            inner.scatter(first + place, sums.images, found)
-            inner.scatter(first + place, sums.labels, found)
-        reached = _State(state.theta.detach(), None if state.velocity is None else state.velocity.detach())
-        return _State(theta, velocity), reached, _detached(terms)
+                terms[i + 1] = targets[i + 1].distance(state.theta)
+        value = _weighted(terms, targets)
+        # Without a graph there is nothing to differentiate, whatever requires a gradient.
+        value = value if graph else value.detach()
+        return Unrolled(value, {step: term.detach() for step, term in terms.items()}, state.theta.detach())
 
     def _check(
         self,
@@ -331,75 +217,6 @@ class Unroll:
             raise argument_error("batches", f"{len(batches)} batches", f"one for each of {self.steps} steps")
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """Parameters and velocity; also their derivatives. Without momentum there is no velocity."""
-
-    theta: Tensor
-    velocity: Tensor | None
-
-
-@dataclass(slots=True)
-class _Sums:
-    """The gradients that are wanted, added up in place; ``None`` for what needs none."""
-
-    start: Tensor | None
-    images: Tensor | None
-    labels: Tensor | None
-    rate: Tensor | None
-
-    @classmethod
-    def like(cls, *inputs: Tensor) -> _Sums:
-        return cls(*(torch.zeros_like(each, requires_grad=False) if each.requires_grad else None for each in inputs))
-
-    def gradients(self) -> list[Tensor | None]:
-        return [self.start, self.images, self.labels, self.rate]
-
-
-@dataclass(frozen=True, slots=True)
-class _Inner:
-    """One step's loss as a function of its parameters and its batch."""
-
-    network: Network
-    batches: Sequence[Tensor] | Tensor | None
-    transform: StepTransform | None
-    loss: LossFunction
-    scale: float
-    autocast: torch.dtype | None
-    device: str
-
-    def batch(self, i: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if self.batches is None:
-            return images, labels
-        rows = self.batches[i]
-        return images[rows], labels[rows]
-
-    def loss_at(self, i: int, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        if self.transform is not None:
-            x = self.transform(x, i)
-        if self.autocast is None:
-            value = self.loss(self.network(theta, x), y)
-        else:
-            # The cache would hand the graph-free casts of one pass to the next pass, which needs their graph.
-            with torch.autocast(self.device, dtype=self.autocast, cache_enabled=False):
-                value = self.loss(self.network(theta, x), y)
-        if value.ndim:
-            raise argument_error("loss", f"a value of shape {tuple(value.shape)}", "a scalar for each batch")
-        return value if self.scale == 1.0 else self.scale * value
-
-    def backward(self) -> AbstractContextManager[object]:
-        # Outside autocast, as torch advises: each operation repeats the type of its forward pass.
-        return nullcontext() if self.autocast is None else torch.autocast(self.device, enabled=False)
-
-    def scatter(self, i: int, into: Tensor | None, rows: Iterator[Tensor]) -> None:
-        if into is None:
-            return
-        if self.batches is None:
-            into += next(rows)
-        else:
-            into.index_add_(0, self.batches[i], next(rows))
-
-
 class _Precomputed(torch.autograd.Function):
     """A value whose gradients are known: the backward pass only multiplies them by what comes from above."""
 
@@ -427,45 +244,20 @@ class _Precomputed(torch.autograd.Function):
         return (None,) * 5 + tuple(None if gradient is None else gradient * upstream[0] for gradient in known)
 
 
-def _leaf(state: _State, through: bool) -> _State:
-    velocity = None if state.velocity is None else state.velocity.detach().requires_grad_(through)
-    return _State(state.theta.detach().requires_grad_(through), velocity)
-
-
 def _weighted(terms: Mapping[int, Tensor], targets: Mapping[int, Target]) -> Tensor:
-    return torch.stack([targets[j].weight * term for j, term in terms.items()]).sum()
-
-
-def _detached(terms: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    return {j: term.detach() for j, term in terms.items()}
-
-
-def _distance(theta: Tensor, target: Target) -> Tensor:
-    return (theta - target.vector).square().sum() / target.normaliser
-
-
-def _ambient_autocast(device_type: str) -> torch.dtype | None:
-    if not torch.is_autocast_enabled(device_type):
-        return None
-    dtype = torch.get_autocast_dtype(device_type)
-    if dtype == torch.float16:
-        raise argument_error(
-            "autocast",
-            "float16",
-            "bfloat16 or none: second derivatives underflow in float16, and no loss scale reaches the inner gradients",
-        )
-    return dtype
+    return torch.stack([targets[step].weight * term for step, term in sorted(terms.items())]).sum()
 
 
 def memory_of_states(unroll: Unroll, parameters: int, itemsize: int = 4) -> int:
-    """Bytes of the states that "adjoint" and "truncated" hold beside the graphs.
+    """Bytes of the states that "adjoint" and "truncated" hold beside the graphs, at most.
 
     Args:
         unroll: The settings.
         parameters: P.
         itemsize: Bytes of one number.
     """
-    segments = math.ceil(unroll.steps / unroll.graph_steps)
-    between = (unroll.checkpoint_every or unroll.graph_steps) // unroll.graph_steps
+    length = unroll.graph_steps or 1
+    segments = math.ceil(unroll.steps / length)
+    between = math.ceil((unroll.checkpoint_every or length) / length)
     states = math.ceil(segments / between) + between - 1
     return states * parameters * itemsize * (2 if unroll.momentum else 1)

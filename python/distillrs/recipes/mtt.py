@@ -51,7 +51,7 @@ def mtt(
         inner_steps: T.
         span: M, in records.
         start: Starts s, or a schedule of them; the range's upper end is exclusive.
-        gradient: "full" as in the paper; "adjoint" is the same gradient in the memory of one step.
+        gradient: "full" as in the paper; "adjoint" is the same gradient in memory that does not grow with T.
         augment: Strategy of :class:`~distillrs.augment.Augmentation`; the paper has
             "color_crop_cutout_flip_scale_rotate".
         batch: Examples of an inner minibatch; ``None`` takes all.

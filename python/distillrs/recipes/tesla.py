@@ -16,7 +16,7 @@ from distillrs.registry import recipe
 @recipe(
     id="tesla",
     source="Cui, Wang, Si, Hsieh: Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory, ICML 2023",
-    equation="|theta_T - theta*_{s+M}|^2 / |theta*_s - theta*_{s+M}|^2, differentiated with one step's graph at a time",
+    equation="|theta_T - theta*_{s+M}|^2 / |theta*_s - theta*_{s+M}|^2, differentiated with few steps' graphs at a time",
     deviations=[
         "The default gradient is the exact adjoint. The paper's own holds every theta_i fixed while it differentiates "
         "step i, which is not the gradient of the loss; it is here as gradient='truncated'.",
@@ -40,7 +40,7 @@ def tesla(
     batch: int | None = None,
     seed: int = 0,
     labels: Literal["own", "expert"] = "own",
-    graph_steps: int = 1,
+    graph_steps: int | None = None,
     checkpoint_every: int | None = None,
 ) -> TrajectoryMatching:
     """TESLA: trajectory matching whose memory does not grow with the length of the inner training.
