@@ -16,7 +16,7 @@ from distillrs.registry import recipe
 @recipe(
     id="tesla",
     source="Cui, Wang, Si, Hsieh: Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory, ICML 2023",
-    equation="|theta_T - theta*_{s+M}|^2 / |theta*_s - theta*_{s+M}|^2, differentiated with few steps' graphs at a time",
+    equation="|theta_T - theta*_{s+M}|^2 / |theta*_s - theta*_{s+M}|^2, with few steps' graphs held at a time",
     deviations=[
         "The default gradient is the exact adjoint. The paper's own holds every theta_i fixed while it differentiates "
         "step i, which is not the gradient of the loss; it is here as gradient='truncated'.",
