@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import distillrs as dr
-from distillrs import condense, recipes
+from distillrs import condense, recipes, trajectory
 from distillrs.registry import find_recipe
 from distillrs.trajectory import ParameterLayout
 from memory_store import MemoryStore, walk
@@ -126,3 +126,24 @@ def test_what_is_refused_names_itself(arguments, name):
     store, model, synthetic = parts()
     with pytest.raises(dr.errors.ArgumentError, match=f"^{name}: got"):
         recipes.tesla(store, model, synthetic, **arguments)
+
+
+def test_a_store_on_disk_serves_as_one_in_memory(tmp_path):
+    memory, model, synthetic = parts()
+    layout = ParameterLayout.of(model)
+    schema = trajectory.Schema(theta=layout.column())
+    with trajectory.Store.create(tmp_path / "experts", schema, metadata={"layout": layout.to_dict()}) as store:
+        for key, records in memory.trajectories.items():
+            with store.begin(key) as expert:
+                for record in records:
+                    expert.append(theta=record)
+    store = trajectory.Store.open(tmp_path / "experts")
+    objective = recipes.tesla(store, model, synthetic, inner_steps=5)
+    for index in range(3):
+        key, start = objective.windows.draw(store, dr.Step(index))
+        alone = MemoryStore({key: memory.trajectories[key]})
+        expected = recipes.tesla(alone, model, synthetic, inner_steps=5, start=range(start, start + 1))
+        for mine, theirs in zip(gradient(objective, index), gradient(expected, index), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0)
+    with pytest.raises(dr.errors.ArgumentError, match=r"^start: got .*starts up to 6"):
+        recipes.tesla(store, model, synthetic, start=range(8))
