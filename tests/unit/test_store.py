@@ -201,6 +201,19 @@ def test_ragged_records_are_values_and_offsets(tmp_path: Path) -> None:
         reader.read_ragged("a", range(4), "loss")
 
 
+def test_an_empty_ragged_record_hides_nothing(tmp_path: Path) -> None:
+    # It is the last column of the last record and brings no bytes of its own.
+    schema = Schema(x=Column((3,), "int16"), rows=Column((), "int64", ragged=True))
+    writer = Store.create(tmp_path / "s", schema).begin("a")
+    for count in range(4):
+        writer.append(x=[count] * 3, rows=[])
+        writer.flush()
+        reader = Store.open(tmp_path / "s")
+        assert reader.lengths(incomplete=True) == {"a": count + 1}
+        assert reader.read("a", count, "x").tolist() == [count] * 3
+        assert reader.verify().tails == ()
+
+
 def test_create_refuses_what_is_there_and_joins_when_asked(tmp_path: Path) -> None:
     Store.create(tmp_path / "s", THETA, {"data": "digits", "seed": 1}).close()
     with pytest.raises(StoreExists, match="s"):
