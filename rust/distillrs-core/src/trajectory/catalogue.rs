@@ -1,6 +1,6 @@
 //! What a store holds at one moment: its segments, its logs, and what is wrong with them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -73,7 +73,7 @@ impl SegmentHandle {
         }
         let codec_error = serde_json::value::to_raw_value(&errors)
             .map_err(|error| corrupt(&path, 8, format!("the codec errors of the segment: {error}")))?;
-        let listed = |one: &super::segment::SegmentTrajectory| Listed { key: one.key().to_owned(), steps: one.steps() };
+        let listed = |one: &super::segment::SegmentTrajectory| Listed { key: one.key().into(), steps: one.steps() };
         let trajectories = segment.trajectories.iter().map(listed).collect();
         let record = SegmentRecord {
             name: name.to_owned(),
@@ -156,18 +156,20 @@ impl Sealed {
             Some(Manifest { schema, metadata, segments }) => (Some(Arc::new(schema)), Some(metadata), segments),
             None => (None, None, Vec::new()),
         };
+        let known: HashMap<&str, &Arc<SegmentHandle>> = previous
+            .into_iter()
+            .flat_map(|previous| &previous.segments)
+            .filter(|handle| handle.listed)
+            .map(|handle| (handle.record.name.as_str(), handle))
+            .collect();
         let mut segments: Vec<Arc<SegmentHandle>> = Vec::with_capacity(records.len());
         for record in records {
-            let known = previous.and_then(|previous| {
-                let same = |handle: &&Arc<SegmentHandle>| {
-                    handle.listed && handle.record.name == record.name && handle.record.digest == record.digest
-                };
-                previous.segments.iter().find(same)
-            });
-            segments.push(known.cloned().unwrap_or_else(|| Arc::new(SegmentHandle::listed(directory, record))));
+            let same = known.get(record.name.as_str()).filter(|handle| handle.record.digest == record.digest);
+            let handle =
+                same.map_or_else(|| Arc::new(SegmentHandle::listed(directory, record)), |same| (*same).clone());
+            segments.push(handle);
         }
-        let listed: std::collections::HashSet<&str> =
-            segments.iter().map(|handle| handle.record.name.as_str()).collect();
+        let listed: HashSet<&str> = segments.iter().map(|handle| handle.record.name.as_str()).collect();
         let unlisted: Vec<&String> =
             names.iter().filter(|name| names::is_segment(name) && !listed.contains(name.as_str())).collect();
         let mut found = Vec::new();
@@ -222,7 +224,7 @@ impl Sealed {
     /// The segment that holds `key`, and its steps.
     pub fn find(&self, key: &str) -> Option<(&Arc<SegmentHandle>, u64)> {
         self.segments.iter().find_map(|handle| {
-            let listed = handle.record.trajectories.iter().find(|listed| listed.key == key)?;
+            let listed = handle.record.trajectories.iter().find(|listed| *listed.key == *key)?;
             Some((handle, listed.steps))
         })
     }
@@ -246,8 +248,8 @@ pub(super) enum Entry {
 pub(super) struct Catalogue {
     pub sealed: Sealed,
     pub logs: Vec<Log>,
-    pub entries: HashMap<String, Entry>,
-    sorted: OnceLock<Vec<(String, bool)>>,
+    pub entries: HashMap<Arc<str>, Entry>,
+    sorted: OnceLock<Vec<(Arc<str>, bool)>>,
     /// Problems of the sealed part and of logs.
     pub problems: Vec<Problem>,
 }
@@ -295,14 +297,14 @@ impl Catalogue {
                 continue;
             }
             // A sealed trajectory wins over a log that a crash left behind.
-            entries.entry(log.key().to_owned()).or_insert(Entry::Log { index: logs.len() });
+            entries.entry(log.key().into()).or_insert(Entry::Log { index: logs.len() });
             logs.push(log);
         }
         Ok(Self { sealed, logs, entries, sorted: OnceLock::new(), problems })
     }
 
     /// Keys in order, each with whether it is complete.
-    pub fn sorted(&self) -> &[(String, bool)] {
+    pub fn sorted(&self) -> &[(Arc<str>, bool)] {
         self.sorted.get_or_init(|| {
             let mut keys: Vec<_> =
                 self.entries.iter().map(|(key, entry)| (key.clone(), self.is_complete(*entry))).collect();

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -33,7 +34,7 @@ pub(super) fn stored_error(error: CodecError) -> Option<StoredError> {
 /// One trajectory of a segment.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Listed {
-    pub key: String,
+    pub key: Arc<str>,
     pub steps: u64,
 }
 
@@ -154,7 +155,7 @@ impl Manifest {
             }
             let digest = u64::from_str_radix(&form.digest, 16)
                 .map_err(|error| corrupt(path, 0, format!("digest of {}: {error}", form.name)))?;
-            let listed = |(key, steps): (Cow<'_, str>, u64)| Listed { key: key.into_owned(), steps };
+            let listed = |(key, steps): (Cow<'_, str>, u64)| Listed { key: key.into(), steps };
             Ok(SegmentRecord {
                 name: form.name.into_owned(),
                 size: form.size,
@@ -172,15 +173,11 @@ impl Manifest {
         let failed = |error: serde_json::Error| Error::argument("metadata", error, "a JSON object");
         let schema = RawValue::from_string(self.schema.to_json()).map_err(failed)?;
         let metadata = RawValue::from_string(self.metadata.clone()).map_err(failed)?;
-        let form = |segment: &SegmentRecord| -> (String, Vec<(String, u64)>) {
-            (hex(segment.digest), segment.trajectories.iter().map(|one| (one.key.clone(), one.steps)).collect())
-        };
-        let forms: Vec<_> = self.segments.iter().map(form).collect();
-        let segments = self.segments.iter().zip(&forms).map(|(segment, (digest, listed))| SegmentForm {
+        let segments = self.segments.iter().map(|segment| SegmentForm {
             name: Cow::Borrowed(&segment.name),
             size: segment.size,
-            digest: Cow::Borrowed(digest),
-            trajectories: listed.iter().map(|(key, steps)| (Cow::Borrowed(key.as_str()), *steps)).collect(),
+            digest: Cow::Owned(hex(segment.digest)),
+            trajectories: segment.trajectories.iter().map(|one| (Cow::Borrowed(&*one.key), one.steps)).collect(),
             codec_error: &segment.codec_error,
         });
         let body = Body {

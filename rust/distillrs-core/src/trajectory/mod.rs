@@ -6,6 +6,8 @@ mod catalogue;
 pub mod codec;
 pub mod filesystem;
 pub mod frame;
+#[doc(hidden)]
+pub mod hostile;
 mod lock;
 mod log;
 mod manifest;

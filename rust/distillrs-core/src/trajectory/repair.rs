@@ -84,7 +84,7 @@ pub fn repair_in(fs: &Arc<dyn FileSystem>, directory: &Path) -> Result<RepairRep
         fs.remove(&path).map_err(at(&path, "removing"))?;
     }
     let complete: BTreeSet<&str> =
-        manifest.segments.iter().flat_map(|segment| &segment.trajectories).map(|listed| listed.key.as_str()).collect();
+        manifest.segments.iter().flat_map(|segment| &segment.trajectories).map(|listed| &*listed.key).collect();
     for (path, lock) in logs {
         repair_log(&**fs, directory, &path, &sealed, &complete, &mut report)?;
         if let Some(lock) = lock {
@@ -203,7 +203,9 @@ fn repair_segments(
         let segment = match opened {
             Ok(segment) if schema.difference(&segment.schema).is_none() => segment,
             Ok(_) | Err(Error::StoreCorrupt { .. }) => {
-                report.lost.extend(record.iter().flat_map(|record| &record.trajectories).map(|one| one.key.clone()));
+                report
+                    .lost
+                    .extend(record.iter().flat_map(|record| &record.trajectories).map(|one| one.key.to_string()));
                 set_aside(fs, &path, &name, report)?;
                 continue;
             }

@@ -191,7 +191,7 @@ pub(super) fn verify(fs: &dyn FileSystem, directory: &Path, catalogue: &Catalogu
                 Some(records) => check(records, schema, &mut report)?,
                 None if serving => {
                     let reason = "the trajectory's index is lost with the segment's header".to_owned();
-                    let (path, key) = (text(handle.path()), Some(listed.key.clone()));
+                    let (path, key) = (text(handle.path()), Some(listed.key.to_string()));
                     report.damage.push(Damage { path, offset: 8, key, step: None, column: None, reason });
                 }
                 None => {}

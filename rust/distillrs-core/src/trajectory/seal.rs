@@ -268,7 +268,7 @@ impl NewSegment {
         let mut errors = ErrorTable::new();
         let mut trajectories = Vec::with_capacity(sources.len());
         for Source { records, .. } in sources {
-            trajectories.push(Listed { key: records.key().to_owned(), steps: records.steps() });
+            trajectories.push(Listed { key: records.key().into(), steps: records.steps() });
             for (index, column) in schema.columns().iter().enumerate() {
                 let error: CodecError = records.codec_error(index);
                 if let Some(error) = stored_error(error) {

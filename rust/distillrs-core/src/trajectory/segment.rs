@@ -207,7 +207,10 @@ impl Segment {
             if by_key.insert(key.to_string(), trajectories.len()).is_some() {
                 return Err(damaged(format!("trajectory {key:?} stands in the segment twice")));
             }
-            // The digests of `steps` records lie in the file, so its size bounds this allocation.
+            // What follows allocates by the number of steps, so their digests have to lie in the file, not in its header alone.
+            if columns.iter().any(|spans| spans.digests.end > mapping.len() as u64) {
+                return Err(corrupt(path, mapping.len() as u64, format!("the file ends before the index of {key:?}")));
+            }
             let checked = Checked::new(usize::try_from(steps).unwrap_or(0), schema.columns().len());
             let error_of = |column: &Column| {
                 let stored = errors.get(column.name.as_str());

@@ -231,7 +231,7 @@ impl Store {
         let chosen = catalogue.sorted().iter().filter(|(_, complete)| *complete || incomplete);
         let with_steps = chosen.filter_map(|(key, _)| {
             let entry = catalogue.entries.get(key)?;
-            Some((key.clone(), catalogue.steps(*entry)))
+            Some((key.to_string(), catalogue.steps(*entry)))
         });
         Ok(with_steps.collect())
     }
