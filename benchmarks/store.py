@@ -65,14 +65,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small data, to see that it runs")
     parser.add_argument("--folder", type=Path, default=None, help="where the data go (about 5 GB); a temporary one")
     parser.add_argument("--resident", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    scale = QUICK if arguments.quick else Scale()
     if arguments.resident:
         return print(json.dumps(resident_memory(arguments.resident)))
+    if arguments.save:
+        return print(json.dumps(save_lists(arguments.save, scale)))
     if arguments.load:
         return print(json.dumps(load_lists(arguments.load)))
-    scale = QUICK if arguments.quick else Scale()
     folder = Path(tempfile.mkdtemp(prefix="distillrs-store-", dir=arguments.folder))
     try:
         results = {
@@ -113,8 +116,8 @@ def windows(folder: Path, scale: Scale) -> dict[str, Any]:
     for number, expert in enumerate(made_up_experts(scale)):
         memory[number] = expert
     lists = [[list(torch.split(snapshot, list(CONVNET.values()))) for snapshot in expert] for expert in memory]
-    torch.save([[[part.clone() for part in snapshot] for snapshot in expert] for expert in lists], folder / "lists.pt")
-    loaded = child("--load", folder / "lists.pt")
+    child("--save", folder / "lists.pt", scale)
+    loaded = child("--load", folder / "lists.pt", scale)
     (folder / "lists.pt").unlink()
     for name, schema in schemas.items():
         with Store.create(folder / name, schema) as store:
@@ -190,7 +193,7 @@ def windows(folder: Path, scale: Scale) -> dict[str, Any]:
         "ratio of peers to store, raw": {
             name: value / each["store, raw"] for name, value in each.items() if not name.startswith(("store", "copy"))
         },
-        "resident": {name: child("--resident", folder / name) for name in ("raw", "delta-int8")},
+        "resident": {name: child("--resident", folder / name, scale) for name in ("raw", "delta-int8")},
         "torch.load of nested lists": loaded,
         "bytes on disk over float32": {
             name: folder_bytes(folder / name) / (4 * size * scale.snapshots * len(store))
@@ -241,8 +244,18 @@ def resident_memory(path: Path) -> dict[str, Any]:
     }
 
 
+def save_lists(path: Path, scale: Scale) -> dict[str, Any]:
+    """Writes nested lists, as code bases without a store do."""
+    sizes = list(CONVNET.values())
+    lists = [
+        [[part.clone() for part in torch.split(row, sizes)] for row in expert] for expert in made_up_experts(scale)
+    ]
+    torch.save(lists, path)
+    return {"bytes": path.stat().st_size}
+
+
 def load_lists(path: Path) -> dict[str, Any]:
-    """Time and anonymous memory of loading nested lists, as code bases without a store do."""
+    """Time and anonymous memory of loading nested lists."""
     before = measure.anonymous_bytes()
     start = perf_counter()
     lists = torch.load(path, weights_only=True)
@@ -250,8 +263,11 @@ def load_lists(path: Path) -> dict[str, Any]:
     return {"seconds": seconds, "anonymous bytes": measure.anonymous_bytes() - before, "experts": len(lists)}
 
 
-def child(option: str, path: Path) -> dict[str, Any]:
+def child(option: str, path: Path, scale: Scale) -> dict[str, Any]:
+    """Runs one part in a process of its own, so that neither's memory counts for the other."""
     command = [sys.executable, str(Path(__file__).resolve()), option, str(path)]
+    if scale is QUICK:
+        command.append("--quick")
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, Any] = json.loads(output)
     return found

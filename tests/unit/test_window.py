@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distillrs.errors import ArgumentError, DataError
 from distillrs.step import Step
+from distillrs.testing import strategies
 from distillrs.trajectory import Column, Schema, Store
 from distillrs.trajectory.windows import Starts, draw_windows, starts_at, window_choices
 
@@ -77,6 +78,15 @@ def test_a_draw_is_a_function_of_seed_step_and_unit() -> None:
     assert draw(lengths, units=4, step=Step(11, seed=5, first_unit=8)) == whole[8:12]
     assert draw(lengths, units=16, step=step.at(12)) != whole
     assert draw(lengths, units=16, step=Step(11, seed=6)) != whole
+
+
+@given(strategies.steps(), st.integers(1, 6))
+def test_units_draw_the_same_alone_as_together(step: Step, count: int) -> None:
+    lengths = {"a": 9, "b": 30}
+    together = draw(lengths, units=count, step=step)
+    ids = range(step.first_unit, step.first_unit + count)
+    assert draw(lengths, units=ids, step=step) == together
+    assert [draw(lengths, units=range(id, id + 1), step=step)[0] for id in ids] == together
 
 
 def test_a_start_range_excludes_its_end() -> None:
