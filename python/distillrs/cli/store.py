@@ -139,6 +139,10 @@ class Repair:
                 output.print(f"{kind}: {key}, step {step}", highlight=False, markup=False)
             if len(records) > _SHOWN:
                 output.print(f"{kind}: {len(records) - _SHOWN} more", highlight=False)
+        for key in report.lost:
+            output.print(f"lost: {key}, all of it", style="red", highlight=False, markup=False)
+        for name in report.set_aside:
+            output.print(f"set aside: {name}", highlight=False, markup=False)
         words = f"{len(report.dropped)} damaged records dropped, {len(report.dependants)} lost with them"
         rebuilt = ", manifest rebuilt" if report.manifest_rebuilt else ""
         output.print(f"{words}, {report.kept:,} kept{rebuilt}", highlight=False)

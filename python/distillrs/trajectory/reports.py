@@ -43,12 +43,14 @@ class VerifyReport:
         bytes: Bytes read.
         damage: Every damaged place.
         tails: What a killed writer left at the end of an open log, unacknowledged; harmless.
+        missing: Steps that an earlier repair dropped.
     """
 
     records: int
     bytes: int
     damage: tuple[Damage, ...]
     tails: tuple[dict[str, Any], ...]
+    missing: int
 
     @property
     def sound(self) -> bool:
@@ -60,7 +62,7 @@ class VerifyReport:
         """The report that the core gave as JSON."""
         form = json.loads(text)
         damage = tuple(Damage(**place) for place in form["damage"])
-        return cls(form["records"], form["bytes"], damage, tuple(form["tails"]))
+        return cls(form["records"], form["bytes"], damage, tuple(form["tails"]), form["missing"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ class RepairReport:
         kept: Records that are still there.
         files: Files that were written anew.
         manifest_rebuilt: Whether the manifest was lost or damaged.
+        lost: Trajectories of which nothing was left.
+        set_aside: Files that could not be used and got the ending ``.damaged``.
+        removed: Files that only repeated what stands elsewhere.
     """
 
     dropped: tuple[tuple[str, int], ...]
@@ -80,6 +85,9 @@ class RepairReport:
     kept: int
     files: tuple[str, ...]
     manifest_rebuilt: bool
+    lost: tuple[str, ...]
+    set_aside: tuple[str, ...]
+    removed: tuple[str, ...]
 
     @classmethod
     def of(cls, text: str) -> RepairReport:
@@ -88,7 +96,9 @@ class RepairReport:
         dropped, dependants = (
             tuple((record["key"], record["step"]) for record in form[name]) for name in ("dropped", "dependants")
         )
-        return cls(dropped, dependants, form["kept"], tuple(form["files"]), form["manifest_rebuilt"])
+        lost, set_aside, removed = (tuple(form[name]) for name in ("lost", "set_aside", "removed"))
+        files = tuple(form["files"])
+        return cls(dropped, dependants, form["kept"], files, form["manifest_rebuilt"], lost, set_aside, removed)
 
 
 @dataclass(frozen=True, slots=True)

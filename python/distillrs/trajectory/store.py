@@ -172,6 +172,10 @@ class Store:
         """
         if not self.writable:
             raise argument_error("store", "one opened to read", "one from Store.create(path, schema, exist_ok=True)")
+        if not isinstance(key, str):
+            raise argument_error("key", key, "the name of a trajectory, a string")
+        if resume_at is not None and (not isinstance(resume_at, int) or resume_at < 0):
+            raise argument_error("resume_at", resume_at, "a number of records from 0, or None to keep all")
         writer = Writer(self._core.begin(key, resume_at), self._schema, self)
         self._writers.add(writer)
         return writer
@@ -209,8 +213,7 @@ class Store:
     def refresh(self) -> None:
         """Takes in what other processes completed or sealed since the store was opened."""
         self._core.refresh()
-        self._lengths = None
-        self._choices = None
+        self._forget()
 
     def read(
         self, key: str, step: int | Sequence[int], column: str | None = None, *, out: Tensor | None = None
@@ -470,6 +473,11 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self._core.path!r}, {self._schema!r})"
+
+    def _forget(self) -> None:
+        """Asks the core anew next time. It knows by itself what this process completed, and looks when it is asked."""
+        self._lengths = None
+        self._choices = None
 
     def _complete(self) -> dict[str, int]:
         lengths = self._lengths

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import floor
+from math import floor, isfinite
 
 import torch
 
@@ -40,7 +40,7 @@ def starts_at(start: Starts, step: Step) -> range | None:
     found = start(step) if callable(start) else start
     if found is None:
         return None
-    if isinstance(found, (int, float)) and callable(start):
+    if isinstance(found, (int, float)) and isfinite(found) and callable(start):
         found = range(floor(found))
     if not isinstance(found, range) or len(found) == 0 or found.step < 1 or found.start < 0:
         raise argument_error("start", found, allowed)

@@ -79,7 +79,7 @@ class Writer:
         """Ends the trajectory, durably; it can be read and sampled from now on."""
         self._core.complete()
         self._open = False
-        self._store.refresh()
+        self._store._forget()
 
     def close(self) -> None:
         """Leaves the trajectory as it is, incomplete unless :meth:`complete` came first, and frees its lock."""
@@ -92,6 +92,9 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._open:
-            self.complete()
-        self.close()
+        try:
+            if kind is None and self._open:
+                self.complete()
+        finally:
+            # Also when completing failed: whoever tries again must not find the lock taken by this very process.
+            self.close()
