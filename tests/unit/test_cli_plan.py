@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch import nn
 
 import distillrs as dr
 from distillrs import configuration
 from distillrs.cli import options, plan, presets
+from distillrs.cli.preparation import prepare
+from distillrs.cli.recording import recorded
 from distillrs.cli.settings import CondenseSettings, identity
 from distillrs.errors import ArgumentError, UnknownNameError
 from distillrs.evaluate.data import make_bundle
@@ -150,3 +153,26 @@ def test_unknown_recipe_module_is_an_argument_error():
         find_recipe("nothing")
     with pytest.raises(dr.errors.ArgumentError, match="importable"):
         plan.request({}, {"method": "no.such:thing"}, [])
+
+
+def activated(shape, classes, activation="relu"):
+    kinds = {"relu": nn.ReLU, "tanh": nn.Tanh}
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 5), kinds[activation](), nn.Linear(5, classes))
+
+
+def test_experts_of_another_network_with_the_same_parameters_are_not_taken(bundle):
+    places = set()
+    for activation in ("relu", "tanh"):
+        network = {"name": f"{__name__}:activated", "options": {"activation": activation}}
+        settings = resolve(bundle, file={"network": network})
+        places.add(prepare(settings, bundle, find_recipe("tesla")).store_path)
+    assert len(places) == 2
+
+
+def test_a_folder_in_which_a_store_was_only_begun_holds_no_experts(bundle, tmp_path):
+    settings = resolve(bundle, {"store": str(tmp_path)})
+    prepared = prepare(settings, bundle, find_recipe("tesla"))
+    assert recorded(prepared) == 0
+    prepared.store_path.mkdir()
+    (prepared.store_path / "store.lock").touch()
+    assert recorded(prepared) == 0

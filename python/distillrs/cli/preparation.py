@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,8 @@ class Prepared:
         return {
             "data": self.bundle.fingerprint,
             "transform": self.settings.transform,
-            "network": {"name": self.settings.network.name, "layout": self.layout.fingerprint},
+            # The options too: two networks may have the same parameters and compute something else with them.
+            "network": {**asdict(self.settings.network), "layout": self.layout.fingerprint},
             "experts": self.expert_training.describe(),
             "count": self.settings.experts.count,
             "codec": self.settings.experts.codec,

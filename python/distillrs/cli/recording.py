@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from distillrs.cli.preparation import Prepared
 from distillrs.cli.progress import Progress
+from distillrs.errors import StoreMissing
 from distillrs.trajectory import Schema, Store
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ _WAIT_SECONDS = 2.0
 
 def recorded(prepared: Prepared) -> int:
     """How many of the experts are complete already."""
-    if not prepared.store_path.exists():
+    try:
+        with Store.open(prepared.store_path) as store:
+            return len(store)
+    except StoreMissing:  # no folder yet, or one that another process, or a killed one, has only just made
         return 0
-    with Store.open(prepared.store_path) as store:
-        return len(store)
 
 
 def record(prepared: Prepared, progress: Progress, *, shard: tuple[int, int] = (0, 1)) -> dict[str, str]:
