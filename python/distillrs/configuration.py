@@ -285,7 +285,7 @@ def _value(value: object, key: str) -> str:
     if isinstance(value, float):
         if math.isnan(value):
             return "nan"
-        return repr(value)  # the shortest text that reads back to the same bits
+        return float.__repr__(value)  # the shortest text that reads back to the same bits, for numpy's float64 too
     if isinstance(value, str):
         return _string(value, key)
     if isinstance(value, Mapping):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from distillrs import configuration
@@ -44,6 +45,11 @@ def test_file_round_trips_to_an_equal_configuration(tmp_path: Path) -> None:
     assert configuration.load(Outer, path) == config
     assert path.read_text().startswith("# made by\n# a test\n")
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_numbers_of_numpy_are_written_as_numbers() -> None:
+    text = configuration.to_toml({"rate": np.float64(0.1), "none": np.float64("nan"), "top": np.float64("inf")})
+    assert text == "rate = 0.1\nnone = nan\ntop = inf\n"
 
 
 def test_field_that_is_none_is_left_out_and_comes_back() -> None:
