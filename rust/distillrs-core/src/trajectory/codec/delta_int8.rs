@@ -222,6 +222,10 @@ fn parse<'a>(column: &Column, index: usize, payload: &'a [u8]) -> Result<Item<'a
     Ok(Item::Delta { scales, codes })
 }
 
+/// A tile's bytes. Vectors that straddle two cache lines would halve the speed.
+#[repr(align(64))]
+struct Aligned([u8; TILE * 8]);
+
 /// Decodes, tile by tile: a tile goes through the whole chain while it is in the cache, so memory is read once.
 pub(super) fn decode<R: Real>(
     column: &Column,
@@ -244,52 +248,91 @@ pub(super) fn decode<R: Real>(
         items.push(item);
     }
     let start = start.unwrap_or(0);
-    let mut tile = [R::default(); TILE];
+    let mut tile = Aligned([0; TILE * 8]);
     for from in (0..column.elements).step_by(TILE) {
         let to = column.elements.min(from + TILE);
-        decode_tile(&items[start..], start, &mut tile[..to - from], from, wanted);
+        decode_tile::<R>(&items[start..], start, &mut tile.0[..(to - from) * R::SIZE], from, wanted);
     }
     Ok(())
 }
 
 vectorised! {
     fn decode_tile<R: Real>(
-        items: &[Item<'_>], first: usize, tile: &mut [R], from: usize, wanted: &mut [(usize, &mut [u8])],
+        items: &[Item<'_>], first: usize, tile: &mut [u8], from: usize, wanted: &mut [(usize, &mut [u8])],
     ) = decode_tile_body;
+}
+
+/// Where the values of the last record lie; every move of them costs as much as the arithmetic.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Keyframe(&'a [u8]),
+    Tile,
+    Wanted(usize),
 }
 
 #[inline(always)]
 fn decode_tile_body<R: Real>(
     items: &[Item<'_>],
     first: usize,
-    tile: &mut [R],
+    tile: &mut [u8],
     from: usize,
     wanted: &mut [(usize, &mut [u8])],
 ) {
-    let to = from + tile.len();
-    let bytes = from * R::SIZE..to * R::SIZE;
-    let mut wanted = wanted.iter_mut().peekable();
+    let bytes = from * R::SIZE..from * R::SIZE + tile.len();
+    let elements = from..from + tile.len() / R::SIZE;
+    let mut place = Place::Tile;
+    let mut next = 0;
     for (index, item) in (first..).zip(items) {
+        let target = wanted.get(next).is_some_and(|(position, _)| *position == index).then_some(next);
+        next += usize::from(target.is_some());
         match item {
             Item::Keyframe(body) => {
-                for (value, bytes) in tile.iter_mut().zip(body[bytes.clone()].chunks_exact(R::SIZE)) {
-                    *value = R::load(bytes);
+                place = Place::Keyframe(&body[bytes.clone()]);
+                if let Some(target) = target {
+                    wanted[target].1[bytes.clone()].copy_from_slice(&body[bytes.clone()]);
                 }
             }
             Item::Delta { scales, codes } => {
-                let scales = scales[4 * (from / BLOCK)..].chunks_exact(4);
-                for ((values, codes), scale) in tile.chunks_mut(BLOCK).zip(codes[from..to].chunks(BLOCK)).zip(scales) {
-                    let scale = f32::load(scale);
-                    for (value, &code) in values.iter_mut().zip(codes) {
-                        *value = value.plus_product(f32::from(code as i8), scale);
+                let delta = (&scales[4 * (from / BLOCK)..], &codes[elements.clone()]);
+                match (place, target) {
+                    (Place::Keyframe(values), None) => add::<R>(values, delta, tile),
+                    (Place::Keyframe(values), Some(target)) => {
+                        add::<R>(values, delta, &mut wanted[target].1[bytes.clone()]);
+                    }
+                    (Place::Tile, None) => add_in_place::<R>(delta, tile),
+                    (Place::Tile, Some(target)) => add::<R>(tile, delta, &mut wanted[target].1[bytes.clone()]),
+                    (Place::Wanted(source), None) => add::<R>(&wanted[source].1[bytes.clone()], delta, tile),
+                    (Place::Wanted(source), Some(target)) => {
+                        let (before, behind) = wanted.split_at_mut(target);
+                        add::<R>(&before[source].1[bytes.clone()], delta, &mut behind[0].1[bytes.clone()]);
                     }
                 }
+                place = target.map_or(Place::Tile, Place::Wanted);
             }
         }
-        if let Some((_, buffer)) = wanted.next_if(|(position, _)| *position == index) {
-            for (value, bytes) in tile.iter().zip(buffer[bytes.clone()].chunks_exact_mut(R::SIZE)) {
-                value.store(bytes);
-            }
+    }
+}
+
+/// Values of one tile plus their differences (scales, codes).
+#[inline(always)]
+fn add<R: Real>(values: &[u8], (scales, codes): (&[u8], &[u8]), out: &mut [u8]) {
+    let values = values.chunks(BLOCK * R::SIZE).zip(codes.chunks(BLOCK));
+    for ((values, codes), (out, scale)) in values.zip(out.chunks_mut(BLOCK * R::SIZE).zip(scales.chunks_exact(4))) {
+        let scale = f32::load(scale);
+        let values = values.chunks_exact(R::SIZE).zip(codes);
+        for ((value, &code), out) in values.zip(out.chunks_exact_mut(R::SIZE)) {
+            R::load(value).plus_product(f32::from(code as i8), scale).store(out);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_in_place<R: Real>((scales, codes): (&[u8], &[u8]), values: &mut [u8]) {
+    let values = values.chunks_mut(BLOCK * R::SIZE).zip(codes.chunks(BLOCK));
+    for ((values, codes), scale) in values.zip(scales.chunks_exact(4)) {
+        let scale = f32::load(scale);
+        for (value, &code) in values.chunks_exact_mut(R::SIZE).zip(codes) {
+            R::load(value).plus_product(f32::from(code as i8), scale).store(value);
         }
     }
 }
