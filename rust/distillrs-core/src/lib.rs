@@ -4,6 +4,7 @@ mod error;
 pub mod host;
 pub mod parallel;
 pub mod random;
+pub mod select;
 mod simd;
 pub mod trajectory;
 

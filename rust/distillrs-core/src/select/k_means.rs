@@ -1,0 +1,277 @@
+//! k-means: Lloyd's rounds from a k-means++ start.
+//!
+//! Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++: the advantages of careful
+//! seeding", 2007.
+
+use super::kernel::Targets;
+use super::nearest::nearest;
+use super::points::{Frame, Points, length, squared_distance};
+use crate::random::{Kind, Stream, Units, uniform_f64};
+use crate::{Error, Result, parallel};
+
+/// What [`k_means`] is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings<'a> {
+    /// Number of clusters.
+    pub k: usize,
+    /// Centres to start from, `[k, columns]`; k-means++ without.
+    pub start: Option<&'a [f64]>,
+    /// Most rounds of assignment and update.
+    pub iterations: usize,
+    /// Seed of the start.
+    pub seed: u64,
+    /// Tells the starts of several runs under one seed apart.
+    pub run: u64,
+}
+
+/// A clustering. Every point's label is that of its nearest centre.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Clusters {
+    /// `[k, columns]`.
+    pub centres: Vec<f64>,
+    /// `[rows]`: each point's centre.
+    pub labels: Vec<i64>,
+    /// Sum of squared distances of points to their centres.
+    pub inertia: f64,
+    /// `[k]`: the point nearest to each centre.
+    pub medoids: Vec<i64>,
+    /// Rounds that were run.
+    pub rounds: usize,
+}
+
+/// Points that one task takes. Sums over tasks go in their order, whatever the threads do.
+const TASK: usize = 1024;
+
+/// Clusters points; deterministic at any thread count. A cluster that loses all its points starts again at the point
+/// farthest from its own centre. `check` is asked before every round whether to go on.
+///
+/// # Errors
+/// [`Error::Argument`] when `k` is 0 or above the number of points, or `start` has another size or a value that is not
+/// finite; whatever `check` returns.
+pub fn k_means<T>(points: &Points<'_, T>, settings: &Settings<'_>, check: &dyn Fn() -> Result<()>) -> Result<Clusters>
+where
+    T: Copy + Into<f64> + Send + Sync,
+{
+    let (rows, columns, k) = (points.rows(), points.columns(), settings.k);
+    if k == 0 || k > rows {
+        return Err(Error::argument("k", k, format!("from 1 to the number of points, {rows}")));
+    }
+    let run = Run::new(points);
+    let mut centres = match settings.start {
+        Some(start) => Points::new("start", start, k, columns)?.values_to_vec(),
+        None => run.plus_plus(settings, check)?,
+    };
+    let mut labels = vec![u32::MAX; rows];
+    let mut rounds = 0;
+    loop {
+        check()?;
+        let moved = run.assign(&centres, &mut labels);
+        // One assignment more than updates: labels belong to the centres that are returned.
+        if !moved || rounds == settings.iterations {
+            break;
+        }
+        rounds += 1;
+        run.update(&mut centres, &mut labels);
+    }
+    let inertia = run.distances(&centres, &labels).iter().sum();
+    let medoids = nearest(&Points::new("centres", &centres, k, columns)?, points, 1, check)?.ids;
+    Ok(Clusters { centres, labels: labels.into_iter().map(i64::from).collect(), inertia, medoids, rounds })
+}
+
+/// The points and what is derived from them once.
+struct Run<'a, T> {
+    points: &'a Points<'a, T>,
+    frame: Frame,
+    /// The points in the kernel's coordinates.
+    mapped: Vec<f32>,
+    lengths: Vec<f64>,
+}
+
+impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
+    fn new(points: &'a Points<'a, T>) -> Self {
+        let (rows, columns) = (points.rows(), points.columns());
+        let frame = Frame::of(points);
+        let mut mapped = vec![0.0; rows * columns];
+        let mut lengths = vec![0.0; rows];
+        let tasks: Vec<_> = mapped.chunks_mut(TASK * columns).zip(lengths.chunks_mut(TASK)).enumerate().collect();
+        parallel::for_each(tasks, |(task, (mapped, lengths))| {
+            for (index, (out, long)) in mapped.chunks_exact_mut(columns).zip(lengths).enumerate() {
+                frame.map(points.row(task * TASK + index), out);
+                *long = length(out);
+            }
+        });
+        Self { points, frame, mapped, lengths }
+    }
+
+    fn centre<'c>(&self, centres: &'c [f64], index: usize) -> &'c [f64] {
+        &centres[index * self.points.columns()..(index + 1) * self.points.columns()]
+    }
+
+    /// Labels every point with its nearest centre, the lowest of equals; whether any label changed.
+    fn assign(&self, centres: &[f64], labels: &mut [u32]) -> bool {
+        let columns = self.points.columns();
+        let k = centres.len() / columns;
+        // Centres outside the points' range (a start from elsewhere) would overflow nothing: f32 has the exponents.
+        let targets = Targets::pack(k, columns, |index, out| self.frame.map(self.centre(centres, index), out));
+        let tasks: Vec<_> = labels.chunks_mut(TASK).enumerate().collect();
+        let moved = parallel::map(tasks, |(task, labels)| {
+            let first = task * TASK;
+            let mut best = vec![(0, 0.0); labels.len()];
+            targets.best(&self.mapped[first * columns..(first + labels.len()) * columns], &mut best);
+            let mut moved = false;
+            for (index, (label, (mut choice, gap))) in labels.iter_mut().zip(best).enumerate() {
+                // Not "gap <= bound": a gap that is not a number is no decision either.
+                let is_clear = f64::from(gap) > 2.0 * targets.error_bound(self.lengths[first + index]);
+                if !is_clear {
+                    choice = self.nearest_exactly(first + index, centres);
+                }
+                moved |= *label != choice;
+                *label = choice;
+            }
+            moved
+        });
+        moved.into_iter().any(|moved| moved)
+    }
+
+    fn nearest_exactly(&self, row: usize, centres: &[f64]) -> u32 {
+        let mut best = (f64::INFINITY, 0);
+        for (index, centre) in centres.chunks_exact(self.points.columns()).enumerate() {
+            let squared = squared_distance(self.points.row(row), centre);
+            if squared < best.0 {
+                best = (squared, index as u32);
+            }
+        }
+        best.1
+    }
+
+    /// Squared distance of every point to its centre.
+    fn distances(&self, centres: &[f64], labels: &[u32]) -> Vec<f64> {
+        let mut distances = vec![0.0; labels.len()];
+        let tasks: Vec<_> = distances.chunks_mut(TASK).zip(labels.chunks(TASK)).enumerate().collect();
+        parallel::for_each(tasks, |(task, (distances, labels))| {
+            for (index, (out, &label)) in distances.iter_mut().zip(labels).enumerate() {
+                *out = squared_distance(self.points.row(task * TASK + index), self.centre(centres, label as usize));
+            }
+        });
+        distances
+    }
+
+    /// Moves every centre to the mean of its points, summed in their order.
+    fn update(&self, centres: &mut [f64], labels: &mut [u32]) {
+        let columns = self.points.columns();
+        let k = centres.len() / columns;
+        let mut counts = vec![0usize; k];
+        labels.iter().for_each(|&label| counts[label as usize] += 1);
+        if counts.contains(&0) {
+            self.fill_empty(centres, labels, &mut counts);
+        }
+        let mut starts = vec![0; k + 1];
+        for (index, &count) in counts.iter().enumerate() {
+            starts[index + 1] = starts[index] + count;
+        }
+        let mut members = vec![0u32; labels.len()];
+        let mut next = starts.clone();
+        for (row, &label) in (0u32..).zip(labels.iter()) {
+            members[next[label as usize]] = row;
+            next[label as usize] += 1;
+        }
+        let tasks: Vec<_> = centres.chunks_exact_mut(columns).zip(starts.windows(2)).collect();
+        parallel::for_each(tasks, |(centre, range)| {
+            let members = &members[range[0]..range[1]];
+            let Some((&reference, _)) = members.split_first() else { return };
+            // Differences to a member: a large offset of all points costs no digits of the mean.
+            let reference = self.points.row(reference as usize);
+            let mut sums = vec![0.0; columns];
+            for &row in members {
+                let row = self.points.row(row as usize);
+                for ((sum, &value), &reference) in sums.iter_mut().zip(row).zip(reference) {
+                    *sum += value.into() - reference.into();
+                }
+            }
+            for ((out, sum), &reference) in centre.iter_mut().zip(sums).zip(reference) {
+                *out = reference.into() + sum / members.len() as f64;
+            }
+        });
+    }
+
+    /// Gives each empty cluster the point that lies farthest from its centre; a point at its centre stays (there are
+    /// fewer distinct points than clusters then, and the cluster stays empty where it is).
+    fn fill_empty(&self, centres: &mut [f64], labels: &mut [u32], counts: &mut [usize]) {
+        let distances = self.distances(centres, labels);
+        let mut order: Vec<u32> = (0..labels.len() as u32).collect();
+        order.sort_by(|&left, &right| {
+            distances[right as usize].total_cmp(&distances[left as usize]).then(left.cmp(&right))
+        });
+        let mut farthest = order.into_iter().map(|row| row as usize).take_while(|&row| distances[row] > 0.0);
+        for cluster in 0..counts.len() {
+            if counts[cluster] > 0 {
+                continue;
+            }
+            // The last point of a cluster cannot leave it.
+            let Some(row) = farthest.find(|&row| counts[labels[row] as usize] > 1) else { return };
+            counts[labels[row] as usize] -= 1;
+            counts[cluster] = 1;
+            labels[row] = cluster as u32;
+        }
+    }
+
+    /// Draws each centre from the points with probability in proportion to the squared distance to those drawn before.
+    fn plus_plus(&self, settings: &Settings<'_>, check: &dyn Fn() -> Result<()>) -> Result<Vec<f64>> {
+        let (rows, columns, k) = (self.points.rows(), self.points.columns(), settings.k);
+        let mut draws = vec![0.0; k];
+        let stream = Stream::new(settings.seed, "k-means start", 0, Kind::Uniform);
+        uniform_f64(stream, Units::Range { first: settings.run, count: 1 }, k, &mut draws)?;
+        let mut centres: Vec<f64> = Vec::with_capacity(k * columns);
+        let mut is_drawn = vec![false; rows];
+        let mut squared = vec![f64::INFINITY; rows];
+        let mut pick = (draws[0] * rows as f64) as usize;
+        for draw in 0..k {
+            check()?;
+            if draw > 0 {
+                pick = choose(&squared, draws[draw]).unwrap_or_else(|| {
+                    // Every point lies on a centre: the lowest one that is not drawn yet.
+                    is_drawn.iter().position(|&drawn| !drawn).unwrap_or(0)
+                });
+            }
+            is_drawn[pick] = true;
+            let centre: Vec<f64> = self.points.row(pick).iter().map(|&value| value.into()).collect();
+            let tasks: Vec<_> = squared.chunks_mut(TASK).enumerate().collect();
+            parallel::for_each(tasks, |(task, squared)| {
+                for (index, best) in squared.iter_mut().enumerate() {
+                    *best = best.min(squared_distance(self.points.row(task * TASK + index), &centre));
+                }
+            });
+            centres.extend(centre);
+        }
+        Ok(centres)
+    }
+}
+
+/// Index drawn in proportion to the weights; `None` when all are zero.
+fn choose(weights: &[f64], draw: f64) -> Option<usize> {
+    let sums: Vec<f64> = weights.chunks(TASK).map(|part| part.iter().sum()).collect();
+    let total: f64 = sums.iter().sum();
+    let mut rest = draw * total;
+    let mut last = None;
+    for (task, sum) in sums.iter().enumerate() {
+        if rest >= *sum && task + 1 < sums.len() {
+            rest -= sum;
+            continue;
+        }
+        for (index, &weight) in weights.iter().enumerate().skip(task * TASK) {
+            if weight > 0.0 {
+                last = Some(index);
+                if rest < weight {
+                    return last;
+                }
+                rest -= weight;
+            }
+        }
+        break;
+    }
+    // Rounding may leave a rest behind the last weight.
+    last.or_else(|| weights.iter().rposition(|&weight| weight > 0.0))
+}
+
+#[cfg(test)]
+mod tests;

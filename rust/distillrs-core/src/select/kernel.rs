@@ -1,0 +1,319 @@
+//! The one dense loop of this module: scores of a few rows against a panel of targets.
+//!
+//! The score of row x and target c is `x . c - |c|^2 / 2`: the target with the largest one is the nearest. Its rounding
+//! error is bounded by [`error_bound`]; callers decide anew, exactly, whatever lies within it. That is why this loop may
+//! fuse products with sums and take any vector width.
+
+/// Which instructions the loop was compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+impl Level {
+    fn here() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+
+    fn lanes(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 32,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 16,
+            Self::Portable => 8,
+        }
+    }
+}
+
+/// Targets in panels: coordinate by coordinate, [`Level::lanes`] targets side by side.
+pub(super) struct Targets {
+    level: Level,
+    count: usize,
+    columns: usize,
+    panels: Vec<f32>,
+    /// `-|c|^2 / 2`; minus infinity where a panel has no target.
+    biases: Vec<f32>,
+    longest: f64,
+}
+
+impl Targets {
+    /// Packs `count` targets; `target` writes the coordinates of one.
+    pub(super) fn pack(count: usize, columns: usize, target: impl FnMut(usize, &mut [f32])) -> Self {
+        Self::pack_for(Level::here(), count, columns, target)
+    }
+
+    fn pack_for(level: Level, count: usize, columns: usize, mut target: impl FnMut(usize, &mut [f32])) -> Self {
+        let lanes = level.lanes();
+        let panels = count.div_ceil(lanes);
+        let mut packed = Self {
+            level,
+            count,
+            columns,
+            panels: vec![0.0; panels * columns * lanes],
+            biases: vec![f32::NEG_INFINITY; panels * lanes],
+            longest: 0.0,
+        };
+        let mut row = vec![0.0; columns];
+        for index in 0..count {
+            target(index, &mut row);
+            let panel = &mut packed.panels[index / lanes * columns * lanes..];
+            for (column, &value) in row.iter().enumerate() {
+                panel[column * lanes + index % lanes] = value;
+            }
+            let squared: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+            packed.biases[index] = (-0.5 * squared) as f32;
+            packed.longest = packed.longest.max(super::points::length(&row));
+        }
+        packed
+    }
+
+    /// Most that a score of a row of this length can be off, rounding of the row and the targets included.
+    ///
+    /// A sum of d products is off by at most (d + 1) u of the sum of their magnitudes (u = 2^-24), rounding the
+    /// coordinates adds 3 u, the bias 2 u of itself; the factor 2 covers terms of higher order.
+    pub(super) fn error_bound(&self, length: f64) -> f64 {
+        let unit = f64::from(f32::EPSILON) / 2.0;
+        let products = (self.columns as f64 + 6.0) * unit * length * self.longest;
+        2.0 * (products + 4.0 * unit * self.longest * self.longest) + 1e-35
+    }
+
+    /// For each row of `rows` (flat) the target with the largest score, and how far the next one lies behind.
+    pub(super) fn best(&self, rows: &[f32], out: &mut [(u32, f32)]) {
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level says that the processor has these features.
+            Level::Avx512 => unsafe { best_avx512(self, rows, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level says that the processor has these features.
+            Level::Avx2 => unsafe { best_avx2(self, rows, out) },
+            Level::Portable => best::<4, 8, false>(self, rows, out),
+        }
+    }
+
+    /// Calls `found(row, target)` for every pair whose score reaches the row's threshold; `found` gives the row's new
+    /// threshold. Targets come in rising order for each row.
+    pub(super) fn reaching(&self, rows: &[f32], thresholds: &mut [f32], found: &mut dyn FnMut(usize, usize) -> f32) {
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level says that the processor has these features.
+            Level::Avx512 => unsafe { reaching_avx512(self, rows, thresholds, found) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level says that the processor has these features.
+            Level::Avx2 => unsafe { reaching_avx2(self, rows, thresholds, found) },
+            Level::Portable => reaching::<4, 8, false>(self, rows, thresholds, found),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn best_avx512(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
+    best::<8, 32, true>(targets, rows, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn best_avx2(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
+    best::<6, 16, true>(targets, rows, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn reaching_avx512(
+    targets: &Targets,
+    rows: &[f32],
+    thresholds: &mut [f32],
+    found: &mut dyn FnMut(usize, usize) -> f32,
+) {
+    reaching::<8, 32, true>(targets, rows, thresholds, found);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn reaching_avx2(targets: &Targets, rows: &[f32], thresholds: &mut [f32], found: &mut dyn FnMut(usize, usize) -> f32) {
+    reaching::<6, 16, true>(targets, rows, thresholds, found);
+}
+
+/// Scores of `R` rows against one panel of `L` targets. `FUSE` only where the processor fuses: elsewhere a fused product
+/// is a function call.
+#[inline(always)]
+fn scores<const R: usize, const L: usize, const FUSE: bool>(
+    rows: [&[f32]; R],
+    panel: &[f32],
+    bias: &[f32],
+) -> [[f32; L]; R] {
+    let mut first = [0.0; L];
+    first.copy_from_slice(bias);
+    let mut sums = [first; R];
+    for (column, targets) in panel.chunks_exact(L).enumerate() {
+        for row in 0..R {
+            let value = rows[row][column];
+            for lane in 0..L {
+                let sum = &mut sums[row][lane];
+                *sum = if FUSE { value.mul_add(targets[lane], *sum) } else { *sum + value * targets[lane] };
+            }
+        }
+    }
+    sums
+}
+
+/// `R` rows from `first` on; the last one again where there are fewer.
+#[inline(always)]
+fn take<const R: usize>(rows: &[f32], columns: usize, first: usize, count: usize) -> [&[f32]; R] {
+    std::array::from_fn(|index| {
+        let row = (first + index).min(count - 1);
+        &rows[row * columns..(row + 1) * columns]
+    })
+}
+
+#[inline(always)]
+fn best<const R: usize, const L: usize, const FUSE: bool>(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
+    let columns = targets.columns;
+    for first in (0..out.len()).step_by(R) {
+        let taken = take::<R>(rows, columns, first, out.len());
+        let mut largest = [[f32::NEG_INFINITY; L]; R];
+        let mut second = [[f32::NEG_INFINITY; L]; R];
+        let mut panels = [[0i32; L]; R];
+        let all = targets.panels.chunks_exact(columns * L).zip(targets.biases.chunks_exact(L));
+        for (panel, (values, bias)) in (0i32..).zip(all) {
+            let scores = scores::<R, L, FUSE>(taken, values, bias);
+            for row in 0..R {
+                for lane in 0..L {
+                    let (score, before) = (scores[row][lane], largest[row][lane]);
+                    let is_larger = score > before;
+                    let loser = if is_larger { before } else { score };
+                    second[row][lane] = if loser > second[row][lane] { loser } else { second[row][lane] };
+                    largest[row][lane] = if is_larger { score } else { before };
+                    panels[row][lane] = if is_larger { panel } else { panels[row][lane] };
+                }
+            }
+        }
+        let length = R.min(out.len() - first);
+        for (row, out) in out[first..first + length].iter_mut().enumerate() {
+            let mut winner = 0;
+            let mut runner_up = f32::NEG_INFINITY;
+            for lane in 1..L {
+                let (score, before) = (largest[row][lane], largest[row][winner]);
+                runner_up = runner_up.max(score.min(before));
+                if score > before {
+                    winner = lane;
+                }
+            }
+            let runner_up = second[row].iter().fold(runner_up, |most, &score| most.max(score));
+            *out = ((panels[row][winner] as usize * L + winner) as u32, largest[row][winner] - runner_up);
+        }
+    }
+}
+
+#[inline(always)]
+fn reaching<const R: usize, const L: usize, const FUSE: bool>(
+    targets: &Targets,
+    rows: &[f32],
+    thresholds: &mut [f32],
+    found: &mut dyn FnMut(usize, usize) -> f32,
+) {
+    let columns = targets.columns;
+    let count = thresholds.len();
+    // Panels outside, so that one stays in the cache for all rows.
+    let all = targets.panels.chunks_exact(columns * L).zip(targets.biases.chunks_exact(L));
+    for (panel, (values, bias)) in all.enumerate() {
+        for first in (0..count).step_by(R) {
+            let scores = scores::<R, L, FUSE>(take::<R>(rows, columns, first, count), values, bias);
+            for row in 0..R.min(count - first) {
+                let threshold = &mut thresholds[first + row];
+                if !scores[row].iter().fold(false, |any, score| any | (score >= threshold)) {
+                    continue;
+                }
+                for lane in 0..L {
+                    let target = panel * L + lane;
+                    if scores[row][lane] >= *threshold && target < targets.count {
+                        *threshold = found(first + row, target);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels() -> Vec<Level> {
+        let mut levels = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Level::here() == Level::Avx512 {
+                levels.push(Level::Avx512);
+            }
+            if Level::here() != Level::Portable {
+                levels.push(Level::Avx2);
+            }
+        }
+        levels
+    }
+
+    #[test]
+    fn every_level_finds_the_largest_score_and_the_gap_within_the_bound() {
+        let noise = |seed: u64, count: usize| {
+            let mut values = vec![0f32; count];
+            let stream = crate::random::Stream::new(seed, "kernel", 0, crate::random::Kind::Normal);
+            let units = crate::random::Units::Range { first: 0, count: 1 };
+            crate::random::normal_f32(stream, units, count, &mut values).unwrap();
+            values.iter().map(|value| value / 8.0).collect::<Vec<f32>>()
+        };
+        for (rows, count, columns) in [(1, 1, 1), (7, 33, 5), (40, 100, 64), (9, 64, 3)] {
+            let (points, centres) = (noise(1, rows * columns), noise(2, count * columns));
+            for level in levels() {
+                let targets = Targets::pack_for(level, count, columns, |index, out| {
+                    out.copy_from_slice(&centres[index * columns..(index + 1) * columns]);
+                });
+                let mut out = vec![(0, 0.0); rows];
+                targets.best(&points, &mut out);
+                for (row, &(best, gap)) in out.iter().enumerate() {
+                    let point = &points[row * columns..(row + 1) * columns];
+                    let score = |index: usize| -> f64 {
+                        let centre = &centres[index * columns..(index + 1) * columns];
+                        let pairs = point.iter().zip(centre);
+                        pairs.map(|(&x, &c)| f64::from(c) * (f64::from(x) - 0.5 * f64::from(c))).sum()
+                    };
+                    let mut scores: Vec<f64> = (0..count).map(score).collect();
+                    let bound = targets.error_bound(super::super::points::length(point));
+                    let own = scores[best as usize];
+                    scores.sort_by(f64::total_cmp);
+                    assert!(scores[count - 1] - own <= 2.0 * bound, "{level:?}");
+                    if count > 1 {
+                        assert!((f64::from(gap) - (own - scores[count - 2])).abs() <= 4.0 * bound, "{level:?}");
+                    } else {
+                        assert_eq!(gap, f32::INFINITY);
+                    }
+                    let mut seen = Vec::new();
+                    let mut thresholds = vec![f32::INFINITY; rows];
+                    thresholds[row] = scores[count / 2] as f32;
+                    targets.reaching(&points, &mut thresholds, &mut |found, target| {
+                        assert_eq!(found, row);
+                        seen.push(target);
+                        scores[count / 2] as f32
+                    });
+                    let sure = (0..count).filter(|&index| score(index) > scores[count / 2] + bound + 1e-6);
+                    assert!(sure.into_iter().all(|index| seen.contains(&index)), "{level:?}");
+                    assert!(seen.is_sorted() && seen.len() <= count);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Points as rows of a matrix, their exact distances, and their centred `f32` copy.
+
+use crate::simd::vectorised;
+use crate::{Error, Result};
+
+/// Beyond this a squared distance could overflow.
+const LARGEST: f64 = 1e150;
+
+/// `rows` finite points of `columns` coordinates each, one after the other; `T` is `f32` or `f64`.
+#[derive(Debug, Clone, Copy)]
+pub struct Points<'a, T> {
+    values: &'a [T],
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a, T: Copy + Into<f64>> Points<'a, T> {
+    /// Checks shape and values; `name` is the caller's name for the points.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the sizes disagree, when there are no columns or more than 2^20, or when a value is not
+    /// finite or above 1e150: the message has its row.
+    pub fn new(name: &str, values: &'a [T], rows: usize, columns: usize) -> Result<Self> {
+        if columns == 0 || columns > 1 << 20 {
+            return Err(Error::argument(name, format_args!("{columns} columns"), "1 to 2**20 columns"));
+        }
+        if rows > u32::MAX as usize || rows.checked_mul(columns) != Some(values.len()) {
+            let allowed = format!("{rows} x {columns} values, at most 2**32 - 1 rows");
+            return Err(Error::argument(name, format_args!("{} values", values.len()), allowed));
+        }
+        // NaN fails the comparison too.
+        if let Some(index) = values.iter().position(|&value| !(value.into().abs() <= LARGEST)) {
+            let value: f64 = values[index].into();
+            let got = format!("{value} in row {}, column {}", index / columns, index % columns);
+            return Err(Error::argument(name, got, "finite values, at most 1e150 in magnitude"));
+        }
+        Ok(Self { values, rows, columns })
+    }
+
+    /// Number of points.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of coordinates.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// One point.
+    pub fn row(&self, index: usize) -> &'a [T] {
+        &self.values[index * self.columns..(index + 1) * self.columns]
+    }
+}
+
+vectorised! {
+    /// Squared distance in `f64`: eight partial sums, then those in order.
+    pub(super) fn squared_distance<T: Coordinate>(point: &[T], centre: &[f64]) -> f64 = squared_distance_body;
+}
+
+/// What [`squared_distance`] takes.
+pub(super) trait Coordinate: Copy + Into<f64> {}
+impl<T: Copy + Into<f64>> Coordinate for T {}
+
+#[inline(always)]
+fn squared_distance_body<T: Coordinate>(point: &[T], centre: &[f64]) -> f64 {
+    let mut sums = [0.0; 8];
+    let rows = point.chunks_exact(8).zip(centre.chunks_exact(8));
+    for (point, centre) in rows {
+        for lane in 0..8 {
+            let difference = point[lane].into() - centre[lane];
+            sums[lane] += difference * difference;
+        }
+    }
+    let tail = point.len() / 8 * 8;
+    for (lane, (&value, centre)) in point[tail..].iter().zip(&centre[tail..]).enumerate() {
+        let difference = value.into() - centre;
+        sums[lane] += difference * difference;
+    }
+    sums.iter().sum()
+}
+
+/// How coordinates become those of the `f32` kernel: minus an origin, times a power of two that brings the largest to
+/// at most 1, so that neither offset nor range costs precision.
+#[derive(Debug, Clone)]
+pub(super) struct Frame {
+    origin: Vec<f64>,
+    scale: f64,
+}
+
+impl Frame {
+    /// Origin at the points' mean.
+    pub(super) fn of<T: Copy + Into<f64>>(points: &Points<'_, T>) -> Self {
+        let mut origin = vec![0.0; points.columns];
+        let count = points.rows.max(1) as f64;
+        for row in 0..points.rows {
+            for (sum, &value) in origin.iter_mut().zip(points.row(row)) {
+                *sum += value.into() / count;
+            }
+        }
+        let mut largest = 0f64;
+        for row in 0..points.rows {
+            for (&value, origin) in points.row(row).iter().zip(&origin) {
+                largest = largest.max((value.into() - origin).abs());
+            }
+        }
+        Self { origin, scale: Self::scale_for(largest) }
+    }
+
+    /// The same origin, wide enough for a second set.
+    pub(super) fn widened<T: Copy + Into<f64>>(mut self, points: &Points<'_, T>) -> Self {
+        let mut largest = 0f64;
+        for row in 0..points.rows {
+            for (&value, origin) in points.row(row).iter().zip(&self.origin) {
+                largest = largest.max((value.into() - origin).abs());
+            }
+        }
+        self.scale = self.scale.min(Self::scale_for(largest));
+        self
+    }
+
+    fn scale_for(largest: f64) -> f64 {
+        // 2^-(e + 1) for largest in [2^e, 2^(e + 1)); the square of the scale stays in range.
+        let exponent = ((largest.to_bits() >> 52) as i64 - 1023).clamp(-500, 500);
+        f64::from_bits(((1023 - 1 - exponent) as u64) << 52)
+    }
+
+    /// One point in the kernel's coordinates.
+    pub(super) fn map<T: Copy + Into<f64>>(&self, point: &[T], out: &mut [f32]) {
+        for ((out, &value), origin) in out.iter_mut().zip(point).zip(&self.origin) {
+            *out = ((value.into() - origin) * self.scale) as f32;
+        }
+    }
+
+    /// Squared distances of the kernel in those of the points.
+    pub(super) fn squared_scale(&self) -> f64 {
+        self.scale * self.scale
+    }
+}
+
+/// Length of a point in the kernel's coordinates, never below the true one.
+pub(super) fn length(point: &[f32]) -> f64 {
+    let sum: f64 = point.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+    sum.sqrt() * (1.0 + 1e-7)
+}
+
+impl Points<'_, f64> {
+    /// The coordinates, one row after the other.
+    pub(super) fn values_to_vec(self) -> Vec<f64> {
+        self.values.to_vec()
+    }
+}
