@@ -137,3 +137,20 @@ def codec_decode(
     """Decodes the wanted positions of a chain into buffers of one record each."""
 
 def copy_bytes(source: Buffer, out: Buffer) -> None: ...
+
+# select: points are contiguous matrices of float32 or float64; results are written to the buffers given.
+def k_means(
+    points: Buffer,
+    k: int,
+    start: Buffer | None,
+    iterations: int,
+    seed: int,
+    run: int,
+    centres: Buffer,
+    labels: Buffer,
+    medoids: Buffer,
+) -> tuple[float, int]:
+    """Fills float64 `centres` [k, d], int64 `labels` [n] and `medoids` [k]; inertia and rounds."""
+
+def nearest(queries: Buffer, points: Buffer, k: int, ids: Buffer, distances: Buffer) -> None:
+    """Fills int64 `ids` and float64 `distances`, both [queries, k]."""

@@ -5,6 +5,7 @@ mod codec;
 mod error;
 mod host;
 mod random;
+mod select;
 mod trajectory;
 
 use pyo3::prelude::*;
@@ -18,6 +19,8 @@ mod _core {
     use crate::host::simd_level;
     #[pymodule_export]
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
+    #[pymodule_export]
+    use crate::select::{k_means, nearest};
     #[pymodule_export]
     use crate::trajectory::{RecordView, TrajectoryStore, TrajectoryWriter, repair_store};
 

@@ -225,10 +225,10 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         let mut is_drawn = vec![false; rows];
         let mut squared = vec![f64::INFINITY; rows];
         let mut pick = (draws[0] * rows as f64) as usize;
-        for draw in 0..k {
+        for (draw, &share) in draws.iter().enumerate() {
             check()?;
             if draw > 0 {
-                pick = choose(&squared, draws[draw]).unwrap_or_else(|| {
+                pick = choose(&squared, share).unwrap_or_else(|| {
                     // Every point lies on a centre: the lowest one that is not drawn yet.
                     is_drawn.iter().position(|&drawn| !drawn).unwrap_or(0)
                 });

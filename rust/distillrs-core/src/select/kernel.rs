@@ -238,9 +238,8 @@ fn reaching<const R: usize, const L: usize, const FUSE: bool>(
                 if !scores[row].iter().fold(false, |any, score| any | (score >= threshold)) {
                     continue;
                 }
-                for lane in 0..L {
-                    let target = panel * L + lane;
-                    if scores[row][lane] >= *threshold && target < targets.count {
+                for (target, &score) in (panel * L..targets.count).zip(&scores[row]) {
+                    if score >= *threshold {
                         *threshold = found(first + row, target);
                     }
                 }

@@ -28,8 +28,10 @@ impl<'a, T: Copy + Into<f64>> Points<'a, T> {
             let allowed = format!("{rows} x {columns} values, at most 2**32 - 1 rows");
             return Err(Error::argument(name, format_args!("{} values", values.len()), allowed));
         }
-        // NaN fails the comparison too.
-        if let Some(index) = values.iter().position(|&value| !(value.into().abs() <= LARGEST)) {
+        if let Some(index) = values.iter().position(|&value| {
+            let value: f64 = value.into();
+            value.is_nan() || value.abs() > LARGEST
+        }) {
             let value: f64 = values[index].into();
             let got = format!("{value} in row {}, column {}", index / columns, index % columns);
             return Err(Error::argument(name, got, "finite values, at most 1e150 in magnitude"));

@@ -1,0 +1,97 @@
+"""k-means and nearest neighbours against scikit-learn on MNIST-sized points.
+
+Usage::
+
+    python benchmarks/select_points.py [--rounds N] [--points N]
+
+Points are 64 principal components of MNIST where `DISTILLRS_DATA` has it, else normal mixtures of the same size. Both
+sides start from the same centres, run 20 rounds of Lloyd and use the same number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+import measure
+import numpy as np
+import torch
+
+from distillrs import _core, random, select
+
+COLUMNS, CLUSTERS, ROUNDS, QUERIES, NEIGHBOURS = 64, 100, 20, 2000, 10
+
+
+def points(count: int) -> tuple[str, np.ndarray]:
+    """Where the points come from, and the points: float32 `[count, 64]`."""
+    path = Path(os.environ.get("DISTILLRS_DATA", "")) / "mnist.npz"
+    if path.is_file():
+        images = torch.from_numpy(np.load(path)["x_train"][:count]).float().flatten(1) / 255
+        centred = images - images.mean(0)
+        _, directions = torch.linalg.eigh(centred.T @ centred)
+        return "mnist", (centred @ directions[:, -COLUMNS:]).contiguous().numpy()
+    centres = random.normal(200, COLUMNS, step=0, name="centres")
+    owners = random.integers(count, 200, step=0, name="owners")
+    return "mixture", (centres[owners] + random.normal(count, COLUMNS, step=0, name="points")).numpy()
+
+
+def main() -> None:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neighbors import NearestNeighbors
+    from threadpoolctl import threadpool_limits
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--points", type=int, default=60_000)
+    arguments = parser.parse_args()
+    source, data = points(arguments.points)
+    start = data[random.choice(len(data), CLUSTERS, step=0, name="start").numpy()]
+    peer = KMeans(CLUSTERS, init=start, n_init=1, max_iter=ROUNDS, tol=0.0, algorithm="lloyd")
+    search = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(data)
+    queries = data[:QUERIES] + np.float32(0.01)
+    results: dict[str, object] = {"points": source, "shape": list(data.shape)}
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    for threads in (1, 2):
+        _core.set_threads(threads)
+        with threadpool_limits(threads):
+            ours = select.k_means(data, CLUSTERS, start=start, iterations=ROUNDS)
+            theirs = peer.fit(data)
+            clustering = measure.medians(
+                measure.alternate(
+                    {
+                        "distillrs": lambda: select.k_means(data, CLUSTERS, start=start, iterations=ROUNDS),
+                        "scikit-learn": lambda: peer.fit(data),
+                    },
+                    rounds=arguments.rounds,
+                    warm_up=1,
+                )
+            )
+            neighbours = measure.medians(
+                measure.alternate(
+                    {
+                        "distillrs": lambda: select.nearest(queries, data, NEIGHBOURS),
+                        "scikit-learn": lambda: search.kneighbors(queries),
+                    },
+                    rounds=arguments.rounds,
+                    warm_up=1,
+                )
+            )
+        results[f"threads_{threads}"] = {
+            "k_means_seconds": clustering,
+            "k_means_ratio": clustering["scikit-learn"] / clustering["distillrs"],
+            "inertia_difference": abs(ours.inertia - theirs.inertia_) / theirs.inertia_,
+            "nearest_seconds": neighbours,
+            "nearest_ratio": neighbours["scikit-learn"] / neighbours["distillrs"],
+        }
+        for task, row in (("k-means", clustering), ("nearest", neighbours)):
+            cells = "  ".join(f"{name} {seconds * 1e3:8.1f} ms" for name, seconds in row.items())
+            print(f"{task:8} {threads} threads  {cells}  ratio {row['scikit-learn'] / row['distillrs']:.2f}")
+        print(f"inertia differs by {abs(ours.inertia - theirs.inertia_) / theirs.inertia_:.1e} of itself")
+    measure.write("select_points", results)
+
+
+if __name__ == "__main__":
+    main()

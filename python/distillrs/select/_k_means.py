@@ -1,0 +1,159 @@
+"""k-means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillrs import _core
+from distillrs.errors import argument_error
+from distillrs.select._points import Matrix, Points, as_matrix, as_tensor, check_memory, whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clusters:
+    """A clustering of ``n`` points into ``k`` clusters, on the points' device.
+
+    Attributes:
+        centres: ``[k, ...]``, in the dtype of the points (labels and inertia belong to them before that rounding).
+        labels: int64 ``[n]``: the nearest centre of each point, with groups among those of its own.
+        inertia: Sum of the squared distances of the points to their centres.
+        medoids: int64 ``[k]``: the point nearest to each centre, with groups among those of its own.
+        groups: int64 ``[k]``: the group of each centre, rising; ``None`` without groups.
+    """
+
+    centres: Tensor
+    labels: Tensor
+    inertia: float
+    medoids: Tensor
+    groups: Tensor | None = None
+
+
+def k_means(
+    points: Points,
+    k: int | Mapping[int, int],
+    *,
+    start: Points | None = None,
+    iterations: int = 100,
+    groups: Tensor | None = None,
+    seed: int = 0,
+    memory_budget: int | None = None,
+) -> Clusters:
+    """Clusters points by Lloyd's rounds from a k-means++ start.
+
+    Each round gives every point to its nearest centre and moves every centre to the mean of its points, until no point
+    changes its centre (Lloyd 1982). The start draws points with probability in proportion to the squared distance from
+    those already drawn (Arthur and Vassilvitskii 2007). A cluster that loses all its points starts again at the point
+    farthest from its own centre; with fewer distinct points than clusters some centres coincide with others and stay
+    without points.
+
+    Args:
+        points: ``[n, ...]``, floating point, finite; float16 and bfloat16 are taken as float32.
+        k: Number of clusters, from 1 to ``n``; with groups the number for each, or a mapping from group to number.
+        start: ``[k, ...]``: centres to start from, with groups those of the lowest group first.
+        iterations: Most rounds.
+        groups: int64 ``[n]``: points of different groups are clustered apart (classes, say).
+        seed: Seed of the start.
+        memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about one
+            float32 copy of the points.
+
+    Returns:
+        The clusters; with groups one after the other, the lowest group first.
+
+    Raises:
+        ArgumentError: For points that are not finite (the message has the row), a ``k`` out of range, a ``start`` of
+            another shape, groups of another length, or a budget that is too small.
+    """
+    tensor = as_tensor("points", points)
+    matrix = as_matrix(tensor)
+    iterations = whole("iterations", iterations, 0)
+    seed = whole("seed", seed, 0, 2**64 - 1)
+    members = _members(groups, len(matrix))
+    counts = _counts(k, members, len(matrix))
+    total = sum(counts.values())
+    check_memory(memory_budget, _bytes_needed(matrix, total, groups is not None))
+    starts = None if start is None else _starts(start, total, tensor)
+
+    centres = np.empty((total, matrix.shape[1]), np.float64)
+    labels, medoids = np.empty(len(matrix), np.int64), np.empty(total, np.int64)
+    inertia, first = 0.0, 0
+    for group, count in counts.items():
+        rows = members[group]
+        own = matrix if rows is None else matrix[rows]
+        part = slice(first, first + count)
+        own_labels = np.empty(len(own), np.int64)
+        own_start = None if starts is None else starts[part].data
+        # The group's number, not its place: other groups that come or go do not change this one's start.
+        unit = group % 2**64
+        inertia += _core.k_means(
+            own.data, count, own_start, iterations, seed, unit, centres[part].data, own_labels.data, medoids[part].data
+        )[0]
+        if rows is None:
+            labels = own_labels
+        else:
+            labels[rows] = own_labels + first
+            medoids[part] = rows[medoids[part]]
+        first += count
+    device = tensor.device
+    return Clusters(
+        centres=torch.from_numpy(centres).to(device=device, dtype=tensor.dtype).reshape(total, *tensor.shape[1:]),
+        labels=torch.from_numpy(labels).to(device),
+        inertia=inertia,
+        medoids=torch.from_numpy(medoids).to(device),
+        groups=None if groups is None else torch.tensor([group for group in counts for _ in range(counts[group])]),
+    )
+
+
+def _members(groups: Tensor | None, n: int) -> dict[int, np.ndarray[tuple[int], np.dtype[np.int64]] | None]:
+    """The rows of each group, the lowest group first; all rows under one name without groups."""
+    if groups is None:
+        return {0: None}
+    if not isinstance(groups, Tensor) or groups.dtype != torch.int64 or groups.shape != (n,):
+        got = f"{groups.dtype} of shape {tuple(groups.shape)}" if isinstance(groups, Tensor) else type(groups).__name__
+        raise argument_error("groups", got, f"None or an int64 tensor of shape ({n},)")
+    values = groups.detach().cpu().numpy()
+    return {int(group): np.flatnonzero(values == group) for group in np.unique(values)}
+
+
+def _counts(
+    k: int | Mapping[int, int],
+    members: Mapping[int, np.ndarray[tuple[int], np.dtype[np.int64]] | None],
+    n: int,
+) -> dict[int, int]:
+    if isinstance(k, Mapping):
+        if members == {0: None}:
+            raise argument_error("k", "a mapping", "an integer, or a mapping together with groups")
+        if set(k) != set(members):
+            raise argument_error(
+                "k", f"a mapping with the groups {sorted(k)}", f"one with the groups {sorted(members)}"
+            )
+        return {group: _count(k[group], rows, group) for group, rows in members.items()}
+    if members == {0: None}:
+        return {0: whole("k", k, 1, n)}
+    return {group: _count(k, rows, group) for group, rows in members.items()}
+
+
+def _count(k: int, rows: np.ndarray[tuple[int], np.dtype[np.int64]] | None, group: int) -> int:
+    most = 0 if rows is None else len(rows)
+    try:
+        return whole("k", k, 1, most)
+    except ValueError:
+        raise argument_error("k", f"{k!r} for group {group}", f"from 1 to its number of points, {most}") from None
+
+
+def _starts(start: Points, total: int, points: Tensor) -> Matrix:
+    tensor = as_tensor("start", start)
+    if tensor.shape != (total, *points.shape[1:]):
+        raise argument_error("start", f"the shape {tuple(tensor.shape)}", f"the shape {(total, *points.shape[1:])}")
+    return as_matrix(tensor.to(torch.float64))
+
+
+def _bytes_needed(matrix: Matrix, k: int, grouped: bool) -> int:
+    n, d = matrix.shape
+    # A float32 copy, and one more for the search of medoids, a part at a time; sums and bookkeeping of a round.
+    copies = 4 * n * d + 4 * min(n, 2**14) * d + (matrix.nbytes if grouped else 0)
+    return copies + 64 * n + 32 * k * d + 2**16

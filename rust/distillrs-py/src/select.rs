@@ -1,0 +1,122 @@
+use distillrs_core::select::{self, Points, Settings};
+use distillrs_core::{Error, Result};
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::prelude::*;
+
+use crate::error::{CoreError, CoreResult};
+use crate::random::writable;
+
+/// A two-dimensional array of float32 or float64.
+pub enum Matrix {
+    Single(PyBuffer<f32>),
+    Double(PyBuffer<f64>),
+}
+
+impl<'py> FromPyObject<'_, 'py> for Matrix {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(buffer) = PyBuffer::<f32>::get(&object) {
+            return Ok(Self::Single(buffer));
+        }
+        Ok(Self::Double(PyBuffer::<f64>::get(&object)?))
+    }
+}
+
+fn points<'a, T>(name: &str, buffer: &'a PyBuffer<T>) -> Result<Points<'a, T>>
+where
+    T: Element + Into<f64>,
+{
+    let [rows, columns] = *buffer.shape() else {
+        return Err(Error::argument(name, format_args!("{} dimensions", buffer.dimensions()), "a matrix"));
+    };
+    if !buffer.is_c_contiguous() {
+        return Err(Error::argument(name, "a strided buffer", "a contiguous one"));
+    }
+    let values = if buffer.item_count() == 0 {
+        &[][..]
+    } else {
+        // SAFETY: contiguous, `item_count` elements of type `T` (checked by `PyBuffer`), kept alive by `buffer`. Writing
+        // to the array meanwhile from another thread is the caller's error; values are only ever compared and summed.
+        unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<T>(), buffer.item_count()) }
+    };
+    Points::new(name, values, rows, columns)
+}
+
+/// Whether Ctrl-C was pressed.
+fn check() -> Result<()> {
+    Python::attach(|py| py.check_signals()).map_err(|_| Error::Interrupted)
+}
+
+/// Clusters `points`; fills `centres`, `labels` and `medoids`; inertia and rounds.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
+pub fn k_means(
+    py: Python<'_>,
+    points: Matrix,
+    k: usize,
+    start: Option<PyBuffer<f64>>,
+    iterations: usize,
+    seed: u64,
+    run: u64,
+    centres: PyBuffer<f64>,
+    labels: PyBuffer<i64>,
+    medoids: PyBuffer<i64>,
+) -> CoreResult<(f64, usize)> {
+    let start = start.map(|start| start.to_vec(py)).transpose();
+    let start = start.map_err(|_| Error::argument("start", "a buffer that cannot be read", "a contiguous one"))?;
+    let settings = Settings { k, start: start.as_deref(), iterations, seed, run };
+    let found = match &points {
+        Matrix::Single(buffer) => py.detach(|| cluster("points", buffer, &settings))?,
+        Matrix::Double(buffer) => py.detach(|| cluster("points", buffer, &settings))?,
+    };
+    fill("centres", &centres, &found.centres)?;
+    fill("labels", &labels, &found.labels)?;
+    fill("medoids", &medoids, &found.medoids)?;
+    Ok((found.inertia, found.rounds))
+}
+
+fn cluster<T>(name: &str, buffer: &PyBuffer<T>, settings: &Settings<'_>) -> Result<select::Clusters>
+where
+    T: Element + Into<f64> + Send + Sync,
+{
+    select::k_means(&points(name, buffer)?, settings, &check)
+}
+
+/// The `k` nearest `points` of every query; fills `ids` and `distances`.
+#[pyfunction]
+pub fn nearest(
+    py: Python<'_>,
+    queries: Matrix,
+    points: Matrix,
+    k: usize,
+    ids: PyBuffer<i64>,
+    distances: PyBuffer<f64>,
+) -> CoreResult<()> {
+    let found = py.detach(|| match (&queries, &points) {
+        (Matrix::Single(queries), Matrix::Single(points)) => search(queries, points, k),
+        (Matrix::Single(queries), Matrix::Double(points)) => search(queries, points, k),
+        (Matrix::Double(queries), Matrix::Single(points)) => search(queries, points, k),
+        (Matrix::Double(queries), Matrix::Double(points)) => search(queries, points, k),
+    });
+    let found = found.map_err(CoreError)?;
+    fill("ids", &ids, &found.ids)?;
+    fill("distances", &distances, &found.distances)
+}
+
+fn search<Q, P>(queries: &PyBuffer<Q>, buffer: &PyBuffer<P>, k: usize) -> Result<select::Neighbours>
+where
+    Q: Element + Into<f64> + Send + Sync,
+    P: Element + Into<f64> + Send + Sync,
+{
+    select::nearest(&points("queries", queries)?, &points("points", buffer)?, k, &check)
+}
+
+fn fill<T: Element>(name: &str, out: &PyBuffer<T>, values: &[T]) -> CoreResult<()> {
+    let out = writable(out)?;
+    if out.len() != values.len() {
+        return Err(Error::argument(name, format_args!("{} values", out.len()), values.len().to_string()).into());
+    }
+    out.copy_from_slice(values);
+    Ok(())
+}
