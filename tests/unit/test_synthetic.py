@@ -112,6 +112,38 @@ def test_the_average_starts_at_the_first_images_and_follows_them():
         synthetic().examples(averaged=True)
 
 
+def test_the_average_starts_inside_the_box():
+    made = Synthetic(torch.full((1, 3), 3.0), HardLabels(torch.tensor([0]), 2), box=(0.0, 1.0), average=0.9)
+    assert torch.equal(made.examples(averaged=True), torch.ones(1, 3))
+
+
+def test_what_is_saved_is_inside_its_bounds_whoever_stepped_last():
+    made = synthetic(box=(0.0, 1.0))
+    with torch.no_grad():
+        made.images.add_(9)
+        made.inner_lr.fill_(-1)
+    saved = made.condensed()
+    assert bool((saved.images == 1).all())
+    assert saved.inner_lr == pytest.approx(1e-6)
+
+
+def test_an_average_that_no_loop_updates_is_refused_instead_of_saved():
+    made = synthetic(average=0.9)
+    made.condensed()
+    state = made.state_dict()
+    with torch.no_grad():
+        made.images.add_(1)
+    for read in (made.condensed, lambda: made.examples(averaged=True)):
+        with pytest.raises(dr.errors.DistillrsError, match=r"after_step\(\)"):
+            read()
+    made.after_step()
+    made.condensed()
+    # A state that was loaded brings an average of its own.
+    other = synthetic(average=0.9)
+    other.load_state_dict({**state, "images": state["images"] + 1})
+    other.condensed()
+
+
 def test_the_state_restores_everything_that_changes():
     made = synthetic(average=0.5, inner_lr=0.2)
     made.images.data.mul_(2)

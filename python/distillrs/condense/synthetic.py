@@ -13,7 +13,7 @@ from distillrs import random
 from distillrs.condense.factors import Factors
 from distillrs.condense.file import CondensedSet
 from distillrs.condense.labels import HardLabels, Labels, SoftLabels
-from distillrs.errors import DataError, argument_error
+from distillrs.errors import DataError, DistillrsError, argument_error
 from distillrs.step import Step
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class Synthetic(nn.Module):
         else:
             self.register_buffer("inner_lr", rate)
         self._set_box(box)
+        self.project()
+        self._followed = False
         for name, parameter in self._averaged():
             self.register_buffer(f"mean_{name}", parameter.detach().clone())
         with torch.no_grad():
@@ -96,7 +98,6 @@ class Synthetic(nn.Module):
         if len(examples) != len(labels):
             raise argument_error("labels", f"{len(labels)} rows", f"as many as there are examples, {len(examples)}")
         self.example_shape = tuple(examples.shape[1:])
-        self.project()
 
     @classmethod
     def from_real(
@@ -160,11 +161,13 @@ class Synthetic(nn.Module):
 
         Raises:
             ArgumentError: No average is kept.
+            DistillrsError: The images were trained, but :meth:`after_step` was never called.
         """
         if not averaged:
             return self.images if self.factors is None else self.factors(self.images)
         if self.decay is None:
             raise argument_error("averaged", averaged, "False for a synthetic set that keeps no average")
+        self._require_average()
         with torch.no_grad():
             if self.factors is None:
                 return self.get_buffer("mean_images").clone()
@@ -198,6 +201,7 @@ class Synthetic(nn.Module):
     def after_step(self) -> None:
         """To be called once after each step of the optimiser: projects, then updates the moving average."""
         self.project()
+        self._followed = True
         if self.decay is not None:
             for name, parameter in self._averaged():
                 self._mean(name).lerp_(parameter, 1 - self.decay)
@@ -218,7 +222,11 @@ class Synthetic(nn.Module):
 
         Raises:
             ArgumentError: ``classes`` are not as many as the classes.
+            DistillrsError: The images were trained, but :meth:`after_step` was never called to average them.
         """
+        # The optimiser may have been the last to touch the parameters.
+        self.project()
+        self._require_average()
         images = self._mean("images") if self.decay is not None else self.images
         factors = None
         if self.factors is not None:
@@ -265,6 +273,21 @@ class Synthetic(nn.Module):
             parts += [(f"factors.{name}", parameter) for name, parameter in self.factors.named_parameters()]
         # Dots separate modules in a state_dict, so a buffer's name may not hold one.
         return [(name.replace(".", "_"), parameter) for name, parameter in parts]
+
+    def _require_average(self) -> None:
+        # Without this, a loop that leaves after_step() out would save the first images as if they were trained.
+        if self._followed:
+            return
+        if any(not torch.equal(parameter, self._mean(name)) for name, parameter in self._averaged()):
+            raise DistillrsError(
+                "average: the images were trained, but after_step() was never called, so their average still is the "
+                "first images; call synthetic.after_step() after each step of the optimiser, as distillrs.fit does"
+            )
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        # A state brings an average of its own.
+        self._followed = True
 
     def _mean(self, name: str) -> Tensor:
         return self.get_buffer(f"mean_{name.replace('.', '_')}")
