@@ -254,3 +254,38 @@ def test_parts_that_do_not_fit_are_refused():
         CondensedSet(images, logits=torch.zeros(2, 3), class_count=2, inner_lr=0.1)
     with pytest.raises(dr.errors.ArgumentError, match=r"^inner_lr: got"):
         CondensedSet(images, labels, inner_lr=0.0)
+
+
+@pytest.mark.parametrize(
+    ("page", "tensors"),
+    [
+        ({}, {"inner_lr": torch.tensor(1 + 1j)}),
+        ({"classes": 10**30}, {}),
+        ({"transform": {"kind": "zca", "regularisation": 10**400}},
+         {"transform.mean": torch.zeros(4), "transform.directions": torch.eye(4),
+          "transform.variances": torch.ones(4)}),
+        ({"training": {"epochs": 1, "batch_size": 1, "learning_rate": 10**400}}, {}),
+        ({"transform": {"kind": "standardise"}},
+         {"transform.mean": torch.zeros(1).to(torch.float8_e4m3fn),
+          "transform.std": torch.ones(1).to(torch.float8_e4m3fn)}),
+        ({"factors": {"kind": "additive"}}, {"factors.offsets": torch.ones(1, 4).to(torch.float8_e4m3fn)}),
+    ],
+    ids=["complex rate", "countless classes", "infinite integer", "infinite rate", "fp8 transform", "fp8 factors"],
+)  # fmt: skip
+def test_odd_numbers_of_a_stranger_give_our_error(tmp_path, page, tensors):
+    whole = {"format": "distillrs.condensed", "version": 1, "classes": 2, "transform": {"kind": "identity"}}
+    parts = {"images": torch.ones(2, 4), "labels": torch.tensor([0, 1]), "inner_lr": torch.tensor(0.1), **tensors}
+    file = tmp_path / "odd.safetensors"
+    file.write_bytes(safetensors.torch.save(parts, {"distillrs": json.dumps({**whole, **page})}))
+    with pytest.raises(dr.errors.DataError, match="not a condensed set"):
+        condense.load(file)
+
+
+def test_logits_of_eight_bits_are_refused(tmp_path):
+    whole = {"format": "distillrs.condensed", "version": 1, "classes": 2, "transform": {"kind": "identity"}}
+    parts = {"images": torch.ones(2, 4), "logits": torch.zeros(2, 2).to(torch.float8_e4m3fn),
+             "inner_lr": torch.tensor(0.1)}  # fmt: skip
+    file = tmp_path / "odd.safetensors"
+    file.write_bytes(safetensors.torch.save(parts, {"distillrs": json.dumps(whole)}))
+    with pytest.raises(dr.errors.DataError, match=r"logits: got"):
+        condense.load(file)

@@ -34,6 +34,9 @@ FILE_NAME = "condensed.safetensors"
 FORMAT = "distillrs.condensed"
 VERSION = 1
 _METADATA_LIMIT = 1 << 20
+# Torch's operations lack some of the types that a file can hold, and say so by a RuntimeError.
+_UNSOUND = (DistillrsError, safetensors.SafetensorError, KeyError, TypeError, ValueError, OverflowError, RuntimeError)
+_MOST_CLASSES = 1 << 24
 _IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -192,7 +195,7 @@ def load(
     try:
         page, tensors = _read(path)
         return _assemble(page, tensors, factors, max_bytes)
-    except (DistillrsError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as failure:
+    except _UNSOUND as failure:
         raise DataError(f"{path}: not a condensed set that this version reads ({failure})") from failure
 
 
@@ -231,8 +234,8 @@ def _assemble(
     if plain["inner_lr"].numel() != 1:
         raise argument_error("inner_lr", tuple(plain["inner_lr"].shape), "one number")
     count, names, training = page["classes"], page.get("class_names"), page.get("training")
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise argument_error("classes", count, "a positive integer")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_CLASSES:
+        raise argument_error("classes", count, f"an integer from 1 to {_MOST_CLASSES}")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise argument_error("class_names", type(names).__name__, "a list of texts, or none")
     for name in ("transform", "factors", "training"):

@@ -66,8 +66,10 @@ class SoftLabels(Labels):
 
     def __init__(self, logits: Tensor, learn: bool = True) -> None:
         super().__init__()
-        if not logits.is_floating_point() or logits.ndim != 2 or logits.numel() == 0:
-            raise argument_error("logits", f"{logits.dtype} {tuple(logits.shape)}", "floating [N, C], N and C >= 1")
+        # Torch computes no softmax of numbers of 8 bits.
+        if not logits.is_floating_point() or logits.itemsize < 2 or logits.ndim != 2 or logits.numel() == 0:
+            got = f"{logits.dtype} {tuple(logits.shape)}"
+            raise argument_error("logits", got, "floating [N, C] of 16 bits or more, N and C >= 1")
         if not bool(torch.isfinite(logits).all()):
             raise argument_error("logits", "a value that is not finite", "finite values")
         self.classes = logits.shape[1]
