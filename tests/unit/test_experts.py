@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,35 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_not_used(uninterrupted:
             assert torch.equal(ours, theirs)
 
 
+def other_start(seed: int) -> nn.Module:
+    return network(seed + 1)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "start"),
+    [(X + 1, Y, network), (X, (Y + 1) % 3, network), (X, Y, other_start)],
+    ids=["examples", "labels", "initial weights"],
+)
+def test_a_checkpoint_from_other_data_or_another_start_is_not_used(
+    uninterrupted: MemoryStore, tmp_path: Path, x: Tensor, y: Tensor, start: Callable[[int], nn.Module]
+) -> None:
+    store, experts = MemoryStore(), ExpertTraining(SETTINGS)
+    with pytest.raises(Interruption):
+        experts.record(
+            store,
+            start,
+            x,
+            y,
+            keys=["expert-1"],
+            seed=7,
+            checkpoints=tmp_path,
+            on_progress=interrupt_after(2),  # type: ignore[arg-type]  # raises instead of returning
+        )
+    experts.record(store, network, X, Y, keys=["expert-1"], seed=7, checkpoints=tmp_path)
+    for ours, theirs in zip(store.records["expert-1"], uninterrupted.records["expert-1"], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_progress_names_the_expert_and_its_epochs() -> None:
     seen: list[ExpertProgress] = []
     ExpertTraining(SETTINGS).record(
@@ -334,3 +364,14 @@ def test_the_description_tells_settings_and_nested_rules_apart() -> None:
 def test_arguments_outside_their_range_are_refused_by_name(changes: dict[str, object], name: str) -> None:
     with pytest.raises(ArgumentError, match=f"{name}: got"):
         ExpertTraining(SETTINGS).record(MemoryStore(), network, X, Y, **changes)  # type: ignore[arg-type]  # on purpose
+
+
+def test_a_rule_that_no_description_tells_from_another_has_no_fingerprint() -> None:
+    rules = [
+        functools.partial(SharpnessAware(0.1)),
+        lambda *arguments: plain(*arguments),
+        SharpnessAware(0.1, rule=functools.partial(plain)),
+    ]
+    for rule in rules:
+        with pytest.raises(ArgumentError, match=r"^rule: got.*dataclass"):
+            ExpertTraining(SETTINGS, rule).describe()

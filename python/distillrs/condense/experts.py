@@ -144,9 +144,9 @@ class ExpertTraining:
 
         An expert depends on ``seed`` and its key alone, so any number of processes, each with its shard, make the same
         store as one. Complete experts are skipped, as are those that another process is writing at the moment. One
-        that was interrupted goes on behind its last checkpoint if ``checkpoints`` has one, and from its initial
-        weights otherwise; either way the trajectory is, on the same machine and thread count, bit for bit that of an
-        uninterrupted run.
+        that was interrupted goes on behind its last checkpoint if ``checkpoints`` has one of the same data and initial
+        weights, and from its initial weights otherwise; either way the trajectory is, on the same machine and thread
+        count, bit for bit that of an uninterrupted run.
 
         Args:
             store: Open for writing, with a column of the network's layout.
@@ -172,13 +172,14 @@ class ExpertTraining:
         index, count = _checked_shard(shard)
         mine = names[index::count]
         done = set(store.keys())
+        data = "" if checkpoints is None else _digest([x, y])
         outcomes: dict[str, Outcome] = {}
         for number, key in enumerate(mine):
             if key in done:
                 outcomes[key] = "complete"
                 continue
             expert_seed = random.generator_seed(Step(0, seed=seed), f"expert/{key}")
-            run = _Run(self, key, expert_seed, network, None if checkpoints is None else Path(checkpoints))
+            run = _Run(self, key, expert_seed, network, None if checkpoints is None else Path(checkpoints), data)
 
             def report(epoch: int, loss: float, key: str = key, number: int = number) -> None:
                 if on_progress is not None:
@@ -201,26 +202,38 @@ def describe_rule(rule: object) -> dict[str, Any] | str:
 
     Args:
         rule: A step rule, or a setting of one.
+
+    Raises:
+        ArgumentError: Neither a dataclass nor a named function of a module: nothing would tell it from another one.
     """
     if dataclasses.is_dataclass(rule) and not isinstance(rule, type):
         settings = {entry.name: getattr(rule, entry.name) for entry in dataclasses.fields(rule)}
         return {"name": type(rule).__qualname__} | {
             name: describe_rule(value) if callable(value) else value for name, value in settings.items()
         }
-    kind = rule if hasattr(rule, "__qualname__") else type(rule)
-    return f"{kind.__module__}:{kind.__qualname__}"
+    name = getattr(rule, "__qualname__", "<")
+    if "<" in name:
+        raise argument_error("rule", rule, "a function defined in a module, or an instance of a dataclass")
+    return f"{getattr(rule, '__module__', '')}:{name}"
 
 
 class _Run:
     """One expert: its network, its optimiser and how far they have come."""
 
     def __init__(
-        self, experts: ExpertTraining, key: str, seed: int, factory: Callable[[int], nn.Module], folder: Path | None
+        self,
+        experts: ExpertTraining,
+        key: str,
+        seed: int,
+        factory: Callable[[int], nn.Module],
+        folder: Path | None,
+        data: str,
     ) -> None:
         self._experts = experts
         self._key = key
         self._seed = seed
         self._factory = factory
+        self._data = data
         self._path = None if folder is None else folder / f"{quote(key, safe='')}.safetensors"
         self._begin()
 
@@ -229,6 +242,7 @@ class _Run:
         self._epoch = 0
         self._network = self._factory(self._seed)
         self._layout = ParameterLayout.of(self._network)
+        self._start = "" if self._path is None else _digest([*self._network.parameters(), *self._network.buffers()])
         if self._layout.has_running_statistics:
             raise argument_error(
                 "network",
@@ -287,6 +301,8 @@ class _Run:
         return {
             "experts": self._experts.fingerprint,
             "layout": self._layout.fingerprint,
+            "data": self._data,
+            "start": self._start,
             "key": self._key,
             "seed": str(self._seed),
         }
@@ -367,6 +383,14 @@ class _Averaged:
         values = torch.stack(self._values).double().cpu()
         sizes = torch.tensor(self._sizes, dtype=torch.float64)
         return float((values * sizes).sum() / sizes.sum())
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _expert_keys(keys: int | Sequence[str]) -> list[str]:
