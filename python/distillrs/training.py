@@ -62,7 +62,7 @@ class TrainingSettings:
                 raise argument_error(name, value, "a positive integer")
         for name in ("learning_rate", "momentum", "weight_decay", "drop_factor"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
                 raise argument_error(name, value, "a finite number")
             # Files write 1 where 1.0 is meant; equal settings must also look equal.
             object.__setattr__(self, name, float(value))
@@ -76,7 +76,10 @@ class TrainingSettings:
             raise argument_error("drop_factor", self.drop_factor, "a number above 0, at most 1")
         if self.schedule not in get_args(Schedule):
             raise unknown_name_error("schedule", str(self.schedule), list(get_args(Schedule)))
-        drops = tuple(float(share) for share in self.drop_at)
+        try:
+            drops = tuple(float(share) for share in self.drop_at)
+        except (TypeError, ValueError, OverflowError):
+            drops = (math.nan,)
         if any(not 0 < share < 1 for share in drops) or list(drops) != sorted(set(drops)):
             raise argument_error("drop_at", self.drop_at, "rising shares of the epochs, each above 0 and below 1")
         object.__setattr__(self, "drop_at", drops)
@@ -117,6 +120,14 @@ class TrainingSettings:
             if name not in values:
                 raise argument_error(name, None, "a value: it has no default")
         return cls(**values)
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # An integer beyond every float, as a file may hold one.
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +247,28 @@ def module_randomness(step: Step, name: str, device: torch.device | None = None)
         yield
 
 
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Puts a network into evaluation mode for a block.
+
+    Args:
+        network: Each of its modules returns to the mode that it had, also those that differ from the network's own.
+    """
+    with _kept_modes(network):
+        network.eval()
+        yield
+
+
+@contextlib.contextmanager
+def _kept_modes(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def train(
     network: nn.Module,
     images: Tensor,
@@ -257,7 +290,8 @@ def train(
     continued at ``first_epoch`` with its weights and its optimiser's state equals one that was never interrupted.
 
     Args:
-        network: Gives logits [n, C]. Its mode is restored afterwards.
+        network: Gives logits [n, C]. It is in training mode while an epoch runs; its modules' modes are restored
+            afterwards.
         images: Examples in the network's input space, floating, [N, ...].
         labels: int64 [N], or probabilities [N, C].
         settings: How to train.
@@ -292,10 +326,9 @@ def train(
         )
     count = len(images)
     batches = math.ceil(count / settings.batch_size)
-    was_training = network.training
     started = time.perf_counter()
     epoch_losses: list[float] = []
-    try:
+    with _kept_modes(network):
         for epoch in range(first_epoch, settings.epochs):
             if before_epoch is not None:
                 before_epoch(epoch, network)
@@ -319,8 +352,6 @@ def train(
             epoch_losses.append(_checked_mean(values, sizes, parameters, epoch))
             if after_epoch is not None:
                 after_epoch(epoch, network)
-    finally:
-        network.train(was_training)
     steps = batches * (settings.epochs - first_epoch)
     return TrainingResult(tuple(epoch_losses), steps, time.perf_counter() - started)
 
@@ -368,16 +399,12 @@ def _check_arrays(images: Tensor, labels: Tensor) -> None:
 
 
 def _check_network(network: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> None:
-    was_training = network.training
-    network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(network):
             logits = network(images[:1].to(device))
     except (RuntimeError, TypeError, ValueError) as failure:
         example = f"{images.dtype} {tuple(images.shape[1:])}"
         raise argument_error("network", f"an error on one example {example} ({failure})", "logits [1, C]") from failure
-    finally:
-        network.train(was_training)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise argument_error("network", f"an output {got} for one example", "logits [1, C]")

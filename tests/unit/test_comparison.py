@@ -174,6 +174,15 @@ def test_soft_sets_stand_against_real_examples_with_soft_labels_of_the_same_teac
     assert "distilled_hard" in found.accuracy
 
 
+def test_a_teacher_is_asked_in_batches(digits, transform):
+    images = transform.forward(digits.x_train)
+    data = soft(RealSet(images, digits.y_train, transform, TrainingSettings(1, 256, 0.1)))
+    teacher = Watched()
+    compare(data, digits, factory, seeds=(0,), teacher=teacher, learning_rates=())
+    assert sum(map(len, teacher.asked)) == len(images)
+    assert max(map(len, teacher.asked)) <= 512
+
+
 def test_without_a_teacher_the_full_data_networks_label_the_real_examples(digits, transform):
     data = soft(mean_images(digits, transform))
     with pytest.raises(ArgumentError, match=r"^teacher: got None.*full_data_settings"):

@@ -41,6 +41,13 @@ def test_measuring_runs_in_evaluation_mode_and_restores_it():
     assert network.training
 
 
+def test_measuring_leaves_parts_in_evaluation_mode_as_they_are():
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    network[1].eval()
+    evaluate.predictions(network, torch.rand(5, 3))
+    assert [part.training for part in (network, *network)] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("x", "y"),
     [

@@ -150,6 +150,13 @@ def test_training_leaves_torchs_generator_and_the_networks_mode_alone():
     assert not network.training
 
 
+def test_parts_that_were_in_evaluation_mode_stay_there():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    network[1].eval()
+    train(network, torch.randn(6, 3), torch.arange(6) % 2, TrainingSettings(1, 3, 0.1))
+    assert [part.training for part in network] == [True, False, True]
+
+
 def test_callbacks_come_before_and_after_each_epoch():
     x, y = blobs()
     calls = []
@@ -234,6 +241,16 @@ def test_a_large_rate_diverges_with_our_error():
 def test_settings_that_are_not_allowed_name_themselves(change, message):
     with pytest.raises(ArgumentError, match=message):
         TrainingSettings(**({"epochs": 1, "batch_size": 1, "learning_rate": 1.0} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"drop_at": 5}, "drop_at"), ({"drop_at": "abc"}, "drop_at"), ({"drop_at": None}, "drop_at"),
+     ({"learning_rate": 10**400}, "learning_rate")],
+)  # fmt: skip
+def test_settings_of_the_wrong_kind_name_themselves(change, name):
+    with pytest.raises(ArgumentError, match=f"^{name}: got"):
+        TrainingSettings(**{"epochs": 1, "batch_size": 1, "learning_rate": 0.1, **change})
 
 
 def test_settings_survive_json_and_refuse_unknown_keys():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -19,7 +20,7 @@ from distillrs.evaluate.measure import accuracy, class_accuracies, predictions
 from distillrs.evaluate.small_sets import RealSet, SmallSet, counts_of, random_real, train
 from distillrs.evaluate.statistics import Paired, Summary
 from distillrs.evaluate.validation import Validation, choose_best
-from distillrs.training import TrainingSettings
+from distillrs.training import TrainingSettings, evaluating
 from distillrs.transforms import Identity, Transform
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ RANDOM_REAL = "random_real"
 FULL_DATA = "full_data"
 DISTILLED_HARD = "distilled_hard"
 EQUAL_BYTES = "random_real_equal_bytes"
+_BATCH = 512
 _TUNING_FACTORS = (0.3, 1.0, 3.0)
 
 
@@ -303,15 +305,9 @@ class _Run:
     def _labelled(self, real: RealSet, teacher: nn.Module | Teacher | None) -> RealSet:
         if teacher is None:
             return real
-        was_training = isinstance(teacher, nn.Module) and teacher.training
-        if isinstance(teacher, nn.Module):
-            teacher.eval()
-        try:
-            with torch.no_grad():
-                logits = teacher(real.images.to(self.device)).cpu()
-        finally:
-            if isinstance(teacher, nn.Module):
-                teacher.train(was_training)
+        with torch.no_grad(), evaluating(teacher) if isinstance(teacher, nn.Module) else nullcontext():
+            # In batches, because a large set's activations need not fit into memory.
+            logits = torch.cat([teacher(piece.to(self.device)).cpu() for piece in torch.split(real.images, _BATCH)])
         if logits.shape != (len(real.images), self.classes):
             raise argument_error("teacher", tuple(logits.shape), f"logits {(len(real.images), self.classes)}")
         return RealSet(real.images, logits.float().softmax(1), real.transform)
@@ -319,7 +315,8 @@ class _Run:
     def _small_set(self, name: str, data: Callable[[int], SmallSet], rates: list[float]) -> None:
         first = self.seeds[0]
         with self.timer.phase("tuning" if len(rates) > 1 else name):
-            networks = [self._trained(name, data(first), rate, first, tried=len(rates)) for rate in rates]
+            small = data(first)
+            networks = [self._trained(name, small, rate, first, tried=len(rates)) for rate in rates]
             choice = choose_best(networks, self.validation, _score) if len(rates) > 1 else None
         best = 0 if choice is None else choice.index
         if choice is not None:
@@ -335,8 +332,8 @@ class _Run:
                 assert network is not None
                 found.append(predictions(network, self.x_test))
             self._keep(name, found)
-        self.examples[name] = len(data(first).images)
-        self.bytes[name] = data(first).stored_bytes()
+        self.examples[name] = len(small.images)
+        self.bytes[name] = small.stored_bytes()
 
     def _trained(self, name: str, data: SmallSet, rate: float, seed: int, *, tried: int = 1) -> nn.Module | None:
         network = self.factory(seed).to(self.device)
@@ -406,10 +403,8 @@ class _Committee:
     def __call__(self, x: Tensor) -> Tensor:
         votes = []
         for network in self.networks:
-            was_training = network.training
-            network.eval()
-            votes.append(network(x).softmax(1))
-            network.train(was_training)
+            with evaluating(network):
+                votes.append(network(x).softmax(1))
         # The floor keeps the logarithm finite; it is far below what a float32 softmax distinguishes.
         return torch.stack(votes).mean(0).clamp_min(1e-30).log()
 

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from distillrs.errors import argument_error
 from distillrs.evaluate.data.rows import check_labels
+from distillrs.training import evaluating
 
 
 def predictions(network: nn.Module, x: Tensor, *, batch: int = 512) -> Tensor:
     """The likeliest class of each example.
 
     Args:
-        network: Gives logits [n, C]; it is run in evaluation mode, and its mode is restored.
+        network: Gives logits [n, C]; it is run in evaluation mode, and its modules' modes are restored.
         x: Examples in the network's input space, [N, ...].
         batch: Examples in one call.
 
@@ -24,13 +25,8 @@ def predictions(network: nn.Module, x: Tensor, *, batch: int = 512) -> Tensor:
         raise argument_error("batch", batch, "a positive integer")
     parameter = next(network.parameters(), None)
     device = x.device if parameter is None else parameter.device
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.inference_mode():
-            found = [network(piece.to(device)).argmax(1) for piece in torch.split(x, batch)]
-    finally:
-        network.train(was_training)
+    with torch.inference_mode(), evaluating(network):
+        found = [network(piece.to(device)).argmax(1) for piece in torch.split(x, batch)]
     return torch.cat(found).cpu()
 
 
