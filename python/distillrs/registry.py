@@ -70,15 +70,23 @@ def recipe(
     """
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
+        if not function.__module__.startswith("distillrs."):
+            # The library's own names are taken, whoever is imported first.
+            importlib.import_module("distillrs.recipes")
         known = _cards.get(id)
-        if known is not None and known.function.__qualname__ != function.__qualname__:
-            raise argument_error("id", id, f"a name that {known.function.__qualname__} does not already have")
+        if known is not None and _place(known.function) != _place(function):
+            raise argument_error("id", id, f"a name that {_place(known.function)} does not already have")
         card = RecipeCard(id, source, equation, tuple(deviations), function, experts, initial, optimisers or {})
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so
         return function
 
     return register
+
+
+def _place(function: Callable[..., Any]) -> str:
+    # By name and not by identity: a notebook's cell or a reloaded module defines the same recipe again.
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def find_recipe(name: str) -> RecipeCard:
@@ -94,7 +102,7 @@ def find_recipe(name: str) -> RecipeCard:
         module_name, _, attribute = name.partition(":")
         try:
             function = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as failure:
+        except (ImportError, AttributeError, TypeError, ValueError) as failure:
             raise argument_error("method", name, f"an importable package.module:function ({failure})") from failure
         card = getattr(function, "card", None)
         if not isinstance(card, RecipeCard):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -42,6 +43,17 @@ class Step:
     items: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("index", "seed", "total", "first_unit", "items"):
+            value = getattr(self, name)
+            if type(value) is int or (value is None and name in ("total", "items")):
+                continue
+            try:
+                whole = operator.index(value)
+            except TypeError:
+                raise argument_error(name, value, "a whole number") from None
+            if isinstance(value, bool):
+                raise argument_error(name, value, "a whole number")
+            object.__setattr__(self, name, whole)
         if self.index < 0:
             raise argument_error("index", self.index, "a step number from 0")
         if not 0 <= self.seed < 2**64:

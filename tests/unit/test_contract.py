@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,3 +41,34 @@ def test_frozen_networks_follow_devices_but_are_neither_trained_nor_saved():
 def test_an_unknown_recipe_is_refused_by_name():
     with pytest.raises(dr.errors.ArgumentError, match="no_such_module"):
         find_recipe("no_such_module:recipe")
+
+
+@pytest.mark.parametrize("name", [":recipe", ".nowhere:recipe", "distillrs:nothing"])
+def test_a_recipe_that_cannot_be_imported_is_refused_by_name(name):
+    with pytest.raises(dr.errors.ArgumentError, match=r"^method: got"):
+        find_recipe(name)
+
+
+def test_a_recipe_of_another_module_does_not_take_the_place_of_one_of_the_same_name():
+    def tesla():
+        pass
+
+    tesla.__qualname__ = "tesla"
+    with pytest.raises(dr.errors.ArgumentError, match=r"^id: got 'tesla'"):
+        dr.recipe(id="tesla", source="somebody else", equation="0")(tesla)
+    assert find_recipe("tesla").function is dr.recipes.tesla
+
+
+@pytest.mark.parametrize("value", [1.5, True, "3", None])
+@pytest.mark.parametrize("name", ["index", "seed", "total", "first_unit", "items"])
+def test_a_step_takes_whole_numbers_alone(name, value):
+    if value is None and name in ("total", "items"):
+        return
+    with pytest.raises(dr.errors.ArgumentError, match=f"^{name}: got"):
+        dr.Step(**{"index": 0, name: value})
+
+
+def test_the_whole_numbers_of_numpy_are_steps():
+    step = dr.Step.of(np.int64(3))
+    assert step == dr.Step(3)
+    assert type(step.index) is int
