@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,7 @@ def fit(
         seed: Of the run.
         batches: What the objective is called with: one item for each step, or a function of the step (which a
             continued run needs); ``None`` passes ``None``.
-        callback: Called after each step; the run ends when it returns ``True``.
+        callback: Called after each step that has a turn; the run ends when it returns ``True``.
         state: What :meth:`Progress.state` gave.
 
     Raises:
@@ -123,9 +123,12 @@ def fit(
     terms: dict[str, dict[str, Tensor]] = {}
     for index in range(first, steps):
         step = Step(index, seed=seed, total=steps)
-        batch = batches(step) if callable(batches) else next(items) if items is not None else None
+        present = objective.turns(step)
+        batch = batches(step) if callable(batches) else _next(items, index, steps) if items is not None else None
+        if not present:
+            continue
         taken = False
-        for turn in objective.turns(step):
+        for turn in present:
             # A turn need not come at every step, so one without an optimiser may first be met here.
             if turn not in by_turn:
                 raise argument_error("optimisers", sorted(by_turn), f"an optimiser for the turn {turn!r} too")
@@ -145,6 +148,13 @@ def fit(
         if callback is not None and callback(Progress(step, turn, loss, not passed, objective, by_turn)):
             return FitResult(index + 1, skipped, terms, by_turn)
     return FitResult(steps, skipped, terms, by_turn)
+
+
+def _next(items: Iterator[Any], index: int, steps: int) -> Any:
+    # Not next() alone: its StopIteration would silently end a caller's own generator.
+    for item in items:
+        return item
+    raise argument_error("batches", f"{index} items", f"one for each of {steps} steps")
 
 
 def sgd(objective: Objective, rates: Rates) -> torch.optim.SGD:

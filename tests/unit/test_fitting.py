@@ -179,3 +179,20 @@ def test_other_arguments_that_make_no_sense_are_refused():
         fit(made, RATES, 2, seed=1, state=states[0])
     with pytest.raises(dr.errors.ArgumentError, match=r"^batches: got"):
         fit(made, RATES, 2, state=states[0], batches=[1, 2])
+
+
+def test_too_few_batches_are_named_and_do_not_end_a_callers_generator():
+    with pytest.raises(dr.errors.ArgumentError, match=r"^batches: got '2 items'"):
+        fit(objective(), RATES, 3, batches=[None, None])
+
+
+def test_a_step_without_a_turn_is_passed_over():
+    class Late(Adversaries):
+        def turns(self, step):
+            return ("critic",) if dr.Step.of(step).index else ()
+
+    late, seen = Late(), []
+    optimisers = {"critic": torch.optim.SGD([late.values["critic"]], lr=0.1)}
+    fit(late, optimisers, 3, callback=lambda at: seen.append(at.step.index))
+    assert [index for index, _, _ in late.called] == [1, 2]
+    assert seen == [1, 2]
