@@ -130,6 +130,16 @@ def small_batch() -> tuple[Tensor, Tensor]:
     return torch.linspace(0, 9, 48).sin().reshape(8, 6), torch.arange(8) % 3
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_zero_gradient_has_no_ascent_however_large_the_radius(adaptive: bool) -> None:
+    network = nn.Linear(2, 2, bias=False)
+    nn.init.zeros_(network.weight)
+    rule = SharpnessAware(10.0, adaptive)
+    rule(network, torch.zeros(3, 2), torch.tensor([0, 1, 0]), classification_loss, Position(0, 1, 0, 1))
+    assert network.weight.grad is not None
+    assert torch.equal(network.weight.grad, torch.zeros(2, 2))
+
+
 def test_the_second_pass_sees_the_same_examples_and_the_same_dropout() -> None:
     network = Recorder()
     images, labels = small_batch()

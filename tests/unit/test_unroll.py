@@ -268,3 +268,16 @@ def test_arguments_that_do_not_fit_are_refused_by_name():
     for wrong in ({}, {0: targets[6]}, {6: Target(start[1:])}):
         with pytest.raises(dr.errors.ArgumentError, match=r"^targets: got"):
             Unroll(6)(call, **(good | {"targets": wrong}))
+
+
+@pytest.mark.parametrize("gradient", ["adjoint", "truncated"])
+@pytest.mark.parametrize("part", ["vector", "normaliser"])
+def test_targets_that_require_a_gradient_are_refused_where_they_would_get_none(gradient, part):
+    call, start, images, labels, targets = problem(torch.float64, 3)
+    target = targets[3]
+    learned = {"vector": target.vector.clone(), "normaliser": torch.tensor(2.0, dtype=torch.float64)}
+    learned[part].requires_grad_()
+    with pytest.raises(dr.errors.ArgumentError, match=r"^targets: got.*gradient='full'"):
+        Unroll(3, gradient)(call, start, images, labels, 0.1, {3: Target(**learned)})
+    Unroll(3, "full")(call, start, images, labels, 0.1, {3: Target(**learned)}).loss.backward()
+    assert learned[part].grad is not None

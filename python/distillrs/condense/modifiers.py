@@ -92,7 +92,7 @@ class SharpnessAware:
             length = _norm(gradients)
             offsets = gradients
         # Where the gradient vanishes there is no direction to ascend in: the offset is then zero, not 0 / 0.
-        scale = self.radius / length.clamp_min(torch.finfo(length.dtype).tiny)
+        scale = torch.where(length > 0, self.radius / length, 0)
         return [offset * scale for offset in offsets]
 
     def _direction(self, here: list[Tensor], there: list[Tensor]) -> list[Tensor]:

@@ -213,6 +213,11 @@ class Unroll:
                 raise argument_error("targets", f"one at step {step}", f"steps from 1 to {self.steps}")
             if target.vector.shape != start.shape:
                 raise argument_error("targets", tuple(target.vector.shape), f"vectors of shape {tuple(start.shape)}")
+            parts = (target.vector, target.normaliser)
+            if self.gradient != "full" and any(isinstance(part, Tensor) and part.requires_grad for part in parts):
+                raise argument_error(
+                    "targets", f"one at step {step} that requires a gradient", "detached ones, or gradient='full'"
+                )
         if batches is not None and len(batches) != self.steps:
             raise argument_error("batches", f"{len(batches)} batches", f"one for each of {self.steps} steps")
 
