@@ -395,6 +395,16 @@ def test_one_coloured_image_makes_all_coloured(tmp_path):
     assert data.load(root).shape == (3, 6, 5)
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_pixels_of_more_than_8_bits_are_refused_instead_of_clipped(tmp_path, kind):
+    from PIL import Image
+
+    root = image_folder(tmp_path / "pets")
+    Image.fromarray(np.full((6, 5), 1000, kind)).save(root / "train" / "cat" / "deep.tiff")
+    with pytest.raises(DataError, match=r"deep\.tiff.*8 bits"):
+        data.load(root)
+
+
 def test_an_odd_size_is_refused_by_name_and_mended_by_resizing(tmp_path):
     from PIL import Image
 

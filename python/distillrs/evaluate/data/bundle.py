@@ -187,7 +187,8 @@ def _examples(name: str, array: Array) -> Tensor:
     if array.dtype.kind != "f":
         raise argument_error(name, array.dtype.name, "uint8 from 0 to 255, or a floating type")
     # A copy, so that nobody's array changes or keeps a file mapped.
-    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite, which is refused with its row.
+        return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
 
 
 def _labels(name: str, array: Array) -> Tensor:

@@ -296,6 +296,7 @@ def _image(file: Path | io.BytesIO, name: str, mode: str, size: tuple[int, int] 
     try:
         with library.open(file) as opened:
             _refuse_enormous(opened.width, opened.height)
+            _refuse_deep(opened.mode)
             image = opened.convert(mode)
         if size is not None and image.size != (size[1], size[0]):
             image = image.resize((size[1], size[0]), library.Resampling.BICUBIC)
@@ -307,6 +308,12 @@ def _image(file: Path | io.BytesIO, name: str, mode: str, size: tuple[int, int] 
 def _refuse_enormous(width: int, height: int) -> None:
     if width * height > _LARGEST_IMAGE:
         raise DataError(f"it claims {width} x {height} pixels")
+
+
+def _refuse_deep(mode: str) -> None:
+    # Pillow would clip these to 255 without a word.
+    if mode.startswith(("I", "F")):
+        raise DataError(f"its pixels have mode {mode!r}, allowed are 8 bits per channel; convert it first")
 
 
 def _same_shape(images: list[NDArray[np.uint8]], name: Any) -> None:
