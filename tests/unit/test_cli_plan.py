@@ -28,7 +28,7 @@ def bundle():
 
 def resolve(bundle, flags=None, sets=(), file=None):
     asked, card = plan.request(file or {}, {"data": "made-up.npz", **(flags or {})}, sets)
-    return plan.resolve(asked, card, bundle, threads=2)
+    return plan.resolve(asked, card, bundle, processors=2)
 
 
 @pytest.mark.parametrize("card", recipe_cards(), ids=lambda card: card.id)
@@ -39,7 +39,7 @@ def test_every_recipe_resolves_and_its_file_reads_back_to_an_equal_configuration
     assert configuration.from_dict(CondenseSettings, read) == settings
     asked, found = plan.request(read, {}, [])
     assert found is card
-    assert identity(plan.resolve(asked, card, bundle, threads=7)) == identity(settings)
+    assert identity(plan.resolve(asked, card, bundle, processors=7)) == identity(settings)
 
 
 def test_assignments_win_over_flags_and_flags_over_the_file(bundle):

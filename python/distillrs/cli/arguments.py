@@ -65,7 +65,7 @@ class Choices:
         tyro.conf.arg(
             metavar="N",
             help="Threads to compute with. Results are the same bit for bit at the same number.",
-            help_behavior_hint="(default: the processors that are free to use)",
+            help_behavior_hint="(default: 1 for a perceptron, else all that may be used)",
         ),
     ] = None
     store: Annotated[

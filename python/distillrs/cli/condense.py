@@ -87,13 +87,13 @@ def load(choices: Choices, messages: Console) -> Prepared:
     from distillrs.evaluate import data
 
     asked, card = plan.request(read_toml(choices.config) if choices.config else {}, choices.flags(), choices.set)
-    threads = plan.threads(asked, usable_processors())
-    # Before anything is computed, the transform included: sums depend on the number of threads.
-    use_threads(threads)
     source = plan.source(asked)
     with messages.status("loading the data") if messages.is_terminal else contextlib.nullcontext():
         bundle = data.load(source.data, limit=source.limit, duplicates=source.duplicates, seed=source.seed)
-    return prepare(plan.resolve(asked, card, bundle, threads=threads), bundle, card)
+    settings = plan.resolve(asked, card, bundle, processors=usable_processors())
+    # Before anything is computed, the transform included: sums depend on the number of threads.
+    use_threads(settings.threads)
+    return prepare(settings, bundle, card)
 
 
 def use_threads(count: int) -> None:

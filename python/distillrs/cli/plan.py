@@ -111,14 +111,14 @@ def source(asked: Mapping[str, Any]) -> Source:
     )
 
 
-def resolve(asked: Mapping[str, Any], card: RecipeCard, bundle: DataBundle, *, threads: int) -> CondenseSettings:
+def resolve(asked: Mapping[str, Any], card: RecipeCard, bundle: DataBundle, *, processors: int) -> CondenseSettings:
     """Completes a request by the defaults for its data and its recipe.
 
     Args:
         asked: See :func:`request`.
         card: The recipe.
         bundle: The data.
-        threads: What "threads" is unless it was asked for.
+        processors: How many may be used.
 
     Raises:
         UnknownNameError: A key that does not exist; the nearest one is suggested.
@@ -129,12 +129,11 @@ def resolve(asked: Mapping[str, Any], card: RecipeCard, bundle: DataBundle, *, t
     name = convert(network.get("name", presets.network_name(bundle.shape)), str, "network.name")
     found = source(asked)
     basis = merge(
-        presets.preset(bundle.shape, per_class, card, name),
+        presets.preset(bundle.shape, per_class, card, name, processors=processors),
         {
             "data": found.data,
             "per_class": per_class,
             "duplicates": found.duplicates,
-            "threads": threads,
             "out": default_out(found.data, per_class, card.id),
         },
     )
@@ -153,15 +152,3 @@ def default_out(data: str, per_class: int, method: str) -> str:
     """Where results go if nobody says."""
     stem = "".join(character if character.isalnum() else "-" for character in data.rsplit("/", 1)[-1].split(".")[0])
     return f"out/{stem}-{per_class}-{method.rsplit(':', 1)[-1]}"
-
-
-def threads(asked: Mapping[str, Any], usable: int) -> int:
-    """The number of threads that was asked for, or all that may be used.
-
-    Raises:
-        ArgumentError: It is not a positive whole number.
-    """
-    count: int = convert(asked.get("threads", usable), int, "threads")
-    if count < 1:
-        raise argument_error("threads", count, "a whole number from 1")
-    return count

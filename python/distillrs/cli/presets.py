@@ -30,6 +30,7 @@ class _Budget:
         expert_rate: Their learning rate.
         inner_steps: Steps of the inner training.
         inner_rate: Start of the learned inner rate.
+        average: Decay of the images' moving average, short beside the number of steps.
         last: First start that is never taken, for few and for many examples per class.
         image_rate: Learning rate of the images, for one example per class.
         inner_rate_rate: Learning rate of the inner rate.
@@ -47,6 +48,7 @@ class _Budget:
     expert_rate: float
     inner_steps: int
     inner_rate: float
+    average: float
     last: tuple[int, int]
     image_rate: float
     inner_rate_rate: float
@@ -65,6 +67,7 @@ _PERCEPTRON = _Budget(
     expert_rate=0.1,
     inner_steps=20,
     inner_rate=0.1,
+    average=0.98,
     last=(5, 10),
     image_rate=3.0,
     inner_rate_rate=1e-4,
@@ -82,6 +85,7 @@ _CONVNET = _Budget(
     expert_rate=0.05,
     inner_steps=10,
     inner_rate=0.02,
+    average=0.98,
     last=(5, 8),
     image_rate=100.0,
     inner_rate_rate=1e-5,
@@ -109,7 +113,9 @@ def network_options(name: str, shape: Sequence[int]) -> dict[str, Any]:
     return {}
 
 
-def preset(shape: Sequence[int], per_class: int, card: RecipeCard, network: str) -> dict[str, Any]:
+def preset(
+    shape: Sequence[int], per_class: int, card: RecipeCard, network: str, *, processors: int = 1
+) -> dict[str, Any]:
     """The whole configuration but for what only the user knows.
 
     Args:
@@ -117,6 +123,7 @@ def preset(shape: Sequence[int], per_class: int, card: RecipeCard, network: str)
         per_class: Examples per class.
         card: The recipe.
         network: Name of the architecture.
+        processors: How many may be used.
     """
     budget = _PERCEPTRON if network in ("mlp", "linear") else _CONVNET
     training = {"batch_size": budget.batch_size, "momentum": 0.9, "weight_decay": 5e-4}
@@ -153,6 +160,8 @@ def preset(shape: Sequence[int], per_class: int, card: RecipeCard, network: str)
         },
         "seed": 0,
         "device": "cpu",
+        # Work on a perceptron is too little to share: handing it around takes longer than doing it.
+        "threads": 1 if budget is _PERCEPTRON else processors,
     }
 
 
@@ -168,7 +177,7 @@ def _options(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dic
             "last_high": last,
             "expand_steps": budget.steps // 2,
         },
-        "initial": {"inner_lr": budget.inner_rate},
+        "initial": {"inner_lr": budget.inner_rate, "average": budget.average},
     }
     known = options_by_part(card)
     return {
