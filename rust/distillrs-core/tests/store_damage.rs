@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use distillrs_core::Error;
-use distillrs_core::trajectory::filesystem::FileSystem;
+use distillrs_core::trajectory::filesystem::{Existing, FileSystem};
 use distillrs_core::trajectory::{RepairReport, Store, Verify, repair_in};
 use support::simulated::SimulatedFs;
 use support::{append_columns, is_near, value};
@@ -255,4 +255,68 @@ fn a_live_writer_keeps_a_repair_out() {
     append_columns(&mut writer, "late", 1, &COLUMNS).unwrap();
     writer.complete().unwrap();
     assert_eq!(repaired(&fs).kept, 2 * STEPS + 2);
+}
+
+fn put(fs: &SimulatedFs, path: &Path, content: &[u8]) {
+    let file = fs.create(path, Existing::Keep).unwrap();
+    file.set_length(0).unwrap();
+    file.write_at(content, 0).unwrap();
+}
+
+fn segment_of(fs: &SimulatedFs) -> (PathBuf, Vec<u8>) {
+    let path =
+        data_files(fs).into_iter().find(|path| path.extension().is_some_and(|end| end == "safetensors")).unwrap();
+    let content = fs.content(&path);
+    (path, content)
+}
+
+/// A crash between the manifest and the logs' removal, and after it a flipped byte in the segment.
+#[test]
+fn a_repair_takes_what_the_segment_lost_from_the_log_that_was_left() {
+    let logs = store(false);
+    let fs = logs.copy();
+    Store::create_in(Arc::new(fs.clone()), directory(), SCHEMA, r#"{"seed": 3}"#, true).unwrap().seal().unwrap();
+    for path in data_files(&logs).into_iter().filter(|path| is_log(path)) {
+        put(&fs, &path, &logs.content(&path));
+    }
+    let (segment, mut content) = segment_of(&fs);
+    let wanted = value("a", 3, "theta");
+    let place = content.windows(wanted.len()).position(|window| window == wanted).unwrap();
+    content[place] ^= 1;
+    put(&fs, &segment, &content);
+    let report = repaired(&fs);
+    assert_eq!((report.dropped, report.dependants, report.lost), (vec![], vec![], vec![]));
+    assert_eq!(report.kept, 2 * STEPS);
+    assert_eq!(readable(&fs, "the log serves"), everything());
+    Store::create_in(Arc::new(fs.clone()), directory(), SCHEMA, r#"{"seed": 3}"#, true).unwrap().seal().unwrap();
+    assert_eq!(readable(&fs, "sealed again"), everything());
+    assert!(data_files(&fs).iter().all(|path| !is_log(path)));
+}
+
+/// Eight-byte columns lie among the checksums, so that a cut file keeps data whose checksums are gone.
+#[test]
+fn a_cut_segment_of_wide_elements_keeps_what_lies_before_the_cut() {
+    let schema = r#"{"columns": [{"name": "loss", "dtype": "F64", "shape": []}]}"#;
+    let fs = SimulatedFs::default();
+    let store = Store::create_in(Arc::new(fs.clone()), directory(), schema, "{}", false).unwrap();
+    for key in KEYS {
+        let mut writer = store.begin(key, None).unwrap();
+        for step in 0..STEPS {
+            append_columns(&mut writer, key, step, &["loss"]).unwrap();
+        }
+        writer.complete().unwrap();
+    }
+    store.seal().unwrap();
+    drop(store);
+    let (segment, content) = segment_of(&fs);
+    // The trajectories stand in the order of their logs' names.
+    let ends = KEYS.iter().map(|key| {
+        let last = value(key, STEPS - 1, "loss");
+        content.windows(8).position(|window| window == last).unwrap() + 8
+    });
+    let end = ends.max().unwrap();
+    put(&fs, &segment, &content[..end + 16]);
+    let report = repaired(&fs);
+    assert_eq!(report.kept, STEPS + 2, "the first trajectory, and two records whose checksums are there");
+    assert_eq!(report.dropped.len() as u64, STEPS - 2);
 }

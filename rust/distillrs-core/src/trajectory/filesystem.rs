@@ -59,6 +59,8 @@ pub trait File: Debug + Send + Sync {
     fn lock(&self) -> io::Result<()>;
     /// Takes the exclusive lock if it is free; whether it was.
     fn try_lock(&self) -> io::Result<bool>;
+    /// Gives the lock back, also for forked children that have the same open file.
+    fn unlock(&self) -> io::Result<()>;
 }
 
 /// Bytes of a file.
@@ -169,6 +171,10 @@ impl File for RealFile {
             Err(fs::TryLockError::WouldBlock) => Ok(false),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        self.0.unlock()
     }
 }
 

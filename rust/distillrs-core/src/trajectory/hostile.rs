@@ -120,6 +120,10 @@ impl File for Memory {
     fn try_lock(&self) -> io::Result<bool> {
         refused()
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        refused()
+    }
 }
 
 /// A file system in which every path is the same file.

@@ -23,7 +23,7 @@ struct Owner {
 /// Held while files of the store's directory are made, renamed or removed.
 #[derive(Debug)]
 pub(super) struct StoreLock {
-    _file: Arc<dyn File>,
+    file: Arc<dyn File>,
 }
 
 impl StoreLock {
@@ -32,13 +32,20 @@ impl StoreLock {
         let path = directory.join(names::STORE_LOCK);
         let file = fs.create(&path, Existing::Keep).map_err(at(&path, "opening"))?;
         file.lock().map_err(at(&path, "locking"))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 
     /// The lock if it is free now.
     fn try_acquire(fs: &dyn FileSystem, directory: &Path) -> Option<Self> {
         let file = fs.create(&directory.join(names::STORE_LOCK), Existing::Keep).ok()?;
-        file.try_lock().is_ok_and(|free| free).then_some(Self { _file: file })
+        file.try_lock().is_ok_and(|free| free).then_some(Self { file })
+    }
+}
+
+impl Drop for StoreLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that was forked meanwhile (a data loader's worker) has the file open too.
+        let _ = self.file.unlock();
     }
 }
 
@@ -82,6 +89,11 @@ impl KeyLock {
         file.write_at(&text, 0).map_err(at(&path, "writing"))
     }
 
+    /// The trajectory.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Whether this process took the lock; a forked child must leave its parent's alone.
     pub fn is_own(&self) -> bool {
         self.process == std::process::id()
@@ -115,7 +127,7 @@ impl KeyLock {
             }
         }
         // Freed only now: removed first, the name cannot be locked by another before it goes.
-        drop(file);
+        let _ = file.unlock();
         result
     }
 }
@@ -130,6 +142,9 @@ impl Drop for KeyLock {
         if let Some(_store) = StoreLock::try_acquire(&*self.fs, &self.directory) {
             let _ = self.remove_files();
         }
+        if let Some(file) = &self.file {
+            let _ = file.unlock();
+        }
     }
 }
 
@@ -138,4 +153,33 @@ fn holder(fs: &dyn FileSystem, path: &Path) -> Option<(String, String)> {
     let text = read_all(&*file, path, 4096).ok()?;
     let owner: Owner = serde_json::from_slice(&text).ok()?;
     Some((owner.host, owner.process.to_string()))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::super::filesystem::RealFs;
+    use super::*;
+
+    #[test]
+    fn a_child_that_was_forked_meanwhile_does_not_keep_the_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = StoreLock::acquire(&RealFs, directory.path()).unwrap();
+        // SAFETY: the child calls nothing but `pause`, which may be called after a fork from any thread.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            loop {
+                // SAFETY: it has no preconditions.
+                unsafe { libc::pause() };
+            }
+        }
+        assert!(StoreLock::try_acquire(&RealFs, directory.path()).is_none());
+        drop(held);
+        let free = StoreLock::try_acquire(&RealFs, directory.path()).is_some();
+        // SAFETY: `child` is this process's own child, and is not waited for anywhere else.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, std::ptr::null_mut(), 0);
+        }
+        assert!(free);
+    }
 }

@@ -73,7 +73,10 @@ pub fn repair_in(fs: &Arc<dyn FileSystem>, directory: &Path) -> Result<RepairRep
     let sealed = Sealed::load(&**fs, directory, None)?;
     let mut report = RepairReport::default();
     let logs = lock_logs(fs, directory, &sealed, &store)?;
-    let (manifest, old) = repair_segments(&**fs, directory, &sealed, &mut report)?;
+    let logged: BTreeMap<&str, &PathBuf> =
+        logs.iter().filter_map(|(path, lock)| Some((lock.as_ref()?.key(), path))).collect();
+    let (manifest, old) = repair_segments(&**fs, directory, &sealed, &logged, &mut report)?;
+    drop(logged);
     let listed = sealed.segments.iter().filter(|handle| handle.listed).map(|handle| &handle.record.name);
     let is_behind = !listed.eq(manifest.segments.iter().map(|record| &record.name));
     report.manifest_rebuilt = matches!(sealed.manifest, ManifestState::Rebuilt(_));
@@ -175,6 +178,7 @@ fn repair_segments(
     fs: &dyn FileSystem,
     directory: &Path,
     sealed: &Sealed,
+    logged: &BTreeMap<&str, &PathBuf>,
     report: &mut RepairReport,
 ) -> Result<(Manifest, Vec<PathBuf>)> {
     let schema = &sealed.schema;
@@ -203,9 +207,8 @@ fn repair_segments(
         let segment = match opened {
             Ok(segment) if schema.difference(&segment.schema).is_none() => segment,
             Ok(_) | Err(Error::StoreCorrupt { .. }) => {
-                report
-                    .lost
-                    .extend(record.iter().flat_map(|record| &record.trajectories).map(|one| one.key.to_string()));
+                let keys = record.iter().flat_map(|record| &record.trajectories).map(|one| one.key.to_string());
+                report.lost.extend(keys.filter(|key| !logged.contains_key(key.as_str())));
                 set_aside(fs, &path, &name, report)?;
                 continue;
             }
@@ -220,6 +223,13 @@ fn repair_segments(
         let mut losses = BTreeMap::new();
         for one in segment.trajectories.iter().filter(|one| !taken.contains(one.key())) {
             let found = Losses::of(one, schema)?;
+            if !found.all().is_empty()
+                && let Some(path) = logged.get(one.key())
+                && is_whole_log(fs, path, schema)?
+            {
+                // A crash left the log that this was sealed from. It serves again, and the next sealing takes it.
+                continue;
+            }
             found.report(one.key(), report);
             losses.insert(one.key().to_owned(), found.all());
         }
@@ -234,6 +244,11 @@ fn repair_segments(
             .iter()
             .filter_map(|one| Some(Source { records: one, dropped: losses.get(one.key())? }))
             .collect();
+        if sources.is_empty() {
+            report.removed.push(name);
+            old.push(path);
+            continue;
+        }
         let new = NewSegment::create_under(fs, directory)?;
         let written = new.write(schema, &segment.metadata, &sources, std::slice::from_ref(&name));
         match written {
@@ -249,6 +264,21 @@ fn repair_segments(
     }
     let manifest = Manifest { schema: (**schema).clone(), metadata: sealed.metadata.clone(), segments: records };
     Ok((manifest, old))
+}
+
+/// Whether a log holds a complete trajectory without any loss.
+fn is_whole_log(fs: &dyn FileSystem, path: &Path, schema: &Arc<Schema>) -> Result<bool> {
+    let log = match Log::scan(fs, path, Some(schema)) {
+        Ok(log) => log,
+        Err(Error::StoreCorrupt { .. }) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let same = log.schema.as_ref().is_none_or(|other| schema.difference(other).is_none());
+    let has_gaps = log.steps.iter().any(|step| matches!(step, Step::Missing { .. }));
+    if !(log.complete && log.damage.is_empty() && same) || has_gaps {
+        return Ok(false);
+    }
+    Ok(Losses::of(&log, schema)?.all().is_empty())
 }
 
 fn set_aside(fs: &dyn FileSystem, path: &Path, name: &str, report: &mut RepairReport) -> Result<()> {

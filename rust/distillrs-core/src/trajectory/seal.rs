@@ -21,8 +21,8 @@ use crate::{Error, Result};
 
 /// Most bytes of logs that go into one segment, unless a single one has more.
 pub const SEGMENT_BYTES: u64 = 4 << 30;
-/// Most trajectories of one segment; their locks are held at once, and a process has few file descriptors.
-pub const SEGMENT_TRAJECTORIES: usize = 256;
+/// Most trajectories of one segment; their logs and locks are open at once, and macOS gives a process 256 files.
+pub const SEGMENT_TRAJECTORIES: usize = 64;
 
 /// A complete log that stayed one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

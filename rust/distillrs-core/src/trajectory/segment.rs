@@ -170,7 +170,7 @@ impl Segment {
         {
             return Err(corrupt(path, 8, "the segment's header is not the one that the manifest lists"));
         }
-        let segment = Self::parse(&header.text, header.data_start, path, mapping.clone())?;
+        let segment = Self::parse(&header.text, header.data_start, path, mapping.clone(), tolerance)?;
         if tolerance != Tolerance::Remains && segment.size != length {
             let reason = format!("the segment has {length} bytes, its header says {}", segment.size);
             return Err(corrupt(path, length.min(segment.size), reason));
@@ -179,7 +179,7 @@ impl Segment {
     }
 
     /// Reads a header whose digest was compared already; `data_start` is where tensors begin.
-    fn parse(text: &[u8], data_start: u64, path: &Path, mapping: Arc<Mapping>) -> Result<Self> {
+    fn parse(text: &[u8], data_start: u64, path: &Path, mapping: Arc<Mapping>, tolerance: Tolerance) -> Result<Self> {
         let damaged = |reason: String| corrupt(path, 8, reason);
         let json = |error: serde_json::Error| damaged(format!("the segment's header is no sound JSON: {error}"));
         let fields: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(text).map_err(json)?;
@@ -207,8 +207,14 @@ impl Segment {
             if by_key.insert(key.to_string(), trajectories.len()).is_some() {
                 return Err(damaged(format!("trajectory {key:?} stands in the segment twice")));
             }
-            // What follows allocates by the number of steps, so their digests have to lie in the file, not in its header alone.
-            if columns.iter().any(|spans| spans.digests.end > mapping.len() as u64) {
+            // What follows allocates by the number of steps, so their digests have to lie in the file, not in its header
+            // alone. Of a file that was cut short some do not; the rest is worth keeping.
+            let length = mapping.len() as u64;
+            let bounded = match tolerance {
+                Tolerance::Remains => steps <= length,
+                _ => columns.iter().all(|spans| spans.digests.end <= length),
+            };
+            if !bounded {
                 return Err(corrupt(path, mapping.len() as u64, format!("the file ends before the index of {key:?}")));
             }
             let checked = Checked::new(usize::try_from(steps).unwrap_or(0), schema.columns().len());

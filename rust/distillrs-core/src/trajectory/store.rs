@@ -93,6 +93,12 @@ impl Store {
             .filter(Value::is_object)
             .ok_or_else(|| Error::argument("metadata", metadata, "a JSON object"))?;
         fs.create_directories(path).map_err(at(path, "creating"))?;
+        // Looked at before the lock too, so that a folder of somebody else's does not get a lock file. Listed first: what
+        // another process makes meanwhile is a store by the second look.
+        let foreign = refuse_foreign_files(&*fs, path);
+        if let (Err(refusal), Err(Error::StoreMissing { .. })) = (foreign, Sealed::load(&*fs, path, None)) {
+            return Err(refusal);
+        }
         let lock = StoreLock::acquire(&*fs, path)?;
         match Sealed::load(&*fs, path, None) {
             Ok(_) if !exist_ok => return Err(Error::StoreExists { path: path.to_path_buf() }),

@@ -381,7 +381,10 @@ impl Writer {
     /// trajectory has to be resumed.
     pub fn flush(&mut self) -> Result<()> {
         self.require_open()?;
-        self.sync()
+        self.sync()?;
+        // Its own store reads what is durable.
+        self.stale.store(true, Ordering::Release);
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<()> {

@@ -349,6 +349,14 @@ impl File for SimulatedFile {
         let holder = *state.locks.entry(self.inode).or_insert(self.handle);
         Ok(holder == self.handle)
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        if state.locks.get(&self.inode) == Some(&self.handle) {
+            state.locks.remove(&self.inode);
+        }
+        Ok(())
+    }
 }
 
 impl Drop for SimulatedFile {
