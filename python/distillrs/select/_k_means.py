@@ -73,7 +73,7 @@ def k_means(
     iterations = whole("iterations", iterations, 0)
     seed = whole("seed", seed, 0, 2**64 - 1)
     members = _members(groups, len(matrix))
-    counts = _counts(k, members, len(matrix))
+    counts = _counts(k, members, None if groups is not None else len(matrix))
     total = sum(counts.values())
     check_memory(memory_budget, _bytes_needed(matrix, total, groups is not None))
     starts = None if start is None else _starts(start, total, tensor)
@@ -122,18 +122,19 @@ def _members(groups: Tensor | None, n: int) -> dict[int, np.ndarray[tuple[int], 
 def _counts(
     k: int | Mapping[int, int],
     members: Mapping[int, np.ndarray[tuple[int], np.dtype[np.int64]] | None],
-    n: int,
+    ungrouped: int | None,
 ) -> dict[int, int]:
+    """Clusters of each group; ``ungrouped`` is the number of points where there are no groups."""
     if isinstance(k, Mapping):
-        if members == {0: None}:
+        if ungrouped is not None:
             raise argument_error("k", "a mapping", "an integer, or a mapping together with groups")
         if set(k) != set(members):
             raise argument_error(
                 "k", f"a mapping with the groups {sorted(k)}", f"one with the groups {sorted(members)}"
             )
         return {group: _count(k[group], rows, group) for group, rows in members.items()}
-    if members == {0: None}:
-        return {0: whole("k", k, 1, n)}
+    if ungrouped is not None:
+        return {0: whole("k", k, 1, ungrouped)}
     return {group: _count(k, rows, group) for group, rows in members.items()}
 
 

@@ -5,7 +5,7 @@
 
 use super::kernel::Targets;
 use super::nearest::nearest;
-use super::points::{Frame, Points, length, squared_distance};
+use super::points::{Frame, Points, add_difference, length, squared_distance};
 use crate::random::{Kind, Stream, Units, uniform_f64};
 use crate::{Error, Result, parallel};
 
@@ -183,10 +183,7 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
             let reference = self.points.row(reference as usize);
             let mut sums = vec![0.0; columns];
             for &row in members {
-                let row = self.points.row(row as usize);
-                for ((sum, &value), &reference) in sums.iter_mut().zip(row).zip(reference) {
-                    *sum += value.into() - reference.into();
-                }
+                add_difference(&mut sums, self.points.row(row as usize), reference);
             }
             for ((out, sum), &reference) in centre.iter_mut().zip(sums).zip(reference) {
                 *out = reference.into() + sum / members.len() as f64;

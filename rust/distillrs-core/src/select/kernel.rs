@@ -100,7 +100,7 @@ impl Targets {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
             Level::Avx2 => unsafe { best_avx2(self, rows, out) },
-            Level::Portable => best::<4, 8, false>(self, rows, out),
+            Level::Portable => best::<4, 8, Plain>(self, rows, out),
         }
     }
 
@@ -114,21 +114,110 @@ impl Targets {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
             Level::Avx2 => unsafe { reaching_avx2(self, rows, thresholds, found) },
-            Level::Portable => reaching::<4, 8, false>(self, rows, thresholds, found),
+            Level::Portable => reaching::<4, 8, Plain>(self, rows, thresholds, found),
         }
     }
 }
 
+/// Scores of `R` rows against one panel of `L` targets.
+trait Tile<const R: usize, const L: usize> {
+    /// `panel` holds `L` coordinates for each of the rows'.
+    ///
+    /// # Safety
+    /// The processor has the instructions that the implementation uses.
+    unsafe fn scores(rows: [&[f32]; R], panel: &[f32], bias: &[f32]) -> [[f32; L]; R];
+}
+
+struct Plain;
+
+impl Tile<4, 8> for Plain {
+    #[inline(always)]
+    unsafe fn scores(rows: [&[f32]; 4], panel: &[f32], bias: &[f32]) -> [[f32; 8]; 4] {
+        let mut first = [0.0; 8];
+        first.copy_from_slice(bias);
+        let mut sums = [first; 4];
+        for (column, targets) in panel.as_chunks::<8>().0.iter().enumerate() {
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                for (sum, target) in sums.iter_mut().zip(targets) {
+                    *sum += row[column] * target;
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// The loop in vectors of one width, two to a panel: the compiler does not find them by itself here.
+#[cfg(target_arch = "x86_64")]
+macro_rules! tile {
+    ($name:ident, $rows:literal, $width:literal, $features:literal, $zero:ident, $load:ident, $store:ident, $spread:ident, $fuse:ident) => {
+        struct $name;
+
+        impl Tile<$rows, { 2 * $width }> for $name {
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn scores(rows: [&[f32]; $rows], panel: &[f32], bias: &[f32]) -> [[f32; 2 * $width]; $rows] {
+                let panel = panel.as_chunks::<{ 2 * $width }>().0;
+                assert!(bias.len() == 2 * $width && rows.iter().all(|row| row.len() == panel.len()));
+                let mut sums = [[$zero(); 2]; $rows];
+                for sums in &mut sums {
+                    // SAFETY: the bias holds two vectors.
+                    *sums = unsafe { [$load(bias.as_ptr()), $load(bias.as_ptr().add($width))] };
+                }
+                for (column, targets) in panel.iter().enumerate() {
+                    // SAFETY: the targets of one column are two vectors.
+                    let targets = unsafe { [$load(targets.as_ptr()), $load(targets.as_ptr().add($width))] };
+                    for (sums, row) in sums.iter_mut().zip(&rows) {
+                        // SAFETY: every row has as many columns as the panel.
+                        let value = $spread(unsafe { *row.get_unchecked(column) });
+                        *sums = [$fuse(value, targets[0], sums[0]), $fuse(value, targets[1], sums[1])];
+                    }
+                }
+                let mut scores = [[0.0; 2 * $width]; $rows];
+                for (scores, sums) in scores.iter_mut().zip(sums) {
+                    // SAFETY: a row of scores is two vectors.
+                    unsafe {
+                        $store(scores.as_mut_ptr(), sums[0]);
+                        $store(scores.as_mut_ptr().add($width), sums[1]);
+                    }
+                }
+                scores
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+#[cfg(target_arch = "x86_64")]
+tile!(
+    Avx512,
+    8,
+    16,
+    "avx512f,avx2,fma",
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_fmadd_ps
+);
+#[cfg(target_arch = "x86_64")]
+tile!(Avx2, 6, 8, "avx2,fma", _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps);
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
 fn best_avx512(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
-    best::<8, 32, true>(targets, rows, out);
+    best::<8, 32, Avx512>(targets, rows, out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn best_avx2(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
-    best::<6, 16, true>(targets, rows, out);
+    best::<6, 16, Avx2>(targets, rows, out);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -139,36 +228,13 @@ fn reaching_avx512(
     thresholds: &mut [f32],
     found: &mut dyn FnMut(usize, usize) -> f32,
 ) {
-    reaching::<8, 32, true>(targets, rows, thresholds, found);
+    reaching::<8, 32, Avx512>(targets, rows, thresholds, found);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn reaching_avx2(targets: &Targets, rows: &[f32], thresholds: &mut [f32], found: &mut dyn FnMut(usize, usize) -> f32) {
-    reaching::<6, 16, true>(targets, rows, thresholds, found);
-}
-
-/// Scores of `R` rows against one panel of `L` targets. `FUSE` only where the processor fuses: elsewhere a fused product
-/// is a function call.
-#[inline(always)]
-fn scores<const R: usize, const L: usize, const FUSE: bool>(
-    rows: [&[f32]; R],
-    panel: &[f32],
-    bias: &[f32],
-) -> [[f32; L]; R] {
-    let mut first = [0.0; L];
-    first.copy_from_slice(bias);
-    let mut sums = [first; R];
-    for (column, targets) in panel.chunks_exact(L).enumerate() {
-        for row in 0..R {
-            let value = rows[row][column];
-            for lane in 0..L {
-                let sum = &mut sums[row][lane];
-                *sum = if FUSE { value.mul_add(targets[lane], *sum) } else { *sum + value * targets[lane] };
-            }
-        }
-    }
-    sums
+    reaching::<6, 16, Avx2>(targets, rows, thresholds, found);
 }
 
 /// `R` rows from `first` on; the last one again where there are fewer.
@@ -181,7 +247,7 @@ fn take<const R: usize>(rows: &[f32], columns: usize, first: usize, count: usize
 }
 
 #[inline(always)]
-fn best<const R: usize, const L: usize, const FUSE: bool>(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
+fn best<const R: usize, const L: usize, T: Tile<R, L>>(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
     let columns = targets.columns;
     for first in (0..out.len()).step_by(R) {
         let taken = take::<R>(rows, columns, first, out.len());
@@ -190,37 +256,54 @@ fn best<const R: usize, const L: usize, const FUSE: bool>(targets: &Targets, row
         let mut panels = [[0i32; L]; R];
         let all = targets.panels.chunks_exact(columns * L).zip(targets.biases.chunks_exact(L));
         for (panel, (values, bias)) in (0i32..).zip(all) {
-            let scores = scores::<R, L, FUSE>(taken, values, bias);
+            // SAFETY: callers choose the tile by the processor's level.
+            let scores = unsafe { T::scores(taken, values, bias) };
             for row in 0..R {
+                let (largest, second, panels) = (&mut largest[row], &mut second[row], &mut panels[row]);
                 for lane in 0..L {
-                    let (score, before) = (scores[row][lane], largest[row][lane]);
+                    let (score, before) = (scores[row][lane], largest[lane]);
                     let is_larger = score > before;
                     let loser = if is_larger { before } else { score };
-                    second[row][lane] = if loser > second[row][lane] { loser } else { second[row][lane] };
-                    largest[row][lane] = if is_larger { score } else { before };
-                    panels[row][lane] = if is_larger { panel } else { panels[row][lane] };
+                    second[lane] = if loser > second[lane] { loser } else { second[lane] };
+                    largest[lane] = if is_larger { score } else { before };
+                    panels[lane] = if is_larger { panel } else { panels[lane] };
                 }
             }
         }
         let length = R.min(out.len() - first);
         for (row, out) in out[first..first + length].iter_mut().enumerate() {
-            let mut winner = 0;
-            let mut runner_up = f32::NEG_INFINITY;
-            for lane in 1..L {
-                let (score, before) = (largest[row][lane], largest[row][winner]);
-                runner_up = runner_up.max(score.min(before));
-                if score > before {
-                    winner = lane;
-                }
-            }
-            let runner_up = second[row].iter().fold(runner_up, |most, &score| most.max(score));
-            *out = ((panels[row][winner] as usize * L + winner) as u32, largest[row][winner] - runner_up);
+            let (panel, lane, gap) = reduce(&largest[row], &second[row], &panels[row]);
+            *out = ((panel as usize * L + lane) as u32, gap);
         }
     }
 }
 
+/// Panel and lane of the largest value, and how far the next one lies behind. Halves first: vectors do those.
 #[inline(always)]
-fn reaching<const R: usize, const L: usize, const FUSE: bool>(
+fn reduce<const L: usize>(largest: &[f32; L], second: &[f32; L], panels: &[i32; L]) -> (i32, usize, f32) {
+    let mut winners = *largest;
+    let mut behind = *second;
+    let mut from = *panels;
+    let mut lanes: [i32; L] = std::array::from_fn(|lane| lane as i32);
+    let mut width = L;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            let (left, right) = (winners[lane], winners[lane + width]);
+            let is_left = left >= right;
+            let loser = if is_left { right } else { left };
+            let next = if behind[lane] > behind[lane + width] { behind[lane] } else { behind[lane + width] };
+            behind[lane] = if loser > next { loser } else { next };
+            winners[lane] = if is_left { left } else { right };
+            from[lane] = if is_left { from[lane] } else { from[lane + width] };
+            lanes[lane] = if is_left { lanes[lane] } else { lanes[lane + width] };
+        }
+    }
+    (from[0], lanes[0] as usize, winners[0] - behind[0])
+}
+
+#[inline(always)]
+fn reaching<const R: usize, const L: usize, T: Tile<R, L>>(
     targets: &Targets,
     rows: &[f32],
     thresholds: &mut [f32],
@@ -232,7 +315,8 @@ fn reaching<const R: usize, const L: usize, const FUSE: bool>(
     let all = targets.panels.chunks_exact(columns * L).zip(targets.biases.chunks_exact(L));
     for (panel, (values, bias)) in all.enumerate() {
         for first in (0..count).step_by(R) {
-            let scores = scores::<R, L, FUSE>(take::<R>(rows, columns, first, count), values, bias);
+            // SAFETY: callers choose the tile by the processor's level.
+            let scores = unsafe { T::scores(take::<R>(rows, columns, first, count), values, bias) };
             for row in 0..R.min(count - first) {
                 let threshold = &mut thresholds[first + row];
                 if !scores[row].iter().fold(false, |any, score| any | (score >= threshold)) {

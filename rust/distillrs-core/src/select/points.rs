@@ -1,7 +1,9 @@
 //! Points as rows of a matrix, their exact distances, and their centred `f32` copy.
 
+use std::ops::Range;
+
 use crate::simd::vectorised;
-use crate::{Error, Result};
+use crate::{Error, Result, parallel};
 
 /// Beyond this a squared distance could overflow.
 const LARGEST: f64 = 1e150;
@@ -60,6 +62,18 @@ vectorised! {
     pub(super) fn squared_distance<T: Coordinate>(point: &[T], centre: &[f64]) -> f64 = squared_distance_body;
 }
 
+vectorised! {
+    /// Adds `point - reference` to the sums.
+    pub(super) fn add_difference<T: Coordinate>(sums: &mut [f64], point: &[T], reference: &[T]) = add_difference_body;
+}
+
+#[inline(always)]
+fn add_difference_body<T: Coordinate>(sums: &mut [f64], point: &[T], reference: &[T]) {
+    for ((sum, &value), &reference) in sums.iter_mut().zip(point).zip(reference) {
+        *sum += value.into() - reference.into();
+    }
+}
+
 /// What [`squared_distance`] takes.
 pub(super) trait Coordinate: Copy + Into<f64> {}
 impl<T: Copy + Into<f64>> Coordinate for T {}
@@ -67,11 +81,16 @@ impl<T: Copy + Into<f64>> Coordinate for T {}
 #[inline(always)]
 fn squared_distance_body<T: Coordinate>(point: &[T], centre: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
-    let rows = point.chunks_exact(8).zip(centre.chunks_exact(8));
-    for (point, centre) in rows {
-        for lane in 0..8 {
-            let difference = point[lane].into() - centre[lane];
-            sums[lane] += difference * difference;
+    for (point, centre) in point.as_chunks::<8>().0.iter().zip(centre.as_chunks::<8>().0) {
+        let mut differences = [0.0; 8];
+        for (out, &value) in differences.iter_mut().zip(point) {
+            *out = value.into();
+        }
+        for (out, centre) in differences.iter_mut().zip(centre) {
+            *out -= centre;
+        }
+        for (sum, difference) in sums.iter_mut().zip(differences) {
+            *sum += difference * difference;
         }
     }
     let tail = point.len() / 8 * 8;
@@ -80,6 +99,13 @@ fn squared_distance_body<T: Coordinate>(point: &[T], centre: &[f64]) -> f64 {
         sums[lane] += difference * difference;
     }
     sums.iter().sum()
+}
+
+/// Rows that one task takes.
+const TASK: usize = 4096;
+
+fn tasks(rows: usize) -> Vec<Range<usize>> {
+    (0..rows).step_by(TASK).map(|first| first..rows.min(first + TASK)).collect()
 }
 
 /// How coordinates become those of the `f32` kernel: minus an origin, times a power of two that brings the largest to
@@ -92,32 +118,36 @@ pub(super) struct Frame {
 
 impl Frame {
     /// Origin at the points' mean.
-    pub(super) fn of<T: Copy + Into<f64>>(points: &Points<'_, T>) -> Self {
+    pub(super) fn of<T: Copy + Into<f64> + Send + Sync>(points: &Points<'_, T>) -> Self {
+        let parts = parallel::map(tasks(points.rows), |rows| {
+            let mut sums = vec![0.0; points.columns];
+            for row in rows {
+                for (sum, &value) in sums.iter_mut().zip(points.row(row)) {
+                    *sum += value.into();
+                }
+            }
+            sums
+        });
         let mut origin = vec![0.0; points.columns];
-        let count = points.rows.max(1) as f64;
-        for row in 0..points.rows {
-            for (sum, &value) in origin.iter_mut().zip(points.row(row)) {
-                *sum += value.into() / count;
-            }
+        for part in parts {
+            origin.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
-        let mut largest = 0f64;
-        for row in 0..points.rows {
-            for (&value, origin) in points.row(row).iter().zip(&origin) {
-                largest = largest.max((value.into() - origin).abs());
-            }
-        }
-        Self { origin, scale: Self::scale_for(largest) }
+        origin.iter_mut().for_each(|sum| *sum /= points.rows.max(1) as f64);
+        Self { origin, scale: f64::INFINITY }.widened(points)
     }
 
     /// The same origin, wide enough for a second set.
-    pub(super) fn widened<T: Copy + Into<f64>>(mut self, points: &Points<'_, T>) -> Self {
-        let mut largest = 0f64;
-        for row in 0..points.rows {
-            for (&value, origin) in points.row(row).iter().zip(&self.origin) {
-                largest = largest.max((value.into() - origin).abs());
+    pub(super) fn widened<T: Copy + Into<f64> + Send + Sync>(mut self, points: &Points<'_, T>) -> Self {
+        let largest = parallel::map(tasks(points.rows), |rows| {
+            let mut largest = vec![0f64; points.columns];
+            for row in rows {
+                for ((most, &value), origin) in largest.iter_mut().zip(points.row(row)).zip(&self.origin) {
+                    *most = most.max((value.into() - origin).abs());
+                }
             }
-        }
-        self.scale = self.scale.min(Self::scale_for(largest));
+            largest.into_iter().fold(0.0, f64::max)
+        });
+        self.scale = self.scale.min(Self::scale_for(largest.into_iter().fold(0.0, f64::max)));
         self
     }
 

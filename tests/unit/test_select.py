@@ -1,0 +1,182 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import distillrs as dr
+from distillrs import _core, random, select
+
+
+def normal(*shape: int, name: str = "points", dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return random.normal(*shape, step=0, name=name, dtype=dtype)
+
+
+@pytest.fixture
+def thread_count():
+    before = _core.threads()
+    yield _core.set_threads
+    _core.set_threads(before)
+
+
+def test_separate_blobs_are_found():
+    middles = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    owners = torch.arange(90) % 3
+    points = middles[owners] + 0.1 * normal(90, 2)
+    found = select.k_means(points, 3, seed=4)
+    order = found.labels[:3]
+    assert torch.equal(found.labels, order[owners])
+    assert torch.allclose(found.centres[order], middles, atol=0.1)
+    assert torch.equal(owners[found.medoids[order]], torch.arange(3))
+    assert found.inertia == pytest.approx(float((points - found.centres[found.labels]).square().sum()), rel=1e-5)
+    assert found.groups is None
+
+
+def test_inertia_matches_scikit_learn_from_the_same_start():
+    from sklearn.cluster import KMeans
+    from sklearn.datasets import load_digits
+
+    points = load_digits().data
+    start = points[:12]
+    ours = select.k_means(points, 12, start=start, iterations=300)
+    theirs = KMeans(12, init=start, n_init=1, max_iter=300, tol=0.0, algorithm="lloyd").fit(points)
+    assert ours.inertia == pytest.approx(theirs.inertia_, rel=1e-9)
+    assert np.array_equal(ours.labels.numpy(), theirs.labels_)
+    assert np.allclose(ours.centres.numpy(), theirs.cluster_centers_)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_dtype_clusters_its_own_values(dtype, offset):
+    points = (normal(300, 5, dtype=torch.float64) + offset).to(dtype)
+    found = select.k_means(points, 7, iterations=0, seed=1)
+    assert found.centres.dtype == dtype
+    # Without rounds the centres are points, so no rounding stands between them and the labels.
+    distances = torch.cdist(points.double(), found.centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.equal(distances.gather(1, found.labels[:, None])[:, 0], distances.min(1).values)
+    # The inputs may lie strided or in numpy's hands.
+    assert torch.equal(select.k_means(points.T.contiguous().T, 7, iterations=0, seed=1).labels, found.labels)
+    if dtype != torch.bfloat16:
+        assert torch.equal(select.k_means(points.numpy(), 7, iterations=0, seed=1).labels, found.labels)
+
+
+def test_points_of_any_shape_keep_it():
+    images = normal(40, 2, 3, 4)
+    found = select.k_means(images, 5)
+    flat = select.k_means(images.flatten(1), 5)
+    assert found.centres.shape == (5, 2, 3, 4)
+    assert torch.equal(found.centres.flatten(1), flat.centres)
+    near = select.nearest(found.centres, images, 1)
+    assert torch.equal(near.ids[:, 0], found.medoids)
+
+
+def test_groups_are_clustered_apart_and_keep_their_numbers():
+    points, groups = normal(120, 3), torch.arange(120) % 3 * 5 - 5
+    found = select.k_means(points, {-5: 2, 0: 1, 5: 4}, groups=groups, seed=9)
+    assert found.groups.tolist() == [-5, -5, 0, 5, 5, 5, 5]
+    assert torch.equal(found.groups[found.labels], groups)
+    assert torch.equal(groups[found.medoids], found.groups)
+    total = 0.0
+    for group, first, k in ((-5, 0, 2), (0, 2, 1), (5, 3, 4)):
+        rows = (groups == group).nonzero()[:, 0]
+        alone = select.k_means(points[rows], k, groups=groups[rows], seed=9)
+        assert torch.equal(found.centres[first : first + k], alone.centres)
+        assert torch.equal(found.labels[rows] - first, alone.labels)
+        assert torch.equal(found.medoids[first : first + k], rows[alone.medoids])
+        total += alone.inertia
+    assert found.inertia == pytest.approx(total)
+    again = select.k_means(points, {-5: 2, 0: 1, 5: 4}, groups=groups, seed=9, start=found.centres)
+    assert torch.equal(again.labels, found.labels)
+
+
+def test_seeds_start_elsewhere_and_repeat():
+    points = normal(500, 2)
+    assert torch.equal(select.k_means(points, 9, seed=1).centres, select.k_means(points, 9, seed=1).centres)
+    assert not torch.equal(select.k_means(points, 9, seed=1).centres, select.k_means(points, 9, seed=2).centres)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_threads_change_nothing(thread_count, count):
+    points = normal(5000, 6)
+    thread_count(1)
+    alone, near = select.k_means(points, 20), select.nearest(points[:300], points, 4)
+    thread_count(count)
+    together = select.k_means(points, 20)
+    for name in ("centres", "labels", "medoids"):
+        assert torch.equal(getattr(alone, name), getattr(together, name))
+    assert alone.inertia == together.inertia
+    assert all(
+        torch.equal(left, right) for left, right in zip(near, select.nearest(points[:300], points, 4), strict=True)
+    )
+
+
+def test_fewer_distinct_points_than_clusters():
+    points = torch.tensor([[1.0], [2.0]]).repeat(10, 1)
+    found = select.k_means(points, 5)
+    assert found.inertia == 0
+    assert set(found.centres[found.labels].flatten().tolist()) == {1.0, 2.0}
+    assert select.k_means(points, 20).inertia == 0
+
+
+def test_nearest_of_nothing_is_empty():
+    points = normal(5, 2)
+    assert select.nearest(points[:0], points, 3).ids.shape == (0, 3)
+    assert select.nearest(points, points, 0).distances.shape == (5, 0)
+
+
+NOT_FINITE = torch.zeros(4, 3).index_put_((torch.tensor(2), torch.tensor(1)), torch.tensor(float("nan")))
+POINTS = torch.arange(12.0).reshape(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: select.k_means(NOT_FINITE, 2), "points: got NaN in row 2, column 1"),
+        (lambda: select.k_means(POINTS / 0, 2), "points: got NaN in row 0, column 0"),
+        (lambda: select.k_means(POINTS, 2, start=NOT_FINITE[1:3]), "start: got NaN in row 1"),
+        (lambda: select.k_means(POINTS, 2, start=POINTS), "start: got 'the shape"),
+        (lambda: select.k_means(POINTS, 0), "k: got 0"),
+        (lambda: select.k_means(POINTS, 5), "k: got 5"),
+        (lambda: select.k_means(POINTS, 1.5), "k: got 1.5"),
+        (lambda: select.k_means(POINTS[:0], 1), "k: got 1"),
+        (lambda: select.k_means(POINTS, {0: 1}), "k: got 'a mapping'"),
+        (lambda: select.k_means(POINTS, {0: 1}, groups=torch.tensor([0, 0, 1, 1])), "k: got 'a mapping with"),
+        (lambda: select.k_means(POINTS, 3, groups=torch.tensor([0, 0, 1, 1])), "k: got '3 for group 0'"),
+        (lambda: select.k_means(POINTS, 1, groups=torch.tensor([0, 1])), "groups: got"),
+        (lambda: select.k_means(POINTS.long(), 2), "points: got 'torch.int64"),
+        (lambda: select.k_means(POINTS[:, 0], 2), "points: got 'torch.float32 of shape"),
+        (lambda: select.k_means([[1.0]], 1), "points: got 'list'"),
+        (lambda: select.k_means(POINTS, 2, iterations=-1), "iterations: got -1"),
+        (lambda: select.k_means(POINTS, 2, seed=-1), "seed: got -1"),
+        (lambda: select.k_means(POINTS, 2, memory_budget=100), "memory_budget: got '100 bytes'"),
+        (lambda: select.nearest(NOT_FINITE, POINTS, 1), "queries: got NaN in row 2"),
+        (lambda: select.nearest(POINTS, NOT_FINITE, 1), "points: got NaN in row 2"),
+        (lambda: select.nearest(POINTS[:, :2], POINTS, 1), "queries: got 'rows of shape"),
+        (lambda: select.nearest(POINTS, POINTS, 5), "k: got 5"),
+        (lambda: select.nearest(POINTS, POINTS, 1, memory_budget=0), "memory_budget: got '0 bytes'"),
+    ],
+)
+def test_what_cannot_be_selected_is_refused_by_name(call, message):
+    with pytest.raises(dr.errors.ArgumentError) as refused:
+        call()
+    assert str(refused.value).startswith(message)
+
+
+MEMORY = """
+import resource, torch
+from distillrs import select
+
+points = torch.arange(200_000 * 8, dtype=torch.float32).reshape(-1, 8) % 1009
+select.k_means(points[:1000], 4)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+select.k_means(points, 400, iterations=1, memory_budget=64 << 20)     # a matrix of distances would take 320 MB
+select.nearest(points[:2000], points, 5, memory_budget=64 << 20)      # 1.6 GB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts in kilobytes on Linux only")
+def test_memory_stays_within_the_budget_far_below_a_matrix_of_distances():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=300)
+    assert int(done.stdout) * 1024 < 64 << 20
