@@ -1,9 +1,12 @@
+from typing import final
+
 from typing_extensions import Buffer
 
 __version__: str
 
 def simd_level() -> str: ...
 
+@final
 class TrajectoryStore:
     """One store on disk. Every method may be called from several threads; reading works after a fork."""
 
@@ -11,8 +14,8 @@ class TrajectoryStore:
     def create(path: str, schema: str, metadata: str, exist_ok: bool) -> TrajectoryStore:
         """Makes a store, or joins it with `exist_ok`; both let it write.
 
-        `schema` is `{"columns": [{"name", "dtype", "shape", "ragged", "codec", "tensor_sizes"}]}`: `dtype` a safetensors
-        name ("F32"), `codec` `{"name": "raw" | "half-delta" | "delta-int8" | "lossless", ...parameters}`,
+        `schema` is `{"columns": [{"name", "dtype", "shape", "ragged", "codec", "tensor_sizes"}]}`: `dtype` a
+        safetensors name ("F32"), `codec` `{"name": "raw" | "half-delta" | "delta-int8" | "lossless", ...parameters}`,
         `tensor_sizes` (optional) the lengths of the tensors that lie one after the other in a record. A ragged column
         has `shape` per row. `metadata` is any JSON object.
         """
@@ -42,8 +45,10 @@ class TrajectoryStore:
         """Steps that a repair dropped; reading one raises `StoreCorrupt`."""
 
     def codec_error(self, key: str, column: str) -> tuple[float, float, int] | None:
-        """Largest and mean error of the codec relative to the displacement between neighbours, and over how many
-        records; None for exact codecs."""
+        """Largest and mean error relative to the displacement between neighbours, and over how many records.
+
+        None for exact codecs.
+        """
 
     def rows(self, key: str, column: str, step: int) -> int:
         """Rows of one record of a ragged column."""
@@ -75,6 +80,7 @@ class TrajectoryStore:
     def close(self) -> None:
         """Lets go of files. Does not seal. Views stay valid."""
 
+@final
 class TrajectoryWriter:
     """The one writer of one trajectory. Dropping it keeps what is written and frees the lock."""
 
@@ -99,6 +105,7 @@ class TrajectoryWriter:
     def close(self) -> None:
         """Leaves the trajectory incomplete, resumable, and frees the lock."""
 
+@final
 class RecordView:
     """Read-only bytes that keep their file mapped."""
 
@@ -108,7 +115,8 @@ class RecordView:
 def repair_store(path: str) -> str:
     """Drops damaged records only.
 
-    JSON: `{"dropped": [{"key", "step"}], "dependants": [{"key", "step"}], "kept", "files": [name], "manifest_rebuilt"}`.
+    JSON: `{"dropped": [{"key", "step"}], "dependants": [{"key", "step"}], "kept", "files": [name],
+    "manifest_rebuilt"}`.
     """
 
 # random: `units` is (first id, count) or an int64 array of ids; `out` is filled, its length is units times `per_unit`.

@@ -44,7 +44,7 @@ def source_fingerprint(*extra: Path) -> str:
     digest = sha256()
     package = ROOT / "python" / "distillrs"
     paths = [path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in ("cli", "testing")]
-    paths += [path for path in (ROOT / "rust").glob("*/src/**/*.rs")]
+    paths += (ROOT / "rust").glob("*/src/**/*.rs")
     for path in sorted([*paths, *extra]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

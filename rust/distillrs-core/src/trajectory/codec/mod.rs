@@ -7,6 +7,8 @@
 mod delta_int8;
 mod dtype;
 mod half_delta;
+#[doc(hidden)]
+pub mod hostile;
 mod lossless;
 mod measure;
 mod payload;
