@@ -50,7 +50,7 @@ class Scale:
 
     experts: int = 20
     snapshots: int = 51
-    windows: int = 200
+    windows: int = 100
     appends: int = 51
     opened: int = 1000
     epochs: int = 50
@@ -78,16 +78,12 @@ def main() -> None:
         return print(json.dumps(load_lists(arguments.load)))
     folder = Path(tempfile.mkdtemp(prefix="distillrs-store-", dir=arguments.folder))
     try:
-        results = {
-            "scale": scale.__dict__,
-            "windows": windows(folder, scale),
-            "append": append(folder, scale),
-            "bytes": real_experts(folder, scale),
-            "open": opening(folder, scale),
-        }
+        results: dict[str, Any] = {"scale": scale.__dict__}
+        for name, part in {"append": append, "open": opening, "windows": windows, "bytes": real_experts}.items():
+            results[name] = part(folder, scale)
+            report({name: results[name]})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    report(results)
     if not arguments.quick:
         measure.write("store", results)
     return None
@@ -351,7 +347,7 @@ def train_experts(name: str, scale: Scale) -> tuple[list[list[Tensor]], Paramete
     from distillrs.training import TrainingSettings, train
 
     data = evaluate.data.load(name)
-    images, labels = data.x_train[:2000], data.y_train[:2000]
+    images, labels = data.x_train[:1000], data.y_train[:1000]
     images = (images - images.mean()) / images.std()
     settings = TrainingSettings(epochs=scale.epochs, batch_size=256, learning_rate=0.01, momentum=0.0)
     trajectories = []
@@ -459,9 +455,9 @@ def report(results: dict[str, Any], indent: str = "") -> None:
             print(f"{indent}{name}")
             report(value, indent + "  ")
         elif isinstance(value, float):
-            print(f"{indent}{name}: {value:.4g}")
+            print(f"{indent}{name}: {value:.4g}", flush=True)
         else:
-            print(f"{indent}{name}: {value}")
+            print(f"{indent}{name}: {value}", flush=True)
 
 
 if __name__ == "__main__":
