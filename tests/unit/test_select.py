@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -180,3 +181,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_memory_stays_within_the_budget_far_below_a_matrix_of_distances():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=300)
     assert int(done.stdout) * 1024 < 64 << 20
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no interval timers")
+def test_what_a_signal_handler_raises_ends_the_work_and_arrives():
+    class Alarm(Exception):
+        pass
+
+    def ring(number, frame):
+        raise Alarm
+
+    points = torch.randn(20_000, 32, generator=torch.Generator().manual_seed(0))
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Alarm):
+            select.k_means(points, 200, iterations=100_000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -86,7 +86,7 @@ def ftd_initial(
     deviations=[
         "Experts are trained as the authors' code does (surrogate gap with adaptive ascent, rho .01, a .4); the form "
         "in the paper is ftd_experts(adaptive=False, surrogate_gap=0, mix=alpha).",
-        "The default gradient is the exact adjoint, the same as the paper's in the memory of one step.",
+        "The default gradient is the exact adjoint, the same as the paper's in memory that does not grow with T.",
         "Every example has its own draw of the augmentation in every inner step (the code picks one operation for the "
         "whole minibatch).",
         "The second pass of an expert's step replays dropout and leaves running statistics alone.",

@@ -95,7 +95,7 @@ def smooth_expert_initial(
     equation="sum_j w_j |theta_{(T//M) j} - theta*_{s+j}|^2 / |theta*_s - theta*_{s+j}|^2 from a perturbed theta*_s, "
     "inner steps with momentum on a loss scaled by b(s)",
     deviations=[
-        "The default gradient is the exact adjoint, the same as the paper's in the memory of one step.",
+        "The default gradient is the exact adjoint, the same as the paper's in memory that does not grow with T.",
         "The features for k-means are those of the first complete expert.",
         "An example is never chosen for two centres: the later one takes its next nearest.",
         "Every example has its own draw of the augmentation in every inner step (the code picks one operation for the "

@@ -1,9 +1,27 @@
 //! Maps the core's error enum to the exceptions of `distillrs.errors`.
 
+use std::cell::RefCell;
+
 use distillrs_core::Error;
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+
+thread_local! {
+    /// What a signal's handler raised while the core was at work.
+    static RAISED: RefCell<Option<PyErr>> = const { RefCell::new(None) };
+}
+
+/// Runs the handlers of signals that arrived. What one raises is kept, and raised once the core has stopped.
+///
+/// # Errors
+/// [`Error::Interrupted`] if a handler raised.
+pub fn check_signals() -> distillrs_core::Result<()> {
+    Python::attach(|py| py.check_signals()).map_err(|raised| {
+        RAISED.set(Some(raised));
+        Error::Interrupted
+    })
+}
 
 /// A core error on its way to Python.
 pub struct CoreError(pub Error);
@@ -57,7 +75,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
 impl From<CoreError> for PyErr {
     fn from(CoreError(error): CoreError) -> Self {
         if matches!(error, Error::Interrupted) {
-            return PyKeyboardInterrupt::new_err(());
+            return RAISED.take().unwrap_or_else(|| PyKeyboardInterrupt::new_err(()));
         }
         Python::attach(|py| build(py, &error).unwrap_or_else(|failure| failure))
     }

@@ -3,7 +3,7 @@ use distillrs_core::{Error, Result};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 
-use crate::error::{CoreError, CoreResult};
+use crate::error::{CoreError, CoreResult, check_signals};
 use crate::random::writable;
 
 /// A two-dimensional array of float32 or float64.
@@ -43,11 +43,6 @@ where
     Points::new(name, values, rows, columns)
 }
 
-/// Whether Ctrl-C was pressed.
-fn check() -> Result<()> {
-    Python::attach(|py| py.check_signals()).map_err(|_| Error::Interrupted)
-}
-
 /// Clusters `points`; fills `centres`, `labels` and `medoids`; inertia and rounds.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
@@ -80,7 +75,7 @@ fn cluster<T>(name: &str, buffer: &PyBuffer<T>, settings: &Settings<'_>) -> Resu
 where
     T: Element + Into<f64> + Send + Sync,
 {
-    select::k_means(&points(name, buffer)?, settings, &check)
+    select::k_means(&points(name, buffer)?, settings, &check_signals)
 }
 
 /// The `k` nearest `points` of every query; fills `ids` and `distances`.
@@ -109,7 +104,7 @@ where
     Q: Element + Into<f64> + Send + Sync,
     P: Element + Into<f64> + Send + Sync,
 {
-    select::nearest(&points("queries", queries)?, &points("points", buffer)?, k, &check)
+    select::nearest(&points("queries", queries)?, &points("points", buffer)?, k, &check_signals)
 }
 
 fn fill<T: Element>(name: &str, out: &PyBuffer<T>, values: &[T]) -> CoreResult<()> {
