@@ -26,8 +26,8 @@ EXTRAS = {
     "plot": "pictures of condensed sets and curves",
     "demo": "the digits of scikit-learn, image folders, and pictures",
     "testing": "strategies and checks of distillrs.testing for your own parts",
-    "cuda12": "fused kernels on NVIDIA GPUs with CUDA 12",
-    "cuda13": "fused kernels on NVIDIA GPUs with CUDA 13",
+    "cuda12": "cupy for kernels on NVIDIA GPUs with CUDA 12; there is none yet",
+    "cuda13": "cupy for kernels on NVIDIA GPUs with CUDA 13; there is none yet",
     "dev": "what it takes to develop distillrs",
 }
 
