@@ -113,6 +113,9 @@ def kill_repeatedly(path: Path, times: int, seed: int) -> None:
             torn += length > acknowledged.get(key, 0)
             if key in complete:
                 assert key in store
+            elif key in store:
+                # The kill came between completing and saying so.
+                complete.add(key)
         # Some trajectories are killed again and again before they are left incomplete or completed.
         if key in complete or draw.random() < 0.3:
             number += 1
