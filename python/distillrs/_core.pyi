@@ -53,8 +53,11 @@ class TrajectoryStore:
     def rows(self, key: str, column: str, step: int) -> int:
         """Rows of one record of a ragged column."""
 
-    def read_into(self, key: str, column: str, steps: list[int], outs: list[Buffer]) -> None:
-        """Fills one writable, contiguous buffer of bytes per step, without the GIL. Steps come in any order."""
+    def read_into(self, key: str, column: str, steps: list[int], outs: list[tuple[int, int]]) -> None:
+        """Fills one piece of memory (address, bytes) per step, without the GIL. Steps come in any order.
+
+        The caller answers for the memory: nothing can check that it is there.
+        """
 
     def view(self, key: str, column: str, step: int) -> RecordView:
         """One record as a read-only buffer: of the mapped file where it lies there raw, else of a decoded copy."""
@@ -93,8 +96,11 @@ class TrajectoryWriter:
     def __len__(self) -> int:
         """Records so far, those before a resumption included."""
 
-    def append(self, columns: list[tuple[str, Buffer, int | None]]) -> int:
-        """Writes one record: (column, little-endian bytes, rows if ragged) for every column. Returns its step."""
+    def append(self, columns: list[tuple[str, tuple[int, int], int | None]]) -> int:
+        """Writes one record: (column, (address, bytes), rows if ragged) for every column. Returns its step.
+
+        The memory is little endian, and the caller answers for it: nothing can check that it is there.
+        """
 
     def flush(self) -> None:
         """Every appended record is durable when it returns."""

@@ -645,3 +645,50 @@ def test_a_store_that_was_closed_refuses_to_read(tmp_path: Path) -> None:
     store.close()
     with pytest.raises((StoreError, ArgumentError)):
         store.read("expert-0", 0)
+
+
+def test_steps_and_starts_may_be_whole_numbers_of_any_kind(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")
+    assert torch.equal(store.read("expert-0", np.int64(2)), vector(2))
+    assert torch.equal(store.read("expert-0", [np.int32(1), 3])[1], vector(3))
+    start, end = store.window("expert-0", start=np.int64(1), span=2)
+    assert torch.equal(start, vector(1))
+    assert torch.equal(end, vector(3))
+    for wrong in (1.0, "1", None):
+        with pytest.raises(ArgumentError, match="step: got"):
+            store.read("expert-0", wrong)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match="start: got"):
+            store.window("expert-0", start=wrong, span=1)  # type: ignore[arg-type]
+
+
+def test_a_lazily_negated_tensor_is_recorded_as_its_values(tmp_path: Path) -> None:
+    negated = torch.complex(vector(1), vector(2)).conj().imag
+    assert negated.is_neg()
+    with Store.create(tmp_path / "s", THETA) as store:
+        with store.begin("a") as writer:
+            writer.append(theta=negated)
+        assert torch.equal(store.read("a", 0), -vector(2))
+        with pytest.raises(ArgumentError, match="out: got"):
+            store.read("a", 0, out=torch.complex(vector(1), vector(2)).conj().imag.contiguous()._neg_view())
+
+
+def test_what_is_no_tensor_is_refused_as_a_buffer(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")
+    with pytest.raises(ArgumentError, match="out: got"):
+        store.read("expert-0", 0, out=np.empty(4, np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"out\[1\]: got"):
+        store.window("expert-0", start=0, span=1, out=(torch.empty(4), np.empty(4, np.float32)))  # type: ignore[arg-type]
+
+
+def test_autograd_notices_what_the_store_overwrote(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")
+    weight = torch.ones(4, requires_grad=True)
+    pair = (torch.ones(4), torch.ones(4))
+    for fill in (
+        lambda: store.read("expert-0", 0, out=pair[1]),
+        lambda: store.window("expert-0", start=0, span=1, out=pair),
+    ):
+        product = (weight * pair[1]).sum()
+        fill()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()

@@ -27,6 +27,14 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return tensor.numpy().data.cast("B")
 
 
+def memory(tensor: Tensor) -> tuple[int, int]:
+    """Address and bytes of a contiguous CPU tensor; the caller holds the tensor while the core uses them.
+
+    The buffer protocol does the same at ten times the cost, which a window of a small network notices.
+    """
+    return tensor.data_ptr(), tensor.nbytes
+
+
 def describe(tensor: Tensor) -> str:
     """Type, shape and place of a tensor in a few words, for messages."""
     strided = "" if tensor.is_contiguous() else "strided "
@@ -47,8 +55,6 @@ def record_tensor(name: str, value: Any, column: Column) -> Tensor:
     Raises:
         ArgumentError: Type or shape differ from the schema.
     """
-    shape = ", ".join([*(["rows"] if column.ragged else []), *map(str, column.shape)])
-    allowed = f"{dtype_name(column.dtype)} of shape [{shape}]"
     try:
         if isinstance(value, Tensor):
             tensor = value.detach()
@@ -57,38 +63,46 @@ def record_tensor(name: str, value: Any, column: Column) -> Tensor:
         else:
             tensor = torch.as_tensor(value, dtype=column.dtype)
     except (TypeError, ValueError, RuntimeError) as failure:
-        raise argument_error(name, value, allowed) from failure
+        raise argument_error(name, value, _allowed(column)) from failure
     expected = tuple(tensor.shape[:1]) + column.shape if column.ragged else column.shape
     if tensor.layout != torch.strided or tensor.dtype != column.dtype or tuple(tensor.shape) != expected:
-        raise _mismatch(name, tensor, allowed)
+        raise _mismatch(name, tensor, column)
     if column.ragged and tensor.ndim == 0:
-        raise _mismatch(name, tensor, allowed)
+        raise _mismatch(name, tensor, column)
     if tensor.is_meta:
         raise argument_error(name, "a tensor on the meta device", "a tensor with data")
     if hasattr(tensor, "full_tensor"):
         raise argument_error(name, "a sharded tensor", "tensor.full_tensor()")
-    return tensor.cpu().contiguous()
+    return tensor.cpu().contiguous().resolve_neg()
 
 
-def _mismatch(name: str, tensor: Tensor, allowed: str) -> ArgumentError:
+def _allowed(column: Column) -> str:
+    shape = ", ".join([*(["rows"] if column.ragged else []), *map(str, column.shape)])
+    return f"{dtype_name(column.dtype)} of shape [{shape}]"
+
+
+def _mismatch(name: str, tensor: Tensor, column: Column) -> ArgumentError:
     kind = "" if tensor.layout == torch.strided else f"{tensor.layout} "
-    return argument_error(name, f"{kind}{dtype_name(tensor.dtype)} {list(tensor.shape)}", allowed)
+    return argument_error(name, f"{kind}{dtype_name(tensor.dtype)} {list(tensor.shape)}", _allowed(column))
 
 
-def output_tensor(name: str, out: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def output_tensor(name: str, out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """``out`` if it can be filled from the core, or a new tensor.
 
     Raises:
         ArgumentError: ``out`` has another type or shape, is not contiguous, is not on the CPU or requires a gradient.
     """
     if out is None:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(shape, dtype=dtype)
+    if not isinstance(out, Tensor):
+        raise argument_error(name, type(out).__name__, "a tensor")
     if (
-        out.shape != tuple(shape)
-        or out.dtype != dtype
-        or out.device.type != "cpu"
+        out.shape != shape
+        or out.dtype is not dtype
+        or not out.is_cpu
         or not out.is_contiguous()
         or out.requires_grad
+        or out.is_neg()
     ):
         gradient = " that requires a gradient" if out.requires_grad else ""
         raise argument_error(
@@ -96,6 +110,9 @@ def output_tensor(name: str, out: Tensor | None, shape: Sequence[int], dtype: to
             f"{describe(out)}{gradient}",
             f"a contiguous {dtype_name(dtype)} tensor of shape {list(shape)} on the CPU that requires no gradient",
         )
-    # The core writes past torch; autograd must still notice that a value it may have saved is gone.
-    torch.autograd.graph.increment_version(out)
     return out
+
+
+def announce_write(tensors: Sequence[Tensor]) -> None:
+    """Lets autograd notice that values which it may have saved will be gone: the core writes past torch."""
+    torch.autograd.graph.increment_version(tensors)

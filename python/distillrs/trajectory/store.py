@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from distillrs import _core
 from distillrs.errors import SchemaMismatch, StoreError, StoreMissing, argument_error
 from distillrs.random import Units
 from distillrs.step import Step
-from distillrs.trajectory.buffers import BITS, as_bytes, output_tensor
+from distillrs.trajectory.buffers import BITS, announce_write, memory, output_tensor
 from distillrs.trajectory.reports import CodecError, RepairReport, SealReport, VerifyReport
 from distillrs.trajectory.schema import Column, Schema
 from distillrs.trajectory.windows import Starts, check_span, draw_windows, starts_at, window_choices
@@ -237,16 +238,16 @@ class Store:
             StoreCorrupt: The bytes contradict their checksum.
         """
         name, kind = self._schema.column(column)
-        several = not isinstance(step, int)
-        steps = list(step) if isinstance(step, Sequence) else [step]
+        several = isinstance(step, Sequence)
+        steps = self._checked_steps(key, step if isinstance(step, Sequence) else [step])
         if several and kind.ragged:
             raise argument_error("step", step, f"one step of the ragged column {name!r}; read_ragged takes several")
-        self._check_steps(key, steps)
         shape = self._shape(key, name, kind, steps[0]) if not several else (len(steps), *kind.shape)
         out = output_tensor("out", out, shape, kind.dtype)
         if steps:
+            announce_write([out])
             rows = list(out.unbind()) if several else [out]
-            self._core.read_into(key, name, steps, [as_bytes(row) for row in rows])
+            self._core.read_into(key, name, steps, [memory(row) for row in rows])
         return out
 
     def read_ragged(self, key: str, steps: Sequence[int], column: str | None = None) -> Ragged:
@@ -265,14 +266,13 @@ class Store:
         name, kind = self._schema.column(column)
         if not kind.ragged:
             raise argument_error("column", name, "a ragged column")
-        steps = list(steps)
-        self._check_steps(key, steps)
+        steps = self._checked_steps(key, steps)
         counts = torch.tensor([0, *(self._core.rows(key, name, step) for step in steps)], dtype=torch.int64)
         offsets = counts.cumsum(0)
         values = torch.empty((int(offsets[-1]), *kind.shape), dtype=kind.dtype)
         if steps:
             pieces = torch.split(values, counts[1:].tolist())
-            self._core.read_into(key, name, steps, [as_bytes(piece) for piece in pieces])
+            self._core.read_into(key, name, steps, [memory(piece) for piece in pieces])
         return Ragged(values, offsets)
 
     def window(
@@ -304,19 +304,24 @@ class Store:
         check_span(span)
         name, kind = self._schema.column(column)
         length = self._length(key)
-        if not isinstance(start, int) or not 0 <= start < length - span:
+        first = _index(start)
+        if first is None or not 0 <= first < length - span:
             allowed = f"a step from 0 to {length - span - 1}" if length > span else "no step at all"
             raise argument_error(
                 "start", start, f"{allowed}: {key!r} has {length} steps, and start + span = start + {span} must be one"
             )
-        if out is not None and (not isinstance(out, Sequence) or len(out) != 2):
+        steps = [first, first + span]
+        shapes = [self._shape(key, name, kind, step) for step in steps]
+        if out is None:
+            start_record, end_record = (torch.empty(shape, dtype=kind.dtype) for shape in shapes)
+        elif isinstance(out, Sequence) and len(out) == 2:
+            start_record = output_tensor("out[0]", out[0], shapes[0], kind.dtype)
+            end_record = output_tensor("out[1]", out[1], shapes[1], kind.dtype)
+            announce_write(out)
+        else:
             raise argument_error("out", type(out).__name__, "a pair of tensors")
-        pair = []
-        for index, step in enumerate((start, start + span)):
-            shape = self._shape(key, name, kind, step)
-            pair.append(output_tensor(f"out[{index}]", out[index] if out else None, shape, kind.dtype))
-        self._core.read_into(key, name, [start, start + span], [as_bytes(each) for each in pair])
-        return pair[0], pair[1]
+        self._core.read_into(key, name, steps, [memory(start_record), memory(end_record)])
+        return start_record, end_record
 
     def view(self, key: str, step: int, column: str | None = None) -> npt.NDArray[Any]:
         """One record without a copy where it lies in the file as it is (codec ``raw``, sealed).
@@ -339,7 +344,7 @@ class Store:
             StoreCorrupt: The bytes contradict their checksum.
         """
         name, kind = self._schema.column(column)
-        self._check_steps(key, [step])
+        [step] = self._checked_steps(key, [step])
         shape = self._shape(key, name, kind, step)
         array: npt.NDArray[Any] = np.frombuffer(
             memoryview(self._core.view(key, name, step)), dtype=_numpy_dtype(kind.dtype)
@@ -497,14 +502,26 @@ class Store:
             raise AssertionError(f"the core lists {key!r} without a length")
         return length
 
-    def _check_steps(self, key: str, steps: Sequence[int]) -> None:
+    def _checked_steps(self, key: str, steps: Sequence[int]) -> list[int]:
         length = self._length(key)
+        checked = []
         for step in steps:
-            if not isinstance(step, int) or not 0 <= step < length:
+            index = _index(step)
+            if index is None or not 0 <= index < length:
                 raise argument_error("step", step, f"a step from 0 to {length - 1} of {key!r}")
+            checked.append(index)
+        return checked
 
     def _shape(self, key: str, name: str, kind: Column, step: int) -> tuple[int, ...]:
         return (self._core.rows(key, name, step), *kind.shape) if kind.ragged else kind.shape
+
+
+def _index(value: object) -> int | None:
+    """A whole number of any kind, numpy's too; None for anything else."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # what is no number is what it refuses
+    except TypeError:
+        return None
 
 
 def _reopen(path: str, verify: Verify) -> Store:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from distillrs.errors import argument_error, unknown_name_error
-from distillrs.trajectory.buffers import as_bytes, record_tensor
+from distillrs.trajectory.buffers import memory, record_tensor
 from distillrs.trajectory.schema import Schema
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Writer:
         tensors = {name: record_tensor(name, columns[name], column) for name, column in self._schema.items()}
         return self._core.append(
             [
-                (name, as_bytes(tensor), tensor.shape[0] if self._schema[name].ragged else None)
+                (name, memory(tensor), tensor.shape[0] if self._schema[name].ragged else None)
                 for name, tensor in tensors.items()
             ]
         )

@@ -8,7 +8,7 @@
 //! Words of a block: `f32` uniforms take one word each, its upper 24 bits. Everything else takes 64-bit values, two to
 //! a block: words 0 and 1, then 2 and 3, the first of each pair low. `f64` uniforms are the upper 53 bits of one.
 
-use xxhash_rust::xxh3::xxh3_64;
+use crate::digest::xxh3_64;
 
 use crate::{Error, Result, parallel};
 

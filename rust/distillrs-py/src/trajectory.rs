@@ -6,7 +6,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use distillrs_core::Error;
 use distillrs_core::trajectory::{ColumnData, Store, Verify, View, Writer, repair};
-use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -18,42 +17,35 @@ fn json<T: serde::Serialize>(value: &T) -> CoreResult<String> {
     serde_json::to_string(value).map_err(|error| Error::argument("report", error, "what JSON can say").into())
 }
 
-/// The bytes of a contiguous buffer of any element type.
-struct Bytes {
-    buffer: PyBuffer<u8>,
+/// Address and bytes of memory that the caller keeps alive, in place and for the call alone: that of a contiguous CPU
+/// tensor, from `distillrs.trajectory.buffers`. Python's buffer protocol costs several microseconds a tensor, which a small
+/// record notices.
+type Memory = (usize, usize);
+
+fn source<'a>(name: &str, (address, length): Memory) -> CoreResult<&'a [u8]> {
+    if length == 0 {
+        return Ok(&[]);
+    }
+    refuse_null(name, address)?;
+    // SAFETY: the one caller of this private module passes the memory of a tensor that it holds until the call returns;
+    // every bit pattern is a valid u8. Nobody writes it meanwhile: the documentation asks for that, as for numpy's functions.
+    Ok(unsafe { std::slice::from_raw_parts(address as *const u8, length) })
 }
 
-impl Bytes {
-    fn new(name: &str, object: &Bound<'_, PyAny>) -> CoreResult<Self> {
-        let refused = |got: &str| Error::argument(name, got, "a contiguous buffer of bytes (uint8)");
-        let buffer = PyBuffer::<u8>::get(object).map_err(|_| refused("no buffer of uint8"))?;
-        if !buffer.is_c_contiguous() {
-            return Err(refused("a buffer that is not contiguous").into());
-        }
-        Ok(Self { buffer })
+fn target<'a>(name: &str, (address, length): Memory) -> CoreResult<&'a mut [u8]> {
+    if length == 0 {
+        return Ok(&mut []);
     }
+    refuse_null(name, address)?;
+    // SAFETY: as in `source`; `refuse_overlap` came before, so no two targets share a byte.
+    Ok(unsafe { std::slice::from_raw_parts_mut(address as *mut u8, length) })
+}
 
-    fn read(&self) -> &[u8] {
-        let length = self.buffer.len_bytes();
-        if length == 0 {
-            return &[];
-        }
-        // SAFETY: the buffer is contiguous, holds `length` initialised bytes, and is kept alive and in place by
-        // `self.buffer`. Nobody writes it while the call runs: the documentation asks for that, as for numpy's functions.
-        unsafe { std::slice::from_raw_parts(self.buffer.buf_ptr().cast::<u8>(), length) }
+fn refuse_null(name: &str, address: usize) -> CoreResult<()> {
+    if address == 0 {
+        return Err(Error::argument(name, "no memory", "a tensor with data").into());
     }
-
-    fn write(&mut self, name: &str) -> CoreResult<&mut [u8]> {
-        if self.buffer.readonly() {
-            return Err(Error::argument(name, "a read-only buffer", "a writable one").into());
-        }
-        let length = self.buffer.len_bytes();
-        if length == 0 {
-            return Ok(&mut []);
-        }
-        // SAFETY: as in `read`; the buffer is writable, and the caller checks that no two overlap.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.buffer.buf_ptr().cast::<u8>(), length) })
-    }
+    Ok(())
 }
 
 #[pyclass(frozen, module = "distillrs._core")]
@@ -145,22 +137,14 @@ impl TrajectoryStore {
         Ok(py.detach(|| store.rows(key, column, step))?)
     }
 
-    fn read_into(
-        &self,
-        py: Python<'_>,
-        key: &str,
-        column: &str,
-        steps: Vec<u64>,
-        outs: Vec<Bound<'_, PyAny>>,
-    ) -> CoreResult<()> {
+    fn read_into(&self, py: Python<'_>, key: &str, column: &str, steps: Vec<u64>, outs: Vec<Memory>) -> CoreResult<()> {
         let store = self.get()?;
         if steps.len() != outs.len() {
             let allowed = format!("{}, one for each step", steps.len());
             return Err(Error::argument("outs", format_args!("{} buffers", outs.len()), allowed).into());
         }
-        let mut buffers = outs.iter().map(|out| Bytes::new("outs", out)).collect::<CoreResult<Vec<_>>>()?;
-        refuse_overlap(&buffers)?;
-        let targets = buffers.iter_mut().map(|buffer| buffer.write("outs"));
+        refuse_overlap(&outs)?;
+        let targets = outs.into_iter().map(|out| target("outs", out));
         let mut wanted: Vec<(u64, &mut [u8])> =
             steps.into_iter().zip(targets).map(|(step, target)| Ok((step, target?))).collect::<CoreResult<_>>()?;
         Ok(py.detach(|| store.read(key, column, &mut wanted))?)
@@ -197,14 +181,10 @@ impl TrajectoryStore {
 }
 
 /// Two buffers that share bytes would be written through two exclusive borrows.
-fn refuse_overlap(buffers: &[Bytes]) -> CoreResult<()> {
-    let mut ranges: Vec<(usize, usize)> = buffers
-        .iter()
-        .map(|bytes| (bytes.buffer.buf_ptr() as usize, bytes.buffer.len_bytes()))
-        .filter(|(_, length)| *length > 0)
-        .collect();
+fn refuse_overlap(outs: &[Memory]) -> CoreResult<()> {
+    let mut ranges: Vec<Memory> = outs.iter().copied().filter(|(_, length)| *length > 0).collect();
     ranges.sort_unstable();
-    let overlap = ranges.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0);
+    let overlap = ranges.windows(2).any(|pair| pair[1].0 - pair[0].0 < pair[0].1);
     if overlap {
         return Err(Error::argument("outs", "buffers that overlap", "separate buffers").into());
     }
@@ -247,15 +227,12 @@ impl TrajectoryWriter {
         Ok(usize::try_from(self.lock()?.steps()).unwrap_or(usize::MAX))
     }
 
-    fn append(&self, py: Python<'_>, columns: Vec<(String, Bound<'_, PyAny>, Option<u64>)>) -> CoreResult<u64> {
+    fn append(&self, py: Python<'_>, columns: Vec<(String, Memory, Option<u64>)>) -> CoreResult<u64> {
         let mut writer = self.lock()?;
-        let buffers =
-            columns.iter().map(|(name, object, _)| Bytes::new(name, object)).collect::<CoreResult<Vec<_>>>()?;
-        let data: Vec<_> = columns
+        let data = columns
             .iter()
-            .zip(&buffers)
-            .map(|((name, _, rows), buffer)| ColumnData { name, bytes: buffer.read(), rows: *rows })
-            .collect();
+            .map(|(name, memory, rows)| Ok(ColumnData { name, bytes: source(name, *memory)?, rows: *rows }))
+            .collect::<CoreResult<Vec<_>>>()?;
         let writer = &mut *writer;
         Ok(py.detach(|| writer.append(&data))?)
     }

@@ -49,6 +49,8 @@ pub trait File: Debug + Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `data` at `offset`; the file grows, with zeros in a gap.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    /// Lets the system start on what was written there, so that the disk works while the caller does; promises nothing.
+    fn start_writing(&self, _offset: u64, _length: u64) {}
     /// Cuts or extends the file.
     fn set_length(&self, length: u64) -> io::Result<()>;
     /// Makes content and length durable.
@@ -144,6 +146,10 @@ impl File for RealFile {
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         platform::write_all_at(&self.0, data, offset)
+    }
+
+    fn start_writing(&self, offset: u64, length: u64) {
+        platform::start_writing(&self.0, offset, length);
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {

@@ -4,7 +4,7 @@
 //! checksum of every column. So the header vouches for the table and the table for the data, and a reader can check one
 //! column without touching the others.
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use crate::digest::{xxh3_64, xxh3_64_with_seed};
 
 use super::codec::{CodecError, RecordKind};
 

@@ -163,7 +163,7 @@ impl FileSystem for OneFile {
 /// Puts right the checksums of damaged bytes, so that what lies behind them is reached: a plain flip stops at the first.
 pub fn with_checksums(kind: &str, bytes: &[u8]) -> Vec<u8> {
     use super::segment::{DIGEST_HOLE, HEADER_START, own_digest};
-    use xxhash_rust::xxh3::xxh3_64;
+    use crate::digest::xxh3_64;
     let mut bytes = bytes.to_vec();
     match kind {
         "manifest" => {

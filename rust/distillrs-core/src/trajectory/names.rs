@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use xxhash_rust::xxh3::xxh3_128;
+use crate::digest::xxh3_128;
 
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const STORE_LOCK: &str = "store.lock";

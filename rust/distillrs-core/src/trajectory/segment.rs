@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::digest::xxh3_64;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::codec::{CodecError, RecordKind};
 use super::filesystem::{FileSystem, Mapping, at};

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use xxhash_rust::xxh3::xxh3_64;
+use crate::digest::xxh3_64;
 
 use super::codec::RecordKind;
 use super::filesystem::{File, at};

@@ -344,6 +344,9 @@ impl Writer {
             if let RecordKind::Delta { base: other } = kind {
                 base = base.min(*other);
             }
+            self.file.write_at(bytes, offset).map_err(at(&self.path, "writing"))?;
+            // Before the digest, which takes as long as the disk needs to get going.
+            self.file.start_writing(offset, bytes.len() as u64);
             let rows = data.rows.unwrap_or(0);
             let entry = ColumnEntry {
                 length: bytes.len() as u64,
@@ -354,7 +357,6 @@ impl Writer {
                 error,
             };
             table.extend_from_slice(&entry.encode());
-            self.file.write_at(bytes, offset).map_err(at(&self.path, "writing"))?;
             // An empty column at the end must not reach past what is written: the file would seem cut short.
             if !bytes.is_empty() {
                 end = offset.checked_add(bytes.len() as u64).ok_or_else(too_long)?;
