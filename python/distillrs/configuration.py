@@ -8,12 +8,9 @@ be ``None`` must default to ``None``: it is left out of the file.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 import re
-import tempfile
 import tomllib
 import types
 import typing
@@ -22,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
 from distillrs.errors import ArgumentError, argument_error, unknown_name_error
+from distillrs.files import write_whole
 
 T = TypeVar("T")
 
@@ -341,31 +339,7 @@ def save(configuration: object, path: Path, *, comment: str = "") -> None:
         comment: Lines to put on top.
     """
     head = "".join(f"# {line}\n" for line in comment.splitlines())
-    write_atomically(path, (head + to_toml(to_dict(configuration))).encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file by new content; a reader, or a crash, sees the old content or the new, never a part.
-
-    Args:
-        path: The file; its folder must exist.
-        content: All of its bytes.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for the owner only; a result should be readable like any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+    write_whole(path, (head + to_toml(to_dict(configuration))).encode())
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,6 +26,8 @@ class RecipeCard:
         experts: For recipes over trajectories: makes the experts' training from (network, training settings).
         initial: Makes the synthetic set to start from out of real examples; ``None`` draws them at random.
         optimisers: The paper's learning rate ("lr") and momentum for each parameter group of the objective.
+        training: Settings of the experts' training that belong to the method, by the names of
+            :class:`~distillrs.training.TrainingSettings`; what is not named is for the user to choose.
     """
 
     id: str
@@ -36,6 +38,7 @@ class RecipeCard:
     experts: Callable[..., Any] | None = None
     initial: Callable[..., Any] | None = None
     optimisers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 _cards: dict[str, RecipeCard] = {}
@@ -50,6 +53,7 @@ def recipe(
     experts: Callable[..., Any] | None = None,
     initial: Callable[..., Any] | None = None,
     optimisers: Mapping[str, Mapping[str, float]] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as a published system.
 
@@ -61,6 +65,7 @@ def recipe(
         experts: See :class:`RecipeCard`.
         initial: See :class:`RecipeCard`.
         optimisers: See :class:`RecipeCard`.
+        training: See :class:`RecipeCard`.
 
     Returns:
         A decorator that returns the function unchanged but for its ``card`` attribute.
@@ -76,7 +81,9 @@ def recipe(
         known = _cards.get(id)
         if known is not None and _place(known.function) != _place(function):
             raise argument_error("id", id, f"a name that {_place(known.function)} does not already have")
-        card = RecipeCard(id, source, equation, tuple(deviations), function, experts, initial, optimisers or {})
+        card = RecipeCard(
+            id, source, equation, tuple(deviations), function, experts, initial, optimisers or {}, training or {}
+        )
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so
         return function

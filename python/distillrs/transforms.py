@@ -100,9 +100,14 @@ class Standardise:
         """
         if not x.is_floating_point() or x.ndim < 2 or len(x) == 0:
             raise argument_error("x", _shown(x), "floating examples [N, C, ...], N >= 1")
-        flat = x.double().transpose(0, 1).flatten(1)
-        mean = flat.mean(1)
-        std = flat.std(1, correction=0)
+        axes = [0, *range(2, x.ndim)]
+        mean = x.mean(axes, dtype=torch.float64)
+        squares = torch.zeros_like(mean)
+        # In pieces: a float64 copy of all examples would be twice the data set.
+        for piece in torch.split(x, 4096):
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            squares += (piece.double() - mean.reshape(shape)).square_().sum(axes)
+        std = (squares / (x.numel() / len(mean))).sqrt()
         # Rounding leaves a constant channel a deviation of about 1e-17, which would blow noise up to full size.
         constant = std <= 1e-9 * (1 + mean.abs())
         return cls(mean.float(), torch.where(constant, torch.ones_like(std), std).float())

@@ -182,7 +182,18 @@ def test_shards_that_make_no_sense_are_refused(text):
     [
         ({}, (0, 1)),
         ({"RANK": "2", "WORLD_SIZE": "8"}, (2, 8)),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, (1, 4)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, (1, 4)),
+        # A batch script that starts no step with srun is one process, however many tasks it may start.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),
+        (
+            {
+                "SLURM_ARRAY_TASK_ID": "7",
+                "SLURM_ARRAY_TASK_COUNT": "4",
+                "SLURM_ARRAY_TASK_MIN": "1",
+                "SLURM_ARRAY_TASK_STEP": "2",
+            },
+            (3, 4),
+        ),
         ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "10", "SLURM_ARRAY_TASK_MIN": "1"}, (4, 10)),
         (
             {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "10", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
@@ -192,6 +203,12 @@ def test_shards_that_make_no_sense_are_refused(text):
 )
 def test_launchers_give_the_shard(environment, shard):
     assert experts.launcher_shard(environment) == shard
+
+
+def test_a_job_array_with_gaps_does_not_guess_its_shard():
+    environment = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
+    with pytest.raises(errors.ArgumentError, match="shard: got 'task 7 of a job array of 3 with gaps'"):
+        experts.launcher_shard(environment)
 
 
 def test_recipes_show_equation_deviations_and_options(capsys):

@@ -10,6 +10,7 @@ import pytest
 
 from distillrs import configuration
 from distillrs.errors import ArgumentError, UnknownNameError, argument_error
+from distillrs.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
-        configuration.write_atomically(path, b"new")
+        write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
 

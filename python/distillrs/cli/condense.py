@@ -124,14 +124,21 @@ def condense(
     Raises:
         KeyboardInterrupt: After Ctrl-C; the same call goes on from there.
     """
-    from distillrs.cli.distilling import distil
     from distillrs.cli.folder import Folder
-    from distillrs.cli.judging import judge
-    from distillrs.cli.recording import complete
 
     folder = Folder(Path(prepared.settings.out))
-    folder.claim(prepared.settings, overwrite=overwrite)
-    with interrupt.terminable(), _resumable(folder, timer, words):
+    with folder.held(), interrupt.terminable():
+        folder.claim(prepared.settings, overwrite=overwrite)
+        return _run(prepared, folder, timer, progress, words)
+
+
+def _run(prepared: Prepared, folder: Folder, timer: Timer, progress: Progress, words: str) -> dict[str, Any]:
+    from distillrs.cli.distilling import distil
+    from distillrs.cli.judging import judge
+    from distillrs.cli.recording import complete
+    from distillrs.cli.results import make_report, write
+
+    with _resumable(folder, timer, words):
         with timer.phase("experts"):
             store = complete(prepared, progress)
         with store:
@@ -141,8 +148,6 @@ def condense(
         small.save(folder.path)
         with timer.phase("evaluate"):
             comparison = judge(prepared, small, progress)
-        from distillrs.cli.results import make_report, write
-
         report = make_report(prepared, small, record, comparison, timer.seconds, store_bytes, words)
         write(folder, prepared, small, record, report, progress)
     folder.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -175,10 +176,20 @@ def _restore(prepared: Prepared, folder: Folder) -> tuple[Record, dict[str, Any]
     state = folder.load_state()
     if state is None:
         return Record(), None
-    if state.get("identity") != configuration.to_toml(identity(prepared.settings)):
+    if not _same_identity(state.get("identity"), prepared):
         raise ArgumentError(
             f"out: the unfinished run in {folder.path} has another configuration; allowed is the same, or --overwrite"
         )
     kept = dict(state["record"])
     kept["validation"] = [(int(step), float(accuracy)) for step, accuracy in kept["validation"]]
     return Record(**kept), state["fit"]
+
+
+def _same_identity(kept: object, prepared: Prepared) -> bool:
+    # Compared as values: a file may say 1 where the settings say 1.0.
+    try:
+        return isinstance(kept, str) and tomllib.loads(kept) == tomllib.loads(
+            configuration.to_toml(identity(prepared.settings))
+        )
+    except tomllib.TOMLDecodeError:
+        return False

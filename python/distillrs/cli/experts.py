@@ -16,13 +16,6 @@ from distillrs.cli.arguments import Choices
 from distillrs.cli.progress import choose
 from distillrs.errors import argument_error
 
-# (index, count) of this process, as each launcher tells it.
-_LAUNCHERS = (
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
-    ("RANK", "WORLD_SIZE", None),
-    ("SLURM_PROCID", "SLURM_NTASKS", None),
-)
-
 
 @dataclass(frozen=True)
 class Experts(Choices):
@@ -85,9 +78,23 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def launcher_shard(environment: Mapping[str, str]) -> tuple[int, int]:
-    """The share that SLURM or torchrun gave to this process; (0, 1) without them."""
-    for index, count, least in _LAUNCHERS:
-        if index in environment and count in environment:
-            first = int(environment.get(least, "0")) if least else 0
-            return parse_shard(f"{int(environment[index]) - first}/{environment[count]}")
+    """The share that SLURM or torchrun gave to this process; (0, 1) without them.
+
+    Raises:
+        ArgumentError: A job array whose tasks are not evenly numbered, so that none knows its place.
+    """
+    if "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
+        task, count = (int(environment[name]) for name in ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"))
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        index, rest = divmod(task - first, int(environment.get("SLURM_ARRAY_TASK_STEP", "1")))
+        if rest or not 0 <= index < count:
+            raise argument_error(
+                "shard", f"task {task} of a job array of {count} with gaps", "an evenly numbered array, or --shard i/N"
+            )
+        return index, count
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return parse_shard(f"{environment['RANK']}/{environment['WORLD_SIZE']}")
+    # A batch script without srun has these two as well, but is one process.
+    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
+        return parse_shard(f"{environment['SLURM_PROCID']}/{environment['SLURM_NTASKS']}")
     return 0, 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from distillrs import configuration
 from distillrs.cli.settings import CondenseSettings, identity, without_places
 from distillrs.errors import ArgumentError, argument_error
+from distillrs.files import folder_lock, write_whole
 
 CONFIG = "config.toml"
 RESULTS = ("condensed.safetensors", "condensed.png", "curve.png", "report.md", "report.json")
@@ -60,6 +62,22 @@ class Folder:
         configuration.save(settings, config, comment=comment)
         self._state.mkdir(exist_ok=True)
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from working in this folder for a block.
+
+        Raises:
+            ArgumentError: Another one does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(folder_lock(self.path))
+            except BlockingIOError as failure:
+                got = f"{self.path}, in which another process is at work"
+                raise argument_error("out", got, "a folder of its own for each run") from failure
+            yield
+
     def _compare(self, config: Path, settings: CondenseSettings, *, overwrite: bool) -> None:
         wanted = identity(settings)
         try:
@@ -93,13 +111,13 @@ class Folder:
 
     def write(self, name: str, content: str) -> None:
         """Writes a text file, whole or not at all."""
-        configuration.write_atomically(self.path / name, content.encode())
+        write_whole(self.path / name, content.encode())
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Keeps the state of the distillation: tensors and plain values, nested."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        configuration.write_atomically(self._state / "distillation.pt", buffer.getvalue())
+        write_whole(self._state / "distillation.pt", buffer.getvalue())
 
     def load_state(self) -> dict[str, Any] | None:
         """What :meth:`save_state` kept, or ``None``."""
@@ -116,7 +134,7 @@ class Folder:
 
     def save_seconds(self, seconds: Mapping[str, float]) -> None:
         """Keeps how long each phase took so far."""
-        configuration.write_atomically(self._state / "seconds.json", json.dumps(dict(seconds)).encode())
+        write_whole(self._state / "seconds.json", json.dumps(dict(seconds)).encode())
 
     def load_seconds(self) -> dict[str, float]:
         """Seconds of the phases before an interruption."""

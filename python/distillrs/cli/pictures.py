@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from distillrs.configuration import write_atomically
 from distillrs.errors import argument_error
+from distillrs.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -271,4 +271,4 @@ def save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     # matplotlib writes its version into the file; the same data should give the same file.
     FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=160, metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())

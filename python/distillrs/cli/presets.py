@@ -33,6 +33,7 @@ class _Budget:
         average: Decay of the images' moving average, short beside the number of steps.
         last: First start that is never taken, for few and for many examples per class.
         image_rate: Learning rate of the images, for one example per class.
+        image_rate_beside_labels: The same where labels are learned, too: they fit what the images then need not.
         inner_rate_rate: Learning rate of the inner rate.
         steps: Of the distillation.
         checks: How often it is looked at on the validation examples.
@@ -51,6 +52,7 @@ class _Budget:
     average: float
     last: tuple[int, int]
     image_rate: float
+    image_rate_beside_labels: float
     inner_rate_rate: float
     steps: int
     checks: int
@@ -70,6 +72,7 @@ _PERCEPTRON = _Budget(
     average=0.98,
     last=(5, 10),
     image_rate=3.0,
+    image_rate_beside_labels=3.0,
     inner_rate_rate=1e-4,
     steps=500,
     checks=10,
@@ -84,10 +87,11 @@ _CONVNET = _Budget(
     batch_size=128,
     expert_rate=0.05,
     inner_steps=10,
-    inner_rate=0.02,
+    inner_rate=0.1,
     average=0.98,
     last=(5, 8),
-    image_rate=100.0,
+    image_rate=30.0,
+    image_rate_beside_labels=3.0,
     inner_rate_rate=1e-5,
     steps=200,
     checks=8,
@@ -138,6 +142,7 @@ def preset(
                 "epochs": budget.epochs,
                 "batch_size": budget.batch_size,
                 "learning_rate": budget.expert_rate,
+                **card.training,
             },
         },
         "distillation": {
@@ -188,7 +193,8 @@ def _options(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dic
 def _optimisers(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dict[str, float]]:
     """The paper's momenta with rates for this budget; groups that it does not know keep the paper's rates."""
     # The inner loss is a mean over the examples, so the gradient of each falls as they get more.
-    rates = {"images": budget.image_rate * per_class, "inner_lr": budget.inner_rate_rate}
+    rate = budget.image_rate_beside_labels if "labels" in card.optimisers else budget.image_rate
+    rates = {"images": rate * per_class, "inner_lr": budget.inner_rate_rate}
     return {
         name: {"momentum": 0.0, **paper, **({"lr": rates[name]} if name in rates else {})}
         for name, paper in card.optimisers.items()

@@ -15,7 +15,7 @@ from rich.table import Table
 from distillrs.cli import exit_codes
 from distillrs.cli.progress import choose
 from distillrs.cli.report import size
-from distillrs.errors import argument_error
+from distillrs.errors import StoreCorrupt, argument_error
 
 if TYPE_CHECKING:
     from distillrs import trajectory
@@ -54,12 +54,21 @@ def describe(store: trajectory.Store) -> dict[str, Any]:
     for name in store.schema:
         measured = [error for key in complete if (error := store.codec_error(key, name)) is not None]
         errors[name] = {"maximum": max(one.maximum for one in measured)} if measured else None
+    missing: dict[str, list[int]] = {}
+    unreadable: dict[str, str] = {}
+    for key in complete:
+        try:
+            if steps := store.missing(key):
+                missing[key] = steps
+        except StoreCorrupt as damage:
+            unreadable[key] = str(damage)
     return {
         "path": str(store.path),
         **store.info(),
         "trajectory_lengths": complete,
         "incomplete": {key: length for key, length in everything.items() if key not in complete},
-        "missing": {key: steps for key in complete if (steps := store.missing(key))},
+        "missing": missing,
+        "unreadable": unreadable,
         "codec_error": errors,
     }
 
@@ -77,6 +86,8 @@ def show(found: Mapping[str, Any], output: Console) -> None:
     facts.add_row("bytes", size(found["bytes"]))
     if found["missing"]:
         facts.add_row("missing", f"{sum(map(len, found['missing'].values()))} records dropped by a repair")
+    if found["unreadable"]:
+        facts.add_row("unreadable", f"{', '.join(found['unreadable'])}: see `distillrs store verify {found['path']}`")
     output.print(facts, highlight=False, markup=False)
     output.print()
     table = Table("column", "type", "shape", "codec", "largest error", box=None, pad_edge=False, header_style="bold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distillrs.condense.balance import BalancedScale
 from distillrs.condense.experts import ExpertProgress, ExpertTraining, Snapshots
 from distillrs.condense.factors import Additive, Enlarged, Factors
 from distillrs.condense.file import CondensedSet, load
@@ -25,6 +26,7 @@ from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, 
 
 __all__ = [
     "Additive",
+    "BalancedScale",
     "ClippedLoss",
     "CondensedSet",
     "Enlarged",

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.errors import ArgumentError, KeyConflict, StoreLocked, argument_error
+from distillrs.files import write_whole
 from distillrs.step import Step
 from distillrs.training import LossFunction, Position, StepRule, TrainingSettings, plain, train
 from distillrs.trajectory.layout import ParameterLayout
@@ -323,15 +323,7 @@ class _Run:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.cpu().contiguous().clone() for name, value in self._state().items()}
         content = save(tensors, self._identity() | {"epoch": str(self._epoch)})
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".", delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        os.replace(file.name, self._path)
+        write_whole(self._path, content)
 
     def _restore(self) -> bool:
         """Takes the state of this very expert from its checkpoint, if there is one."""

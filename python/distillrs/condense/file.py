@@ -12,7 +12,6 @@ import copy
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from distillrs import transforms
 from distillrs.condense.factors import Factors, restore_factors
 from distillrs.condense.labels import HardLabels, SoftLabels
 from distillrs.errors import DataError, DistillrsError, argument_error
+from distillrs.files import write_whole
 from distillrs.training import TrainingSettings
 from distillrs.transforms import Transform
 
@@ -163,7 +163,8 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             tensors |= {f"factors.{name}": tensor for name, tensor in self.factors.tensors().items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         content = safetensors.torch.save(tensors, {"distillrs": json.dumps(page, sort_keys=True)})
-        _write_whole(path, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
 
 
 def load(
@@ -266,20 +267,3 @@ def _bounded(factors: Factors, images: Tensor, max_bytes: int) -> None:
     size = examples.numel() * examples.element_size()
     if size > max_bytes:
         raise argument_error("factors", f"{size} bytes of examples", f"at most {max_bytes}; pass max_bytes= for more")
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

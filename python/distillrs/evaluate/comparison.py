@@ -15,7 +15,7 @@ from distillrs.errors import DataError, TrainingDivergedError, argument_error
 from distillrs.evaluate import scores
 from distillrs.evaluate.accounting import Timer, equal_bytes_count
 from distillrs.evaluate.data.bundle import DataBundle
-from distillrs.evaluate.data.rows import class_counts, rows_among, shares
+from distillrs.evaluate.data.rows import class_counts, copies_among, shares
 from distillrs.evaluate.measure import accuracy, class_accuracies, predictions
 from distillrs.evaluate.small_sets import RealSet, SmallSet, counts_of, random_real, train
 from distillrs.evaluate.statistics import Paired, Summary
@@ -277,7 +277,7 @@ class _Run:
         target = data.target()
         if target.is_floating_point() and target.shape[1] != self.classes:
             raise argument_error(name, f"{target.shape[1]} classes", f"the data's {self.classes}")
-        shared = int(rows_among(data.images, self.x_test).sum())
+        shared = int(copies_among(data.images, self.x_test).sum())
         if shared:
             raise DataError(f"{name}: {shared} of {len(data.images)} examples stand in the test set")
 

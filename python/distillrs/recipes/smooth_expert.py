@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from distillrs.augment import Augmentation
 from distillrs.condense import (
+    BalancedScale,
+    ClippedLoss,
+    ExpertTraining,
+    FilterPerturbation,
     HardLabels,
+    InputGradientPenalty,
     Synthetic,
     TrajectoryMatching,
     TrajectoryStore,
@@ -16,11 +21,7 @@ from distillrs.condense import (
     Windows,
     intermediate_targets,
 )
-from distillrs.condense.balance import BalancedScale
-from distillrs.condense.experts import ExpertTraining
 from distillrs.condense.initial import expert_features, nearest_to_centres
-from distillrs.condense.modifiers import ClippedLoss, InputGradientPenalty
-from distillrs.condense.perturbation import FilterPerturbation
 from distillrs.condense.unroll import Gradient
 from distillrs.errors import argument_error
 from distillrs.registry import recipe
@@ -105,6 +106,14 @@ def smooth_expert_initial(
     experts=smooth_expert_experts,
     initial=smooth_expert_initial,
     optimisers={"images": {"lr": 100.0, "momentum": 0.5}, "inner_lr": {"lr": 1e-5, "momentum": 0.5}},
+    training={
+        "learning_rate": 0.003,
+        "momentum": 0.9,
+        "weight_decay": 1e-3,
+        "schedule": "step",
+        "drop_at": [0.5],
+        "drop_factor": 0.6,
+    },
 )
 def smooth_expert(
     store: TrajectoryStore,

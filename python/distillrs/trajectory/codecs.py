@@ -28,7 +28,7 @@ class HalfDelta:
 
 @dataclass(frozen=True, slots=True)
 class DeltaInt8:
-    """Int8 differences to the reconstructed predecessor, with one scale for each 256 elements.
+    """Int8 differences to the reconstructed predecessor, in blocks of 256 with a scale for each half.
 
     The loop is closed: each difference is taken to what a reader will see, so errors do not add up, and they scale
     with the motion itself (0.7% of one epoch's displacement), also late in training. Nearly a quarter of the bytes.

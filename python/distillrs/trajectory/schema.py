@@ -14,7 +14,7 @@ from distillrs.errors import ArgumentError, argument_error, unknown_name_error
 from distillrs.trajectory.codecs import Codec, Raw, codec_from_dict, codec_of, codec_to_dict
 from distillrs.trajectory.dtypes import disk_name, dtype_name, dtype_of, from_disk_name
 
-_MAXIMUM_NAME = 128
+_MAXIMUM_NAME = 64
 
 
 @dataclass(frozen=True, init=False)
@@ -104,7 +104,7 @@ class Schema(Mapping[str, Column]):
     ``Schema(theta=layout.column(codec="delta-int8"), loss=Column((), "float64"))``
 
     Args:
-        **columns: At least one column. A name is a Python identifier of at most 128 characters.
+        **columns: At least one column. A name is a Python identifier of at most 64 characters.
 
     Raises:
         ArgumentError: There is no column, a name is not allowed, or a value is not a :class:`Column`.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import DataError, StoreLocked, argument_error
+from distillrs.files import whole_file
 from distillrs.trajectory.buffers import as_bytes
 from distillrs.trajectory.dtypes import disk_name, dtype_name
 from distillrs.trajectory.layout import ParameterLayout
@@ -219,17 +220,10 @@ def _write_safetensors(
         end += size
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for piece in pieces:
-                file.write(as_bytes(piece))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for piece in pieces:
+            file.write(as_bytes(piece))
 
 
 def import_safetensors(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ from proofs.ledger import CELLS, source_fingerprint
 
 Factory = Callable[[int], nn.Module]
 Rates = Mapping[str, Mapping[str, float]]
+Part = Literal["test", "validation"]
+
+CHOOSING_SEED = 100
+"""Of the runs that choose settings on validation data; none of a proof's own seeds."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,18 @@ class Images:
         rows = condense.draw_per_class(self.y, per_class, seed=seed)
         return self.x[rows], self.y[rows]
 
-    def student(self, images: Tensor, labels: Tensor, settings: TrainingSettings, seed: int) -> float:
-        """Test accuracy of a fresh network that is trained on a small set."""
+    def student(
+        self, images: Tensor, labels: Tensor, settings: TrainingSettings, seed: int, *, on: Part = "test"
+    ) -> float:
+        """Accuracy of a fresh network that is trained on a small set."""
         model = self.network(1000 + seed)
         train(model, images, labels, settings, seed=seed)
-        return evaluate.accuracy(model, self.x_test, self.y_test)
+        x, y = (self.x_test, self.y_test) if on == "test" else (self.x_val, self.y_val)
+        return evaluate.accuracy(model, x, y)
 
-    def judged(self, data: CondensedSet, settings: TrainingSettings, seed: int) -> float:
-        """Test accuracy of a fresh network trained on a condensed set with the rate that was learned with it."""
-        return self.student(data.images, data.target(), replace(settings, learning_rate=data.inner_lr), seed)
+    def judged(self, data: CondensedSet, settings: TrainingSettings, seed: int, *, on: Part = "test") -> float:
+        """Accuracy of a fresh network trained on a condensed set with the rate that was learned with it."""
+        return self.student(data.images, data.target(), replace(settings, learning_rate=data.inner_lr), seed, on=on)
 
     def expert_accuracy(self, store: trajectory.Store, record: int) -> float:
         """Mean test accuracy of the experts at a record."""
@@ -94,7 +102,7 @@ class Images:
             for key in store.lengths()
         )
 
-    def flatness(self, store: trajectory.Store, record: int, *, noise: float = 0.1, draws: int = 20) -> float:
+    def flatness(self, store: trajectory.Store, record: int, *, noise: float = 0.1, draws: int = 200) -> float:
         """Mean rise of the training loss when Gaussian noise of a share of the weights' norm is added to them."""
         rises = []
         for key in store.lengths():
@@ -155,3 +163,8 @@ def distil(objective: Objective, synthetic: Synthetic, rates: Rates, steps: int,
     """Runs an objective and takes what would be saved."""
     fit(objective, rates, steps, seed=seed)
     return synthetic.condensed()
+
+
+def best(accuracy: Mapping[str, float]) -> str:
+    """The name with the highest accuracy, the first of several."""
+    return max(accuracy, key=lambda name: accuracy[name])

@@ -13,7 +13,6 @@ import os
 import pickle
 import struct
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from distillrs.errors import DataError, argument_error, unknown_name_error
 from distillrs.evaluate.data.sources import FILES
+from distillrs.files import whole_file
 
 Bytes = NDArray[np.uint8]
 
@@ -72,21 +72,8 @@ def prepare(name: str, source: str | os.PathLike[str], out: str | os.PathLike[st
 
 
 def _write(target: Path, arrays: dict[str, Bytes]) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; a data set is for everybody whom the user's umask allows.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with whole_file(target) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _check(name: str, arrays: dict[str, Bytes]) -> None:

@@ -256,8 +256,8 @@ pub(super) struct Catalogue {
 
 impl Catalogue {
     /// Reads the manifest, and the frames' headers of every log.
-    pub fn load(fs: &dyn FileSystem, directory: &Path, previous: Option<&Self>) -> Result<Self> {
-        let sealed = Sealed::load(fs, directory, previous.map(|previous| &previous.sealed))?;
+    pub fn load(fs: &Arc<dyn FileSystem>, directory: &Path, previous: Option<&Self>) -> Result<Self> {
+        let sealed = Sealed::load(&**fs, directory, previous.map(|previous| &previous.sealed))?;
         let mut problems = sealed.problems.clone();
         let count = sealed.segments.iter().map(|handle| handle.record.trajectories.len()).sum();
         let mut entries = HashMap::with_capacity(count);
@@ -269,7 +269,7 @@ impl Catalogue {
         let mut logs = Vec::new();
         for name in sealed.names.iter().filter(|name| names::is_log(name)) {
             let path = directory.join(name);
-            let log = match Log::scan(fs, &path, Some(&sealed.schema)) {
+            let mut log = match Log::scan(&**fs, &path, Some(&sealed.schema)) {
                 Ok(log) => log,
                 // Sealed and removed since the directory was listed.
                 Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
@@ -296,6 +296,7 @@ impl Catalogue {
                 problems.push(Problem { path, offset: 0, reason });
                 continue;
             }
+            log.close(fs);
             // A sealed trajectory wins over a log that a crash left behind.
             entries.entry(log.key().into()).or_insert(Entry::Log { index: logs.len() });
             logs.push(log);

@@ -74,7 +74,7 @@ pub(super) struct LogDamage {
 #[derive(Debug)]
 pub(super) struct Log {
     pub path: PathBuf,
-    pub file: Arc<dyn File>,
+    source: Source,
     /// Number in every frame; 0 if there is no sound frame.
     pub number: u64,
     /// `None` if every frame that had it is lost.
@@ -92,6 +92,14 @@ pub(super) struct Log {
     pub length: u64,
     pub damage: Vec<LogDamage>,
     checked: Checked,
+}
+
+/// How the column data is reached.
+#[derive(Debug)]
+enum Source {
+    Open(Arc<dyn File>),
+    /// Opened for each read: a farm has more unfinished trajectories than a process may have open files.
+    Closed(Arc<dyn FileSystem>),
 }
 
 struct Frame {
@@ -246,7 +254,13 @@ impl Log {
         let checked = Checked::new(found.steps.len(), columns);
         let Found { key, metadata, steps, complete, start, end, damage } = found;
         let path = path.to_path_buf();
-        Ok(Self { path, file, number, key, schema, metadata, steps, complete, start, end, length, damage, checked })
+        let source = Source::Open(file);
+        Ok(Self { path, source, number, key, schema, metadata, steps, complete, start, end, length, damage, checked })
+    }
+
+    /// Closes the file; it is opened again whenever something is read.
+    pub fn close(&mut self, fs: &Arc<dyn FileSystem>) {
+        self.source = Source::Closed(fs.clone());
     }
 
     /// Bytes behind the last sound frame: an append that was cut short.
@@ -409,7 +423,12 @@ impl Records for Log {
     }
 
     fn bytes_into(&self, place: &Place, out: &mut [u8]) -> Result<()> {
-        self.file.read_at(out, place.offset).map_err(|error| read_error(&self.path, place.offset, error))
+        let mut read = |file: &dyn File| file.read_at(out, place.offset);
+        let result = match &self.source {
+            Source::Open(file) => read(&**file),
+            Source::Closed(fs) => read(&*fs.open(&self.path).map_err(at(&self.path, "opening"))?),
+        };
+        result.map_err(|error| read_error(&self.path, place.offset, error))
     }
 
     fn codec_error(&self, column: usize) -> CodecError {

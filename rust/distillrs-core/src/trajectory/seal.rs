@@ -188,7 +188,10 @@ fn write_batch(
         match new.write(schema, &metadata, &sources, &[]) {
             Ok(record) => {
                 drop(sources);
-                return publish(&**fs, directory, new, record, batch, report);
+                match publish(&**fs, directory, new, record, batch, report)? {
+                    None => return Ok(()),
+                    Some(rest) => batch = rest,
+                }
             }
             Err(Error::StoreCorrupt { path, offset, reason }) => {
                 drop(sources);
@@ -208,6 +211,8 @@ fn write_batch(
     Ok(())
 }
 
+/// Puts a segment into the manifest and removes its logs. If a trajectory turns out to be sealed already, nothing is
+/// published and the others are given back.
 fn publish(
     fs: &dyn FileSystem,
     directory: &Path,
@@ -215,21 +220,32 @@ fn publish(
     record: SegmentRecord,
     batch: Vec<Candidate>,
     report: &mut SealReport,
-) -> Result<()> {
+) -> Result<Option<Vec<Candidate>>> {
     let store = StoreLock::acquire(fs, directory)?;
+    // A process that sealed one of them may have died, after the manifest, before it removed the log.
+    let now = Sealed::load(fs, directory, None)?;
+    let (repeated, fresh): (Vec<_>, Vec<_>) =
+        batch.into_iter().partition(|candidate| now.find(candidate.log.key()).is_some());
+    if !repeated.is_empty() {
+        new.discard(fs);
+        for Candidate { log, lock } in repeated {
+            let reason = "it is sealed already; sealing again removes what its log left".to_owned();
+            report.skipped.push(Skipped { key: log.key().to_owned(), reason });
+            lock.release(&store)?;
+        }
+        return Ok(Some(fresh));
+    }
     new.rename(fs, directory)?;
     report.segments.push(record.name.clone());
-    let mut manifest = Sealed::load(fs, directory, None)?.manifest();
-    // Without a sound manifest the load found the new segment by itself.
-    manifest.segments.retain(|segment| segment.name != record.name);
+    let mut manifest = now.manifest();
     manifest.segments.push(record);
     manifest.store(fs, directory)?;
-    for Candidate { log, lock } in batch {
+    for Candidate { log, lock } in fresh {
         fs.remove(&log.path).map_err(at(&log.path, "removing"))?;
         report.sealed.push(log.key().to_owned());
         lock.release(&store)?;
     }
-    Ok(())
+    Ok(None)
 }
 
 /// A segment that does not have its name yet.

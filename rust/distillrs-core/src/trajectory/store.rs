@@ -106,8 +106,8 @@ impl Store {
                 if let Some(reason) = sealed.schema.difference(&schema) {
                     return Err(Error::SchemaMismatch { path: path.to_path_buf(), reason });
                 }
-                if serde_json::from_str::<Value>(&sealed.metadata).ok().as_ref() != Some(&user) {
-                    let reason = format!("the store has metadata {}, asked for was {metadata}", sealed.metadata);
+                let there = serde_json::from_str(&sealed.metadata).unwrap_or(Value::Null);
+                if let Some(reason) = metadata_difference(&there, &user) {
                     return Err(Error::SchemaMismatch { path: path.to_path_buf(), reason });
                 }
                 if let ManifestState::Rebuilt(_) = sealed.manifest {
@@ -144,7 +144,7 @@ impl Store {
     }
 
     fn load(fs: Arc<dyn FileSystem>, path: &Path, writable: bool, verify: Verify) -> Result<Self> {
-        let catalogue = Catalogue::load(&*fs, path, None)?;
+        let catalogue = Catalogue::load(&fs, path, None)?;
         Ok(Self {
             fs,
             directory: path.to_path_buf(),
@@ -215,7 +215,7 @@ impl Store {
     /// As [`Store::open_in`].
     pub fn refresh(&self) -> Result<()> {
         let before = self.catalogue.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let now = Catalogue::load(&*self.fs, &self.directory, Some(&before))?;
+        let now = Catalogue::load(&self.fs, &self.directory, Some(&before))?;
         *self.catalogue.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
         Ok(())
     }
@@ -242,10 +242,20 @@ impl Store {
         Ok(with_steps.collect())
     }
 
-    fn with<T>(&self, key: &str, action: impl FnOnce(&Catalogue, Entry, &dyn Records) -> Result<T>) -> Result<T> {
-        let catalogue = self.catalogue()?;
-        let entry = catalogue.entry(&self.directory, key)?;
-        action(&catalogue, entry, catalogue.records(&*self.fs, key, entry)?)
+    fn with<T>(&self, key: &str, mut action: impl FnMut(&Catalogue, Entry, &dyn Records) -> Result<T>) -> Result<T> {
+        let mut attempt = || {
+            let catalogue = self.catalogue()?;
+            let entry = catalogue.entry(&self.directory, key)?;
+            action(&catalogue, entry, catalogue.records(&*self.fs, key, entry)?)
+        };
+        match attempt() {
+            // Another process sealed the log since it was listed.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                self.refresh()?;
+                attempt()
+            }
+            result => result,
+        }
     }
 
     /// Steps of a trajectory that a repair dropped.
@@ -361,6 +371,32 @@ impl Store {
         let names = self.schema.columns().iter().filter(|column| !column.codec.is_exact());
         names.map(|column| Ok((column.name.clone(), self.codec_error(key, &column.name)?))).collect()
     }
+}
+
+/// The first entry of the metadata that differs. A layout may have thousands of words, so long values are cut.
+fn metadata_difference(there: &Value, asked: &Value) -> Option<String> {
+    const SHOWN: usize = 200;
+    let show = |value: Option<&Value>| {
+        let Some(value) = value else { return "nothing".to_owned() };
+        let text = value.to_string();
+        match text.char_indices().nth(SHOWN) {
+            Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
+            None => text,
+        }
+    };
+    if there == asked {
+        return None;
+    }
+    let differing = there.as_object().into_iter().chain(asked.as_object()).flat_map(|object| object.keys());
+    let key = differing.into_iter().find(|key| there.get(key) != asked.get(key));
+    Some(match key {
+        Some(key) => format!(
+            "the store has metadata with {key:?} = {}, asked for was {}",
+            show(there.get(key)),
+            show(asked.get(key))
+        ),
+        None => format!("the store has metadata {}, asked for was {}", show(Some(there)), show(Some(asked))),
+    })
 }
 
 fn refuse_foreign_files(fs: &dyn FileSystem, path: &Path) -> Result<()> {

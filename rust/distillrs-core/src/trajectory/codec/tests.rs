@@ -96,16 +96,22 @@ fn walk(elements: usize, records: usize, seed: u64) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// Numbers that are the upper halves of `f32`.
+fn bfloats(bytes: &[u8]) -> Vec<f32> {
+    let wide = |half: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([half[0], half[1]])) << 16);
+    bytes.chunks_exact(2).map(wide).collect()
+}
+
 /// `delta-int8` from the words of its description, one value at a time.
 fn reference_delta_int8(predecessor: &[f32], payload: &[u8]) -> Vec<f32> {
     let body = &payload[HEADER..];
     if payload[1] == 0 {
         return floats(body);
     }
-    let blocks = predecessor.len().div_ceil(256);
-    let scales = floats(&body[..4 * blocks]);
+    let halves = predecessor.len().div_ceil(128);
+    let scales = bfloats(&body[..2 * halves]);
     let step = |(index, &value): (usize, &f32)| {
-        let product = f32::from(body[4 * blocks + index] as i8) * scales[index / 256];
+        let product = f32::from(body[2 * halves + index] as i8) * scales[index / 128];
         value + product
     };
     predecessor.iter().enumerate().map(step).collect()
@@ -178,11 +184,11 @@ proptest! {
         let stored = Stored::write_all(spec, Dtype::F32, &[], &given);
         for (step, record) in records.iter().enumerate() {
             let decoded = floats(&stored.read(step));
-            let blocks = record.len().div_ceil(256);
+            let halves = record.len().div_ceil(128);
             for (index, (value, decoded)) in record.iter().zip(&decoded).enumerate() {
                 let scale = match stored.kinds[step] {
                     RecordKind::Keyframe => 0.0,
-                    RecordKind::Delta { .. } => floats(&stored.payloads[step][HEADER..HEADER + 4 * blocks])[index / 256],
+                    RecordKind::Delta { .. } => bfloats(&stored.payloads[step][HEADER..HEADER + 2 * halves])[index / 128],
                 };
                 let rounding = 4.0 * f32::EPSILON * (value.abs() + 127.0 * scale) + 2f32.powi(-100);
                 prop_assert!((value - decoded).abs() <= 0.5 * scale + rounding);
