@@ -136,3 +136,17 @@ def test_sources_of_no_or_of_mixed_kinds_are_refused(names, tmp_path, capsys):
     assert code == exit_codes.USAGE
     assert "source: got" in err
     assert not (tmp_path / "store").exists()
+
+
+def test_info_of_a_damaged_store_says_what_cannot_be_read(store, capsys):
+    (segment,) = store.glob("seg-*.safetensors")
+    content = bytearray(segment.read_bytes())
+    content[20] ^= 0xFF
+    segment.write_bytes(content)
+    code, out, _ = run(capsys, "info", store, "--json")
+    assert code == exit_codes.SUCCESS
+    found = json.loads(out)
+    assert list(found["unreadable"]) == ["expert-0", "expert-1", "expert-2"]
+    assert segment.name in found["unreadable"]["expert-0"]
+    code, out, _ = run(capsys, "info", store)
+    assert "store verify" in " ".join(out.split())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -692,3 +693,40 @@ def test_autograd_notices_what_the_store_overwrote(tmp_path: Path) -> None:
         fill()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             product.backward()
+
+
+MANY_LOGS = """
+import resource, sys
+from distillrs.trajectory import Store
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+store = Store.open(sys.argv[1])
+print(sum(float(store.read(key, 0)[0]) for key in store.lengths(incomplete=True)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_more_unfinished_trajectories_than_open_files(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", THETA)
+    for number in range(100):
+        writer = store.begin(f"expert-{number:03d}")
+        writer.append(theta=torch.full((4,), float(number)))
+        writer.flush()
+        writer.close()
+    command = [sys.executable, "-c", MANY_LOGS, str(tmp_path / "s")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "4950.0"
+
+
+def test_a_reader_follows_a_trajectory_that_another_process_seals(tmp_path: Path) -> None:
+    writing = filled(tmp_path / "s", seal=False)
+    reading = Store.open(tmp_path / "s")
+    writing.seal()
+    assert not list((tmp_path / "s").glob("*.dlog"))
+    assert torch.equal(reading.read("expert-1", 2), vector(102))
+    assert torch.equal(reading.window("expert-0", start=1, span=2)[1], vector(3))
+
+
+def test_other_metadata_is_refused_with_the_entry_that_differs(tmp_path: Path) -> None:
+    Store.create(tmp_path / "s", THETA, {"same": 1, "layout": list(range(10_000))})
+    with pytest.raises(SchemaMismatch, match='metadata with "layout"') as failure:
+        Store.create(tmp_path / "s", THETA, {"same": 1, "layout": []}, exist_ok=True)
+    assert len(str(failure.value)) < 1000

@@ -353,3 +353,56 @@ pub(super) fn adopt(fs: &dyn FileSystem, directory: &Path, sealed: &Sealed) -> R
     manifest.store(fs, directory)?;
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::filesystem::RealFs;
+    use super::super::store::Store;
+    use super::super::writer::ColumnData;
+    use super::*;
+
+    const SCHEMA: &str =
+        r#"{"columns": [{"name": "theta", "dtype": "U8", "shape": [4], "ragged": false, "codec": {"name": "raw"}}]}"#;
+
+    #[test]
+    fn a_trajectory_that_was_sealed_meanwhile_gets_no_second_segment() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(at(Path::new("folder"), "creating"))?;
+        let directory = folder.path().join("store");
+        let store = Store::create(&directory, SCHEMA, "{}", false)?;
+        let mut logs = Vec::new();
+        for key in ["a", "b"] {
+            let mut writer = store.begin(key, None)?;
+            writer.append(&[ColumnData { name: "theta", bytes: key.repeat(4).as_bytes(), rows: None }])?;
+            writer.complete()?;
+            let path = directory.join(names::log_name(key));
+            logs.push((std::fs::read(&path).map_err(at(&path, "reading"))?, path));
+        }
+        // What a process leaves that dies after its manifest is written and before it removes the log of "a".
+        let (b_content, b_path) = logs.pop().unwrap_or_default();
+        std::fs::remove_file(&b_path).map_err(at(&b_path, "removing"))?;
+        store.seal()?;
+        for (content, path) in [&logs[0], &(b_content, b_path)] {
+            std::fs::write(path, content).map_err(at(path, "writing"))?;
+        }
+
+        // Another process listed the store before that manifest, and comes to both logs now.
+        let fs: Arc<dyn FileSystem> = Arc::new(RealFs);
+        let schema = Arc::new(Schema::parse(SCHEMA)?);
+        let mut batch = Vec::new();
+        for key in ["a", "b"] {
+            let lock = KeyLock::acquire(&fs, &directory, key, &StoreLock::acquire(&*fs, &directory)?)?;
+            batch.push(Candidate { log: Log::scan(&*fs, &directory.join(names::log_name(key)), Some(&schema))?, lock });
+        }
+        let mut report = SealReport::default();
+        write_batch(&fs, &directory, &schema, batch, &mut report)?;
+
+        assert_eq!(report.sealed, ["b"]);
+        assert_eq!(report.skipped.iter().map(|skipped| skipped.key.as_str()).collect::<Vec<_>>(), ["a"]);
+        let sealed = Sealed::load(&*fs, &directory, None)?;
+        let keys: Vec<_> = sealed.segments.iter().flat_map(|segment| &segment.record.trajectories).collect();
+        assert_eq!(keys.iter().map(|listed| &*listed.key).collect::<Vec<_>>(), ["a", "b"]);
+        store.seal()?;
+        assert!(!directory.join(names::log_name("a")).exists());
+        Ok(())
+    }
+}
