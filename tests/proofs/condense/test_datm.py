@@ -27,7 +27,7 @@ FASHION_STUDENT = TrainingSettings(epochs=200, batch_size=100, learning_rate=0.0
 FASHION_WINDOWS = {"early": (0, 4), "middle": (7, 11), "late": (14, 18)}
 FASHION_RATE = 0.05
 FASHION_STEPS = 15
-FASHION_UPDATES = {1: 150, 50: 80}
+FASHION_UPDATES = {1: 100, 50: 50}
 FASHION_IMAGE_RATES = {1: ("30", "100"), 50: ("300", "1000")}
 
 
