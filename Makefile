@@ -1,4 +1,4 @@
-# make demo | make test | make check | make bench | make proofs [ID=tesla] | make wheel | make clean
+# make demo | make test | make check | make fuzz | make bench | make proofs [ID=tesla] | make wheel | make clean
 #
 # Everything happens in the virtual environment $(VENV), made on first use. To work in one that already exists
 # (with a CPU build of torch, say), pass VENV=/path/to/it: a torch in it that is new enough is kept.
@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.distillrs-installed
 BUILT := $(VENV)/.distillrs-built
 RUST_SOURCES := $(shell find rust cuda -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.cu' \) -not -path '*/target/*') Cargo.toml Cargo.lock
 
-.PHONY: help demo test check rust-test python-test bench proofs wheel wheel-check clean require install build
+.PHONY: help demo test check rust-test python-test fuzz bench proofs wheel wheel-check clean require install build
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -56,6 +56,17 @@ python-test: build
 	$(PY) -m pytest -m "not slow and not gpu"
 
 test: check rust-test python-test
+
+# What a run finds beside the committed corpus stays under rust/fuzz/target.
+FUZZ_SECONDS ?= 10
+fuzz:
+	@if ! cargo fuzz --version >/dev/null 2>&1 || ! cargo +nightly --version >/dev/null 2>&1; then \
+		echo "cargo-fuzz or the nightly toolchain is not there: the corpus is replayed by \`make rust-test\` alone"; exit 0; fi; \
+	for target in $$(ls rust/fuzz/fuzz_targets | sed 's/\.rs$$//'); do \
+		mkdir -p rust/fuzz/target/corpus/$$target; \
+		cargo +nightly fuzz run --fuzz-dir rust/fuzz $$target rust/fuzz/target/corpus/$$target rust/fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 -print_final_stats=1 || exit 1; \
+	done
 
 bench: build
 	$(PY) benchmarks/run.py
