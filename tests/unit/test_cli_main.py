@@ -260,3 +260,21 @@ def test_results_go_to_standard_output_only():
     drawn = io.StringIO()
     assert cli.Doctor(json=True).run(Console(file=drawn), Console(file=io.StringIO())) == exit_codes.SUCCESS
     assert json.loads(drawn.getvalue())["format"] == 1
+
+
+INTERRUPTED_IN_EXEC = """
+import sys
+from distillrs import cli
+class Command:
+    def run(self, output, messages):
+        exec("raise KeyboardInterrupt")
+sys.exit(cli._run(Command()))
+"""
+
+
+def test_an_interrupt_inside_exec_still_gives_the_exit_code(tmp_path):
+    (tmp_path / "interrupted_in_exec.py").write_text(INTERRUPTED_IN_EXEC)
+    command = [sys.executable, "-m", "interrupted_in_exec"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == exit_codes.INTERRUPTED
+    assert "interrupted" in done.stderr
