@@ -92,7 +92,7 @@ def _run(command: Command) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
         # An interrupt that passed through exec() or eval(), as it does while a module with dataclasses is imported, is
-        # remembered by CPython, which then ends the process by SIGINT whatever its exit code. Another exec() forgets it.
+        # remembered by CPython, which then ends the process by SIGINT whatever its code is. Another exec() forgets it.
         exec("")
         words = "; ".join(["interrupted", *getattr(stop, "__notes__", [])])
         messages.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
