@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import pytest
 import torch
 
 from distillrs import configuration
+from distillrs.cli.distilling import _same_identity
 from distillrs.cli.folder import CONFIG, Folder
 from distillrs.cli.settings import (
     CondenseSettings,
@@ -15,6 +17,7 @@ from distillrs.cli.settings import (
     MethodSettings,
     NetworkSettings,
     OptimiserSettings,
+    identity,
 )
 from distillrs.errors import ArgumentError
 from distillrs.training import TrainingSettings
@@ -136,3 +139,24 @@ def test_seconds_survive_or_begin_anew(folder):
     assert folder.load_seconds() == {"experts": 1.5}
     (folder.path / ".unfinished" / "seconds.json").write_text("[1]")
     assert folder.load_seconds() == {}
+
+
+def test_a_folder_in_which_another_run_is_at_work_is_refused(tmp_path):
+    folder = tmp_path / "out"
+    with Folder(folder).held():
+        other = Folder(folder).held()
+        with pytest.raises(ArgumentError, match="another process is at work"):
+            other.__enter__()
+    with Folder(folder).held():
+        pass
+
+
+def test_an_unfinished_run_is_known_by_the_values_of_its_configuration():
+    prepared = types.SimpleNamespace(settings=settings())
+    kept = configuration.to_toml(identity(prepared.settings))
+    assert "learning_rate = 0.1" in kept
+    assert _same_identity(kept, prepared)
+    assert _same_identity(kept.replace("inner_steps = 20", "inner_steps = 20.0"), prepared)
+    assert not _same_identity(kept.replace("learning_rate = 0.1", "learning_rate = 0.2"), prepared)
+    assert not _same_identity("no = toml = at all", prepared)
+    assert not _same_identity(None, prepared)

@@ -176,3 +176,12 @@ def test_a_folder_in_which_a_store_was_only_begun_holds_no_experts(bundle, tmp_p
     prepared.store_path.mkdir()
     (prepared.store_path / "store.lock").touch()
     assert recorded(prepared) == 0
+
+
+def test_a_recipe_s_own_training_reaches_its_experts(bundle):
+    training = resolve(bundle, {"method": "smooth-expert"}).experts.training
+    assert (training.learning_rate, training.momentum, training.weight_decay) == (0.003, 0.9, 1e-3)
+    assert (training.schedule, training.drop_factor) == ("step", 0.6)
+    assert resolve(bundle, {"method": "mtt"}).experts.training.momentum == 0
+    changed = resolve(bundle, {"method": "smooth-expert"}, ("experts.training.momentum=0.5",))
+    assert changed.experts.training.momentum == 0.5

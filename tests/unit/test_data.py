@@ -10,6 +10,8 @@ import torch
 from distillrs.errors import ArgumentError, DataError, UnknownNameError
 from distillrs.evaluate import data
 from distillrs.evaluate.data import make_bundle
+from distillrs.evaluate.data.rows import copies_among
+from distillrs.transforms import Zca
 
 
 def arrays(train=60, test=12, classes=3, shape=(6, 6), seed=0, dtype=np.uint8):
@@ -445,3 +447,15 @@ def test_bundles_can_be_pickled_for_worker_processes():
     again = pickle.loads(pickle.dumps(bundle))
     assert again.fingerprint == bundle.fingerprint
     assert torch.equal(again.x_val, bundle.x_val)
+
+
+def test_copies_are_found_behind_the_rounding_of_a_transform():
+    raw = torch.rand(400, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    zca = Zca.fit(raw)
+    others = zca.forward(raw)
+    rounded = torch.cat([zca.forward(zca.inverse(one[None])) for one in others[:5]])
+    assert not torch.equal(rounded, others[:5])
+    moved = others[5:10] + 0.01 * torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert copies_among(torch.cat([rounded, moved]), others).tolist() == [True] * 5 + [False] * 5
+    assert copies_among(others[:0], others).tolist() == []
+    assert copies_among(torch.rand(2, 3), others).tolist() == [False, False]

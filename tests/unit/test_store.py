@@ -663,14 +663,15 @@ def test_steps_and_starts_may_be_whole_numbers_of_any_kind(tmp_path: Path) -> No
 
 
 def test_a_lazily_negated_tensor_is_recorded_as_its_values(tmp_path: Path) -> None:
-    negated = torch.complex(vector(1), vector(2)).conj().imag
+    # Contiguous as it is, so that no copy on the way does the negation.
+    negated = vector(2)._neg_view()
     assert negated.is_neg()
     with Store.create(tmp_path / "s", THETA) as store:
         with store.begin("a") as writer:
             writer.append(theta=negated)
         assert torch.equal(store.read("a", 0), -vector(2))
         with pytest.raises(ArgumentError, match="out: got"):
-            store.read("a", 0, out=torch.complex(vector(1), vector(2)).conj().imag.contiguous()._neg_view())
+            store.read("a", 0, out=vector(1)._neg_view())
 
 
 def test_what_is_no_tensor_is_refused_as_a_buffer(tmp_path: Path) -> None:
@@ -730,3 +731,10 @@ def test_other_metadata_is_refused_with_the_entry_that_differs(tmp_path: Path) -
     with pytest.raises(SchemaMismatch, match='metadata with "layout"') as failure:
         Store.create(tmp_path / "s", THETA, {"same": 1, "layout": []}, exist_ok=True)
     assert len(str(failure.value)) < 1000
+
+
+def test_a_pair_without_tensors_is_filled_with_new_ones(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")
+    start, end = store.window("expert-0", start=0, span=2, out=(None, None))  # type: ignore[arg-type]
+    assert torch.equal(start, vector(0))
+    assert torch.equal(end, vector(2))

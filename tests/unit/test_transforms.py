@@ -105,3 +105,11 @@ def test_the_transform_does_not_alias_its_arguments():
     made = Standardise(mean, torch.ones(3))
     mean.fill_(9)
     assert made.mean.sum() == 0
+
+
+def test_standardise_in_pieces_equals_the_whole_in_float64():
+    x = torch.randn(9000, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 5 + 100
+    fitted = Standardise.fit(x)
+    flat = x.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(fitted.mean, flat.mean(1).float())
+    torch.testing.assert_close(fitted.std, flat.std(1, correction=0).float())

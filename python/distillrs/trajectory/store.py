@@ -317,7 +317,7 @@ class Store:
         elif isinstance(out, Sequence) and len(out) == 2:
             start_record = output_tensor("out[0]", out[0], shapes[0], kind.dtype)
             end_record = output_tensor("out[1]", out[1], shapes[1], kind.dtype)
-            announce_write(out)
+            announce_write((start_record, end_record))
         else:
             raise argument_error("out", type(out).__name__, "a pair of tensors")
         self._core.read_into(key, name, steps, [memory(start_record), memory(end_record)])
