@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,6 +22,9 @@ from proofs.ledger import CELLS, source_fingerprint
 Factory = Callable[[int], nn.Module]
 Rates = Mapping[str, Mapping[str, float]]
 Part = Literal["test", "validation"]
+
+FASHION_STUDENT = TrainingSettings(epochs=200, batch_size=100, learning_rate=0.05)
+"""Training on a small set of Fashion-MNIST; the learned rate takes the place of this one."""
 
 CHOOSING_SEED = 100
 """Of the runs that choose settings on validation data; none of a proof's own seeds."""
@@ -50,11 +54,13 @@ class Images:
         return Images(x, bundle.y_train, x_val, bundle.y_val, x_test, bundle.y_test, factory)
 
     @staticmethod
+    @cache
     def fashion() -> Images:
         """10,000 rows of Fashion-MNIST (a tenth of them validates) and the ConvNet with two blocks of 8 channels."""
         return Images.load("fashion", "convnet", limit=10_000, width=8, depth=2)
 
     @staticmethod
+    @cache
     def digits() -> Images:
         """The digits of scikit-learn and the perceptron 64-32-10."""
         return Images.load("digits", "mlp", widths=(32,))

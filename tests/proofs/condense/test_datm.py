@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from statistics import fmean
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from distillrs import recipes
 from distillrs.condense import ExpertTraining
 from distillrs.training import TrainingSettings
-from proofs.condense.bed import CHOOSING_SEED, Images, Part, best, distil
+from proofs.condense.bed import CHOOSING_SEED, FASHION_STUDENT, Images, Part, best, distil
 from proofs.ledger import Proof
 
 pytestmark = [pytest.mark.proof, pytest.mark.slow]
@@ -23,22 +22,11 @@ STUDENT = TrainingSettings(epochs=300, batch_size=1024, learning_rate=0.05)
 SEEDS = [0, 1, 2]
 
 FASHION_EXPERTS = recipes.datm_experts(None, TrainingSettings(epochs=20, batch_size=256, learning_rate=0.05))
-FASHION_STUDENT = TrainingSettings(epochs=200, batch_size=100, learning_rate=0.05)
 FASHION_WINDOWS = {"early": (0, 4), "middle": (7, 11), "late": (14, 18)}
 FASHION_RATE = 0.05
 FASHION_STEPS = 15
 FASHION_UPDATES = {1: 100, 50: 50}
 FASHION_IMAGE_RATES = {1: ("30", "100"), 50: ("300", "1000")}
-
-
-@cache
-def digits() -> Images:
-    return Images.digits()
-
-
-@cache
-def fashion() -> Images:
-    return Images.fashion()
 
 
 def digits_condensed(
@@ -54,7 +42,7 @@ def digits_condensed(
     on: Part = "test",
 ) -> dict[str, float]:
     """Accuracy of digits condensed against one window, and the rate that was learned with them."""
-    bed = digits()
+    bed = Images.digits()
     store = bed.record("digits", DIGITS_EXPERTS, 5)
     network = bed.network(0)
     synthetic = recipes.datm_initial(
@@ -108,7 +96,7 @@ def test_a_with_one_image_a_class_the_early_window_wins(proof: Proof) -> None:
 def fashion_condensed(per_class: int, window: str, seed: int, lr: float, on: Part = "test") -> dict[str, float]:
     """Accuracy of Fashion-MNIST condensed against one window."""
     low, high = FASHION_WINDOWS[window]
-    bed = fashion()
+    bed = Images.fashion()
     store = bed.record("fashion", FASHION_EXPERTS, 3)
     network = bed.network(0)
     synthetic = recipes.datm_initial(
@@ -129,7 +117,7 @@ def fashion_condensed(per_class: int, window: str, seed: int, lr: float, on: Par
 
 def fashion_real(per_class: int, seed: int, lr: float, on: Part = "test") -> float:
     """Accuracy of random real images with the labels that the condensed ones start with."""
-    bed = fashion()
+    bed = Images.fashion()
     store = bed.record("fashion", FASHION_EXPERTS, 3)
     data = recipes.datm_initial(
         bed.x, bed.y, per_class, store=store, network=bed.network(0), seed=seed, inner_lr=lr
@@ -204,7 +192,9 @@ def test_c_the_guard_keeps_a_late_window_from_ruining_the_set(proof: Proof) -> N
         for name, guard in (("unguarded", math.inf), ("guarded", 1.0))
     }
     real = [
-        proof.cell(f"c-real-{seed}", lambda seed=seed: digits().student(*digits().real(30, seed), STUDENT, seed))
+        proof.cell(
+            f"c-real-{seed}", lambda seed=seed: Images.digits().student(*Images.digits().real(30, seed), STUDENT, seed)
+        )
         for seed in SEEDS
     ]
     means = {name: fmean(run["accuracy"] for run in runs) for name, runs in found.items()} | {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
 from statistics import fmean
-from typing import Any
 
 import pytest
 
@@ -12,7 +10,7 @@ from distillrs import recipes
 from distillrs.condense import ExpertTraining, SharpnessAware, Synthetic
 from distillrs.recipes import ftd_experts
 from distillrs.training import TrainingSettings
-from proofs.condense.bed import CHOOSING_SEED, Images, Part, best, distil
+from proofs.condense.bed import CHOOSING_SEED, FASHION_STUDENT, Images, Part, best, distil
 from proofs.ledger import Proof
 
 pytestmark = [pytest.mark.proof, pytest.mark.slow]
@@ -27,36 +25,21 @@ FASHION_EXPERTS = {
     # The values of the authors' script.
     "ftd": recipes.ftd_experts(None, FASHION_TRAINING),
 }
-STUDENT = TrainingSettings(epochs=200, batch_size=100, learning_rate=0.05)
 INNER_STEPS = 15
 SPAN = 2
 UPDATES = 80
 IMAGE_RATES = ("300", "1000")
 
 
-@cache
-def digits() -> Images:
-    return Images.digits()
-
-
-@cache
-def fashion() -> Images:
-    return Images.fashion()
-
-
-def digits_network() -> Any:
-    return digits().network(0)
-
-
 def test_a_flat_experts_lie_where_noise_hurts_less_at_equal_accuracy(proof: Proof) -> None:
     kinds = {
         "plain": ExpertTraining(DIGITS_TRAINING),
-        "flat": ftd_experts(digits_network(), DIGITS_TRAINING, radius=0.3, adaptive=False, surrogate_gap=0.0),
+        "flat": ftd_experts(None, DIGITS_TRAINING, radius=0.3, adaptive=False, surrogate_gap=0.0),
     }
     assert kinds["flat"].rule == SharpnessAware(0.3)
 
     def measure(name: str) -> dict[str, list[float]]:
-        bed = digits()
+        bed = Images.digits()
         store = bed.record(f"digits-{name}", kinds[name], 4)
         return {
             "loss rise": [bed.flatness(store, epoch) for epoch in EPOCHS],
@@ -82,7 +65,7 @@ def test_a_flat_experts_lie_where_noise_hurts_less_at_equal_accuracy(proof: Proo
 
 def fashion_condensed(method: str, seed: int, lr: float, on: Part = "test") -> dict[str, float]:
     """Accuracy of Fashion-MNIST condensed by one of the two, and how far a student strays from its experts."""
-    bed = fashion()
+    bed = Images.fashion()
     store = bed.record(f"fashion-{method}", FASHION_EXPERTS[method], 3)
     network = bed.network(0)
     if method == "ftd":
@@ -95,7 +78,7 @@ def fashion_condensed(method: str, seed: int, lr: float, on: Part = "test") -> d
     rates = {"images": {"lr": lr, "momentum": 0.5}, "inner_lr": {"lr": 1e-4, "momentum": 0.5}}
     data = distil(objective, synthetic, rates, UPDATES, seed)
     return {
-        "accuracy": bed.judged(data, STUDENT, seed, on=on),
+        "accuracy": bed.judged(data, FASHION_STUDENT, seed, on=on),
         "accumulated error": bed.accumulated_error(store, data, inner_steps=INNER_STEPS, span=SPAN, record=10),
         "learned rate": float(data.inner_lr),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from statistics import fmean, stdev
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from distillrs import recipes
 from distillrs.condense import ExpertTraining, Synthetic
 from distillrs.training import TrainingSettings
-from proofs.condense.bed import CHOOSING_SEED, Images, Part, best, displacements, distil, variation
+from proofs.condense.bed import CHOOSING_SEED, FASHION_STUDENT, Images, Part, best, displacements, distil, variation
 from proofs.ledger import Proof
 
 pytestmark = [pytest.mark.proof, pytest.mark.slow]
@@ -28,21 +27,15 @@ TRAINING = TrainingSettings(
     drop_factor=0.6,
 )
 EXPERTS = {"raw": ExpertTraining(TRAINING), "smooth": recipes.smooth_expert_experts(None, TRAINING)}
-STUDENT = TrainingSettings(epochs=200, batch_size=100, learning_rate=0.05)
 INNER_STEPS = 15
 SPAN = 2
 UPDATES = 80
 IMAGE_RATES = ("300", "1000")
 
 
-@cache
-def fashion() -> Images:
-    return Images.fashion()
-
-
 def test_a_smooth_experts_move_evenly_at_equal_accuracy(proof: Proof) -> None:
     def measured(name: str) -> dict[str, object]:
-        bed = fashion()
+        bed = Images.fashion()
         store = bed.record(name, EXPERTS[name], 3)
         moved = displacements(store)
         return {
@@ -66,7 +59,7 @@ def test_a_smooth_experts_move_evenly_at_equal_accuracy(proof: Proof) -> None:
 
 def condensed(experts: str, initial: str, seed: int, lr: float, on: Part = "test") -> dict[str, float]:
     """Accuracy of Fashion-MNIST condensed against one kind of experts from one kind of start."""
-    bed = fashion()
+    bed = Images.fashion()
     store = bed.record(experts, EXPERTS[experts], 3)
     network = bed.network(0)
     if initial == "k-means":
@@ -80,7 +73,7 @@ def condensed(experts: str, initial: str, seed: int, lr: float, on: Part = "test
     )
     rates = {"images": {"lr": lr, "momentum": 0.5}, "inner_lr": {"lr": 1e-5, "momentum": 0.5}}
     data = distil(objective, synthetic, rates, UPDATES, seed)
-    return {"accuracy": bed.judged(data, STUDENT, seed, on=on), "learned rate": float(data.inner_lr)}
+    return {"accuracy": bed.judged(data, FASHION_STUDENT, seed, on=on), "learned rate": float(data.inner_lr)}
 
 
 def runs(proof: Proof, experts: str, initial: str) -> dict[str, object]:
