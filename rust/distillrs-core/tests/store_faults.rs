@@ -270,6 +270,46 @@ fn any_call_may_fail_once_and_the_same_process_goes_on() {
     assert!(syncs > 4, "{syncs}");
 }
 
+/// The records of a killed writer are in memory alone. Whoever takes over meets a failing disk, and then another takes over.
+#[test]
+fn a_resumption_whose_sync_failed_is_not_trusted_by_the_next() {
+    let killed = || {
+        let fs = SimulatedFs::default();
+        let mut writer = join(&fs).unwrap().begin("first", None).unwrap();
+        append(&mut writer).unwrap();
+        append(&mut writer).unwrap();
+        drop(writer);
+        fs
+    };
+    let total = {
+        let fs = killed();
+        fs.set_plan(Plan::default());
+        join(&fs).unwrap().begin("first", None).unwrap();
+        fs.calls()
+    };
+    let mut failed = 0;
+    for fail in 0..total {
+        for forget in [false, true] {
+            let fs = killed();
+            fs.set_plan(Plan { fail_at: Some(fail), forget_on_failed_sync: forget, ..Plan::default() });
+            failed += u32::from(join(&fs).and_then(|store| store.begin("first", None)).is_err());
+            fs.set_plan(Plan::default());
+            let mut acknowledged = Acknowledged { store: true, ..Acknowledged::default() };
+            let mut writer = join(&fs).unwrap().begin("first", None).unwrap();
+            writer.flush().unwrap();
+            acknowledged.flushed(&writer);
+            let context = format!("call {fail} fails, forgetting {forget}");
+            assert_eq!(writer.steps(), 2, "{context}");
+            drop(writer);
+            check(&fs.after_crash(Survivors::None), &acknowledged, &context);
+            recover(&fs, &acknowledged, &context);
+            let left = fs.paths().iter().any(|path| path.extension().is_some_and(|extension| extension == "unsynced"));
+            assert!(!left, "{context}");
+        }
+    }
+    assert!(failed > 4, "{failed}");
+}
+
 #[test]
 fn a_disk_that_is_full_at_any_byte_keeps_what_was_acknowledged() {
     let whole = {

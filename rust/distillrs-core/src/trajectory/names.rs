@@ -20,6 +20,11 @@ pub(super) fn owner_name(key: &str) -> String {
     format!("log-{}.owner", key_id(key))
 }
 
+/// Says that the log's last sync failed before anybody wrote to it.
+pub(super) fn unsynced_name(key: &str) -> String {
+    format!("log-{}.unsynced", key_id(key))
+}
+
 /// 32 hex digits that stand for a key in file names, whatever characters it has.
 fn key_id(key: &str) -> String {
     format!("{:032x}", xxh3_128(key.as_bytes()))

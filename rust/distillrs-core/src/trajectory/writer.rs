@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Debug;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -161,9 +162,7 @@ impl Writer {
         })?;
         self.number = log.number;
         self.file.set_length(end).map_err(at(&self.path, "truncating"))?;
-        // What a killed writer left in memory only becomes durable here; and what was cut off cannot come back.
-        self.file.sync().map_err(at(&self.path, "syncing"))?;
-        self.fs.sync_directory(&self.directory).map_err(at(&self.directory, "syncing"))?;
+        self.make_durable(end)?;
         self.name_is_durable = true;
         self.discarded = Discarded { bytes: log.length.saturating_sub(end), records: log.steps() - kept };
         self.position = end;
@@ -171,6 +170,44 @@ impl Writer {
         self.steps = kept;
         if let Some(last) = kept.checked_sub(1) {
             self.resume_encoders(log, last)?;
+        }
+        Ok(())
+    }
+
+    /// What a killed writer left in memory only becomes durable here; and what was cut off cannot come back.
+    ///
+    /// A system may forget pages that it failed to write and call the next sync a success, in this process or in another.
+    /// So a failure leaves a marker, and whoever finds it writes the bytes again.
+    fn make_durable(&self, end: u64) -> Result<()> {
+        let marker = self.directory.join(names::unsynced_name(&self.key));
+        let failed_before = match self.fs.open(&marker) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(at(&marker, "opening")(error)),
+        };
+        if failed_before {
+            self.write_again(end)?;
+        }
+        if let Err(error) = self.file.sync() {
+            // Without room for the marker there is none for records either.
+            let _ = self.fs.create(&marker, Existing::Keep).and_then(|_| self.fs.sync_directory(&self.directory));
+            return Err(at(&self.path, "syncing")(error));
+        }
+        if failed_before {
+            self.fs.remove(&marker).map_err(at(&marker, "removing"))?;
+        }
+        self.fs.sync_directory(&self.directory).map_err(at(&self.directory, "syncing"))
+    }
+
+    fn write_again(&self, end: u64) -> Result<()> {
+        const PIECE: u64 = 4 << 20;
+        let mut position = 0;
+        let mut piece = Vec::new();
+        while position < end {
+            piece.resize(usize::try_from(PIECE.min(end - position)).unwrap_or(0), 0);
+            self.file.read_at(&mut piece, position).map_err(at(&self.path, "reading"))?;
+            self.file.write_at(&piece, position).map_err(at(&self.path, "writing"))?;
+            position += piece.len() as u64;
         }
         Ok(())
     }

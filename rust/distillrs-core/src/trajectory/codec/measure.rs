@@ -19,7 +19,8 @@ impl CodecError {
         if !(squared_displacement > 0.0 && squared_displacement.is_finite()) {
             return;
         }
-        let relative = (squared_error / squared_displacement).sqrt();
+        // Files keep finite numbers only; what overflows counts as the largest of them.
+        let relative = (squared_error / squared_displacement).sqrt().min(f64::MAX);
         *self = self.merge(Self { max: relative, mean: relative, records: 1 });
     }
 
@@ -30,7 +31,7 @@ impl CodecError {
             return Self::default();
         }
         let sum = self.mean * self.records as f64 + other.mean * other.records as f64;
-        Self { max: self.max.max(other.max), mean: sum / records as f64, records }
+        Self { max: self.max.max(other.max), mean: (sum / records as f64).min(f64::MAX), records }
     }
 }
 
@@ -50,5 +51,14 @@ mod tests {
         assert!((merged.mean - 0.2).abs() < 1e-15 && (all.mean - 0.2).abs() < 1e-15);
         all.record(1.0, 0.0);
         assert_eq!(all.records, 4);
+    }
+
+    #[test]
+    fn an_error_past_the_range_of_numbers_is_kept_as_the_largest() {
+        let mut error = CodecError::default();
+        error.record(1.0, 1e-320);
+        error.record(f64::INFINITY, 1.0);
+        error.record(1e300, 1e-300);
+        assert_eq!(error, CodecError { max: f64::MAX, mean: f64::MAX, records: 3 });
     }
 }
