@@ -168,3 +168,24 @@ def k_means(
 
 def nearest(queries: Buffer, points: Buffer, k: int, ids: Buffer, distances: Buffer) -> None:
     """Fills int64 `ids` and float64 `distances`, both [queries, k]."""
+
+# ops: rows are (address, columns, rows in a run, elements between runs, elements between rows), vectors (address, length)
+# of tensors that the caller keeps alive; nothing can check that they are there. Numbers per row are float64.
+def row_divergence(
+    dtypes: tuple[str, str],
+    student: tuple[int, int, int, int, int],
+    teacher: tuple[int, int, int, int, int],
+    vocabulary: int,
+    parts: list[tuple[str, float, float, tuple[int, int] | None]],
+    temperatures: tuple[tuple[int, int], tuple[int, int]],
+    scales: tuple[tuple[int, int], tuple[int, int]],
+    labels: tuple[int, int] | None,
+    gradient: tuple[int, int, int, int, int] | None,
+    losses: tuple[int, int],
+    divergences: tuple[int, int],
+) -> float:
+    """Fills float64 `losses` and `divergences`, one for each row, and the gradient; the sum of the losses.
+
+    `parts` are (name, parameter, weight, or weights of the rows). Temperatures are the student's and the teacher's,
+    scales those of the divergence and of the label.
+    """

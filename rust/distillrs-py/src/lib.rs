@@ -4,6 +4,7 @@
 mod codec;
 mod error;
 mod host;
+mod ops;
 mod random;
 mod select;
 mod trajectory;
@@ -17,6 +18,8 @@ mod _core {
     use crate::codec::{codec_decode, codec_encode, copy_bytes};
     #[pymodule_export]
     use crate::host::simd_level;
+    #[pymodule_export]
+    use crate::ops::row_divergence;
     #[pymodule_export]
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
     #[pymodule_export]
