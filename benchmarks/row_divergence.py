@@ -1,13 +1,13 @@
-"""Row divergences, loss and gradient, against eager, row-chunked eager and compiled PyTorch, and the memory's own limit.
+"""Row divergences, loss and gradient, against eager, row-chunked and compiled PyTorch, and the memory's own limit.
 
 Usage::
 
     python benchmarks/row_divergence.py [--quick] [--rounds N] [--threads N]
 
 Everything is timed in turns in one process. Page faults are kept out of both sides: glibc is told to keep what is freed
-instead of giving it back to the system, because eager PyTorch would otherwise spend more time on faults than on
-arithmetic and any ratio would look grand. The limit is what one pass that reads both logits and writes the gradient
-takes, with non-temporal stores, as `memory_pass` of the core does it. With `--quick` shapes are small and the figures mean
+instead of giving it back; eager PyTorch would otherwise spend more time on faults than on
+arithmetic and any ratio would look grand. The limit is what one pass that reads both logits and writes as much takes,
+with non-temporal stores: `memory_pass` of the core. With `--quick` shapes are small and the figures mean
 nothing.
 """
 
@@ -78,7 +78,9 @@ def gradient(loss: Callable[[Tensor, Tensor, Tensor], Tensor], student: Tensor, 
     return torch.autograd.grad(loss(student, *rest), student)[0]
 
 
-def chunked(loss: Callable[[Tensor, Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+def chunked(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor, weight: Tensor
+) -> Tensor:
     """The same over a few rows at a time, which stay in the cache."""
     out = torch.empty_like(student)
     for rows in torch.arange(len(student)).split(CHUNK_ROWS):
@@ -97,7 +99,7 @@ def ours(divergence: ops.RowDivergence, student: Tensor, teacher: Tensor, weight
     loss = ops.row_divergence(
         logits, teacher, divergence, temperature=TEMPERATURE, weight=weight, backend="rust", **options
     )
-    return torch.autograd.grad(loss.sum(), logits)[0]
+    return torch.autograd.grad(loss.sum(), leaf)[0]
 
 
 def bench(shape: tuple[int, int], dtype: torch.dtype, rounds: int) -> dict[str, Any]:

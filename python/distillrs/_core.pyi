@@ -169,8 +169,8 @@ def k_means(
 def nearest(queries: Buffer, points: Buffer, k: int, ids: Buffer, distances: Buffer) -> None:
     """Fills int64 `ids` and float64 `distances`, both [queries, k]."""
 
-# ops: rows are (address, columns, rows in a run, elements between runs, elements between rows), vectors (address, length)
-# of tensors that the caller keeps alive; nothing can check that they are there. Numbers per row are float64.
+# ops: rows are (address, columns, rows in a run, elements between runs, elements between rows), vectors (address,
+# length) of tensors that the caller keeps alive; nothing can check that they are there. Numbers per row are float64.
 def row_divergence(
     dtypes: tuple[str, str],
     student: tuple[int, int, int, int, int],
@@ -189,3 +189,19 @@ def row_divergence(
     `parts` are (name, parameter, weight, or weights of the rows). Temperatures are the student's and the teacher's,
     scales those of the divergence and of the label.
     """
+
+def row_statistics(
+    dtype: str,
+    logits: tuple[int, int, int, int, int],
+    vocabulary: int,
+    temperature: tuple[int, int],
+    logsumexp: tuple[int, int],
+    entropy: tuple[int, int],
+    argmax: tuple[int, int],
+    k: int,
+    top: tuple[int, int],
+) -> None:
+    """Fills float64 `logsumexp` and `entropy`, int64 `argmax`, each [rows], and int64 `top` [rows, k]."""
+
+def memory_pass(first: int, second: int, out: int, bytes: int) -> None:
+    """Reads two pieces of memory and writes a third, past the caches: a benchmark's limit. `out` is aligned to 64."""

@@ -17,8 +17,12 @@ from distillrs.ops._divergences import (
     SkewReverseKL,
     TotalVariation,
 )
+from distillrs.ops._ranking import plackett_luce
 from distillrs.ops._row_divergence import row_divergence
+from distillrs.ops._row_statistics import RowStatistics, row_statistics
 from distillrs.ops._rows import DivergenceStatistics
+from distillrs.ops._sparse import sparse_row_divergence
+from distillrs.ops._top_k import TopK
 
 __all__ = [
     "Alpha",
@@ -28,8 +32,13 @@ __all__ = [
     "Mixture",
     "ReverseKL",
     "RowDivergence",
+    "RowStatistics",
     "SkewKL",
     "SkewReverseKL",
+    "TopK",
     "TotalVariation",
+    "plackett_luce",
     "row_divergence",
+    "row_statistics",
+    "sparse_row_divergence",
 ]

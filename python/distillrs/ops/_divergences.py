@@ -2,8 +2,8 @@
 
 A separable divergence is ``D(p, q) = sum_v d(log p_v, log q_v)``: p is the teacher, q the student. With
 ``h_v = dd/d(log q_v)`` its gradient with respect to the student's logits s, at temperature T, is
-``(h_v - q_v sum_u h_u) / T``. So two elementwise functions, ``d`` (``value``) and ``h`` (``derivative``), are all that a
-kernel needs. ``h`` equals ``q dD/dq``, which stays finite where q is 0.
+``(h_v - q_v sum_u h_u) / T``. So two elementwise functions, ``d`` (``value``) and ``h`` (``derivative``), are all that
+a kernel needs. ``h`` equals ``q dD/dq``, which stays finite where q is 0.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class ReverseKL(RowDivergence):
 class JensenShannon(RowDivergence):
     """beta KL(p || M) + (1 - beta) KL(q || M) with M = beta p + (1 - beta) q; at most log 2.
 
-    At beta = 0 and beta = 1 this is 0 for all p and q, so the ends are refused: many libraries jump to a Kullback-Leibler
-    divergence there. The limits are ``JensenShannon(beta) / beta -> KL(p || q)`` as beta goes to 0 and
+    At beta = 0 and beta = 1 this is 0 for all p and q, so the ends are refused: many libraries jump to a
+    Kullback-Leibler divergence there. The limits are ``JensenShannon(beta) / beta -> KL(p || q)`` as beta goes to 0 and
     ``JensenShannon(beta) / (1 - beta) -> KL(q || p)`` as it goes to 1. The convention is that of Agarwal et al.,
     On-Policy Distillation of Language Models (ICLR 2024).
 
@@ -180,7 +180,8 @@ class TotalVariation(RowDivergence):
 class Alpha(RowDivergence):
     """(sum p^a q^(1 - a) - 1) / (a (a - 1)): tends to KL(p || q) as a goes to 1 and to KL(q || p) as it goes to 0.
 
-    Its rounding error grows like 1 / |a (a - 1)|. Source: Amari, alpha-divergence is unique (2009), with a = (1 - alpha) / 2.
+    Its rounding error grows like 1 / |a (a - 1)|. Source: Amari, alpha-divergence is unique
+    (2009), with a = (1 - alpha) / 2.
 
     Attributes:
         a: Any number but 0 and 1. Above 1 it is infinite where the student excludes what the teacher does not, below 0
@@ -195,7 +196,7 @@ class Alpha(RowDivergence):
             raise argument_error("a", self.a, allowed)
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """``(p^a q^(1 - a) - a p - (1 - a) q) / (a (a - 1))``: the linear terms add up to -1 and keep this from 0 up."""
+        """``(p^a q^(1 - a) - a p - (1 - a) q) / (a (a - 1))``: the linear terms add up to -1."""
         linear = self.a * log_p.exp() + (1 - self.a) * log_q.exp()
         return (self._power(log_p, log_q) - linear) / (self.a * (self.a - 1))
 

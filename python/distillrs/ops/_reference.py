@@ -34,7 +34,7 @@ def divergence_rows(
     losses = student.new_zeros(count, dtype=rows.compute_dtype)
     statistics = _empty_statistics(losses) if with_statistics else None
     active = ((rows.divergence_scale != 0) | (rows.label_scale != 0)).nonzero()[:, 0]
-    for chosen in active.split(max(1, _ELEMENTS_AT_ONCE // rows.vocabulary)):
+    for chosen in torch.split(active, max(1, _ELEMENTS_AT_ONCE // rows.vocabulary)):
         part_gradient = _some_rows(student, teacher, rows, chosen, losses, statistics, gradient is not None)
         if gradient is not None and part_gradient is not None:
             gradient[chosen, : rows.vocabulary] = part_gradient.to(gradient.dtype)

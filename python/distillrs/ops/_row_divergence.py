@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -11,7 +12,7 @@ from distillrs.errors import DistillrsError, argument_error
 from distillrs.ops import _backends
 from distillrs.ops._divergences import RowDivergence
 from distillrs.ops._layout import row_layout
-from distillrs.ops._rows import DivergenceStatistics, Reduction, Rows, TemperatureRule, prepare
+from distillrs.ops._rows import DivergenceStatistics, Reduction, TemperatureRule, prepare
 
 
 @overload
@@ -61,7 +62,7 @@ def row_divergence(
 # The kernels are opaque to the compiler. An autograd.Function outside of its graphs, not a custom operator, because an
 # operator's result may not share memory with its arguments: the gradient formed on the way forward would be copied on
 # the way back, and could not take the logits' place.
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
 def row_divergence(
     student: Tensor,
     teacher: Tensor,
@@ -83,14 +84,14 @@ def row_divergence(
 ) -> Tensor | tuple[Tensor, DivergenceStatistics]:
     """The divergence of the student's rows from the teacher's, differentiable in the student's logits.
 
-    The loss of row r is ``w_r (c_r D(softmax(teacher_r / T'_r), softmax(student_r / T_r)) + l_r CE(student_r, label_r))``
-    with the cross-entropy at temperature 1 and c_r = 1 or T_r^2. Rows whose label is ``ignore_index`` and rows of weight 0
-    are skipped: their logits may hold anything. Arithmetic is in float32 (float64 for float64 logits), with safe
-    log-sum-exps; not-a-number in a row that counts makes its loss and gradient not-a-number. An entry that is minus
-    infinity on both sides does not count.
+    The loss of row r is ``w (c D(softmax(teacher / T'), softmax(student / T)) + l CE(student, label))`` with the
+    cross-entropy at temperature 1 and c = 1 or T^2; all of these are the row's own. Rows whose label is
+    ``ignore_index`` and rows of weight 0 are skipped: their logits may hold anything. Arithmetic is in float32 (float64
+    for float64 logits), with safe log-sum-exps; not-a-number in a row that counts makes its loss and gradient
+    not-a-number. An entry that is minus infinity on both sides does not count.
 
-    With "mean" and "sum" the gradient is formed on the way forward and scaled on the way back; with "none" it is formed on
-    the way back, from the logits. Both are exact under any upstream gradient. A second derivative is refused. Under
+    With "mean" and "sum" the gradient is formed on the way forward and scaled on the way back; with "none" it is formed
+    on the way back, from the logits. Both are exact under any upstream gradient. A second derivative is refused. Under
     ``torch.compile`` the call runs as it is, between compiled parts.
 
     Args:
@@ -99,15 +100,15 @@ def row_divergence(
         divergence: Which one; p is the teacher, q the student.
         temperature: Divides the student's logits: a number or one for each row, shaped as the leading axes.
         teacher_temperature: Divides the teacher's; ``None`` takes the student's.
-        temperature_rule: "squared" multiplies each row's divergence, not its cross-entropy, by T^2, which keeps the size
-            of its gradient (Hinton et al., 2015); it needs equal temperatures.
+        temperature_rule: "squared" multiplies each row's divergence, not its cross-entropy, by T^2, which keeps the
+            size of its gradient (Hinton et al., 2015); it needs equal temperatures.
         weight: A number for each row; ``None`` is 1.
         labels: int64, shaped as the leading axes.
         label_weight: Weight of the cross-entropy with ``labels``, for all rows or each. With 0, labels only say which
             rows are ignored.
         ignore_index: The label of rows to skip.
-        vocabulary: How many columns count, from the first; the gradient is 0 beyond. Needed where the two have different
-            numbers of columns.
+        vocabulary: How many columns count, from the first; the gradient is 0 beyond. Needed where the two have
+            different numbers of columns.
         reduction: "mean" and "sum" give a number, "none" a loss for each row.
         normaliser: What "mean" divides by: the rows that are not ignored ("rows" or ``None``), the sum of their weights
             ("weights"), or a number, such as the count over all ranks and accumulated batches.
@@ -117,8 +118,8 @@ def row_divergence(
         backend: "torch" (the reference), "rust" (CPU; float32, bfloat16, float16; built-in divergences), or "auto".
 
     Returns:
-        The loss in float32 (float64 for float64 logits): a number, or ``[...]`` with "none". If no row counts it is 0, with
-        a graph.
+        The loss in float32 (float64 for float64 logits): a number, or ``[...]`` with "none". If no row counts it is 0,
+        with a graph.
 
     Raises:
         ArgumentError: For an argument that is not allowed, or a backend that cannot serve the others.
@@ -155,14 +156,32 @@ def _evaluate(
 ) -> tuple[Tensor, DivergenceStatistics | None]:
     rows = prepare(student, teacher, divergence, **arguments)
     chosen = _backends.choose(backend, student, rows)
-    if consume and student.requires_grad and torch.is_grad_enabled() and student.is_leaf:
-        raise argument_error("consume_logits", "True with a leaf", "False, or logits that a network computed")
     call = _Call(rows, chosen, arguments["reduction"] == "none", consume, with_statistics)
-    loss: Tensor = _RowDivergence.apply(student, call)  # type: ignore[no-untyped-call]  # torch does not type it
+    loss = _run(student, call)
     statistics = call.statistics
     if statistics is not None:
         statistics = DivergenceStatistics(*(value.reshape(rows.shape) for value in statistics))
     return loss, statistics
+
+
+def apply(student: Tensor, rows: Any, evaluate: Callable[..., Any], per_row: bool, consume: bool) -> Tensor:
+    """The loss of other rows than those of dense logits, with the same promises on gradients and memory.
+
+    Args:
+        student: ``[..., columns]``: logits.
+        rows: All the rest; its ``shape`` are the leading axes, its ``scaled(factor)`` multiplies every row's loss.
+        evaluate: ``(logits, rows, gradient, with_statistics) -> losses [n], their sum, None``.
+        per_row: Whether to return a loss for each row instead of the sum.
+        consume: Whether the gradient goes over the logits.
+    """
+    return _run(student, _Call(rows, evaluate, per_row, consume, False))
+
+
+def _run(student: Tensor, call: _Call) -> Tensor:
+    if call.consume and student.requires_grad and torch.is_grad_enabled() and student.is_leaf:
+        raise argument_error("consume_logits", "True with a leaf", "False, or logits that a network computed")
+    loss: Tensor = _RowDivergence.apply(student, call)
+    return loss
 
 
 class _Call:
@@ -171,7 +190,7 @@ class _Call:
     __slots__ = ("backend", "consume", "per_row", "rows", "statistics", "with_statistics")
 
     def __init__(
-        self, rows: Rows, backend: _backends.DivergenceRows, per_row: bool, consume: bool, with_statistics: bool
+        self, rows: Any, backend: Callable[..., Any], per_row: bool, consume: bool, with_statistics: bool
     ) -> None:
         self.rows = rows
         self.backend = backend
@@ -198,7 +217,8 @@ class _RowDivergence(torch.autograd.Function):
             ctx.applied = 1.0
         elif ctx.needs_input_grad[0]:
             ctx.save_for_backward(student)
-        return losses.reshape(rows.shape) if call.per_row else total
+        loss: Tensor = losses.reshape(rows.shape) if call.per_row else total
+        return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None]:
@@ -208,7 +228,7 @@ class _RowDivergence(torch.autograd.Function):
             gradient = _from_rows(call, saved, upstream) if call.per_row else _scaled(ctx, saved, upstream)
         if torch.is_grad_enabled():
             # Whoever asked for a graph gets one that says why it ends here.
-            gradient = _Once.apply(gradient.detach().requires_grad_())  # type: ignore[no-untyped-call]  # torch does not type it
+            gradient = _Once.apply(gradient.detach().requires_grad_())
         return gradient, None
 
 
@@ -228,8 +248,9 @@ def _scaled(ctx: Any, gradient: Tensor, upstream: Tensor) -> Tensor:
     if factor == ctx.applied:
         return gradient
     if not ctx.call.consume or factor == 0:
-        return gradient * (factor / ctx.applied)
-    # The logits' memory is ours: no second one is taken. `data` leaves the version alone, so that a later pass may follow.
+        scaled: Tensor = gradient * (factor / ctx.applied)
+        return scaled
+    # The logits' memory is ours: no second one is taken. `data` leaves the version alone, for a later pass.
     gradient.data.mul_(factor / ctx.applied)
     ctx.applied = factor
     return gradient

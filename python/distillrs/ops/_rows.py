@@ -46,8 +46,8 @@ class DivergenceStatistics(NamedTuple):
 class Rows:
     """A row divergence with everything but the student's logits; n rows stand for all leading axes.
 
-    The loss of a row is ``divergence_scale D + label_scale (-log softmax(student)[label])``. A row whose scales are both
-    0 is not looked at.
+    The loss of a row is ``divergence_scale D + label_scale (-log softmax(student)[label])``. A row whose scales are
+    both 0 is not looked at.
 
     Numbers per row are float64 where the device has it.
 

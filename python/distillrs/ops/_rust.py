@@ -70,6 +70,8 @@ def divergence_rows(
     temperatures = (rows.student_temperature.contiguous(), rows.teacher_temperature.contiguous())
     scales = (rows.divergence_scale.contiguous(), rows.label_scale.contiguous())
     weights = {part: _row_weights(weight, rows) for part, weight in _parts(rows.divergence).items()}
+    # Before the call, which may overwrite the logits.
+    sides = _statistics(student, teacher, rows) if with_statistics else None
     total = _core.row_divergence(
         (CORE_DTYPES[student.dtype], CORE_DTYPES[teacher.dtype]),
         student_layout,
@@ -84,7 +86,51 @@ def divergence_rows(
         vector(divergences),
     )
     dtype = rows.compute_dtype
-    return losses.to(dtype), torch.tensor(total, dtype=dtype), None
+    statistics = DivergenceStatistics(divergences.to(dtype), *sides) if sides is not None else None
+    return losses.to(dtype), torch.tensor(total, dtype=dtype), statistics
+
+
+def row_summary(
+    logits: Tensor, vocabulary: int, temperature: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-sum-exp and entropy (float64 ``[n]``), arg max (int64 ``[n]``) and the ids of the largest (``[n, top_k]``).
+
+    Args:
+        logits: ``[*shape, columns]`` of a layout that :func:`row_layout` knows.
+        vocabulary: Columns that count.
+        temperature: float64 ``[n]``.
+        top_k: How many of the largest.
+    """
+    layout = row_layout(logits)
+    assert layout is not None
+    count = len(temperature)
+    temperature = temperature.contiguous()
+    logsumexp, entropy = torch.empty(2, count, dtype=torch.float64)
+    argmax = torch.empty(count, dtype=torch.int64)
+    top = torch.empty(count, top_k, dtype=torch.int64)
+    _core.row_statistics(
+        CORE_DTYPES[logits.dtype],
+        layout,
+        vocabulary,
+        vector(temperature),
+        vector(logsumexp),
+        vector(entropy),
+        vector(argmax),
+        top_k,
+        vector(top),
+    )
+    return logsumexp, entropy, argmax, top
+
+
+def _statistics(student: Tensor, teacher: Tensor, rows: Rows) -> list[Tensor]:
+    """Log-sum-exps, entropies and arg maxima, student's before teacher's; nothing of the rows that are skipped."""
+    skipped = (rows.divergence_scale == 0) & (rows.label_scale == 0)
+    sides = []
+    for logits, temperature in ((student, rows.student_temperature), (teacher, rows.teacher_temperature)):
+        logsumexp, entropy, argmax, _ = row_summary(logits, rows.vocabulary, temperature, 0)
+        values = [value.masked_fill(skipped, 0).to(rows.compute_dtype) for value in (logsumexp, entropy)]
+        sides.append([*values, argmax.masked_fill(skipped, -1)])
+    return [value for pair in zip(*sides, strict=True) for value in pair]
 
 
 def _parts(divergence: RowDivergence) -> dict[RowDivergence, float | Tensor]:

@@ -1,7 +1,7 @@
 use std::slice;
 
 use distillrs_core::Error;
-use distillrs_core::ops::{self, Bf16, Divergence, Element, F16, Layout, Matrix, Part, Problem, Weights};
+use distillrs_core::ops::{self, Bf16, Divergence, Element, F16, Layout, Matrix, Part, Problem, Statistics, Weights};
 use pyo3::prelude::*;
 
 use crate::error::{CoreError, CoreResult, check_signals};
@@ -138,4 +138,47 @@ impl Call<'_> {
         };
         Ok(ops::row_divergence(&problem, losses, divergences, &check_signals)?)
     }
+}
+
+/// Statistics of every row: log-sum-exp, entropy, arg max, and the places of the `k` largest.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "inputs and outputs of one call")]
+pub fn row_statistics(
+    py: Python<'_>,
+    dtype: &str,
+    logits: Rows,
+    vocabulary: usize,
+    temperature: Vector,
+    logsumexp: Vector,
+    entropy: Vector,
+    argmax: Vector,
+    k: usize,
+    top: Vector,
+) -> CoreResult<()> {
+    let out = Statistics {
+        logsumexp: vector_mut(logsumexp),
+        entropy: vector_mut(entropy),
+        argmax: vector_mut(argmax),
+        k,
+        top: vector_mut(top),
+    };
+    py.detach(|| {
+        with_dtype!(dtype, T, {
+            let logits = matrix::<T>(logits);
+            Ok(ops::row_statistics(logits, vocabulary, vector(temperature), out, &check_signals)?)
+        })
+    })
+}
+
+/// Reads two pieces of memory and writes a third, past the caches.
+#[pyfunction]
+pub fn memory_pass(py: Python<'_>, first: usize, second: usize, out: usize, bytes: usize) -> CoreResult<()> {
+    if !out.is_multiple_of(64) {
+        return Err(Error::argument("out", out, "an address that 64 divides").into());
+    }
+    py.detach(|| {
+        // SAFETY: as in `matrix`; the benchmark passes three tensors of that size.
+        unsafe { ops::memory_pass(first as *const f32, second as *const f32, out as *mut f32, bytes) }
+    });
+    Ok(())
 }

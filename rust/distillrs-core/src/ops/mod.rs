@@ -11,6 +11,8 @@ mod passes;
 mod point;
 mod portable;
 mod row_divergence;
+mod row_statistics;
+mod scratch;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -19,6 +21,7 @@ pub use element::{Bf16, Element, F16};
 pub use matrix::{Layout, Matrix};
 pub use point::Divergence;
 pub use row_divergence::{Part, Problem, Weights, row_divergence};
+pub use row_statistics::{Statistics, memory_pass, row_statistics};
 
 /// Which instructions the loops were compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +49,8 @@ impl Level {
 
     #[cfg(target_arch = "x86_64")]
     fn avx512() -> bool {
-        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && Self::avx2()
+        let is_wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        is_wide && is_x86_feature_detected!("avx512dq") && Self::avx2()
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,7 @@
 
 use super::element::Element;
 use super::point::{Divergence, Entries, terms};
-use super::vector::{Vector, exp2};
+use super::vector::Vector;
 
 /// Entries of a block: two streams of them stay in the first cache from one pass to the next.
 pub(super) const BLOCK: usize = 1024;
@@ -17,16 +17,34 @@ pub(super) enum Mode {
     Forward,
     /// Reverse KL alone.
     Reverse,
+    /// Both.
+    Pair,
     /// One divergence by its elementwise functions.
     Point,
+    /// One whose functions need logarithms too.
+    Logs,
     /// Any mixture.
     All,
 }
 
 const FORWARD: u8 = 0;
 const REVERSE: u8 = 1;
-const POINT: u8 = 2;
-const ALL: u8 = 3;
+const PAIR: u8 = 2;
+const POINT: u8 = 3;
+const LOGS: u8 = 4;
+const ALL: u8 = 5;
+
+impl Mode {
+    /// Streams of exponentials and the like in a row's buffers.
+    pub(super) fn streams(self) -> usize {
+        match self {
+            Self::Forward | Self::Reverse | Self::Point => 2,
+            Self::Pair => 3,
+            Self::Logs => 4,
+            Self::All => 6,
+        }
+    }
+}
 
 /// A block's memory in a row's buffers; which pointers are used follows from the mode.
 #[derive(Debug, Clone, Copy)]
@@ -188,29 +206,29 @@ unsafe fn exponentials<V: Vector, const MODE: u8, const PLAIN: bool>(task: &Expo
             let centred = V::load(task.student.add(index)).sub(references[0]);
             let student_log = centred.mul(factors[0]);
             let teacher_log = V::load(task.teacher.add(index)).sub(references[1]).mul(factors[1]);
-            let student = exp2(student_log);
-            let teacher = exp2(teacher_log);
+            let student = student_log.exp2();
+            let teacher = teacher_log.exp2();
             student_sum = student_sum.add(student);
             teacher_sum = teacher_sum.add(teacher);
             student.store(out.student.add(index));
             if MODE != REVERSE {
                 teacher.store(out.teacher.add(index));
             }
-            if MODE == FORWARD || MODE == ALL {
+            if matches!(MODE, FORWARD | PAIR | ALL) {
                 // Where p is 0 the entry adds nothing, however far its exponents are.
                 forward = teacher.fma(teacher_log.sub(student_log).zero_without(teacher), forward);
             }
-            if MODE == REVERSE || MODE == ALL {
+            if matches!(MODE, REVERSE | PAIR | ALL) {
                 let difference = student_log.sub(teacher_log).zero_without(student);
                 reverse = student.fma(difference, reverse);
                 difference.store(out.difference.add(index));
             }
-            if MODE == ALL {
+            if matches!(MODE, LOGS | ALL) {
                 student_log.store(out.student_log.add(index));
                 teacher_log.store(out.teacher_log.add(index));
             }
             if PLAIN {
-                let plain = exp2(centred.mul(plain_factor));
+                let plain = centred.mul(plain_factor).exp2();
                 plain_sum = plain_sum.add(plain);
                 plain.store(out.plain.add(index));
             }
@@ -288,6 +306,37 @@ unsafe fn loop_over<V: Vector, const LOGS: bool>(
     }
 }
 
+/// The gradient at some entries. A function, not a closure: a closure would be compiled without the instructions.
+#[inline(always)]
+unsafe fn gradient_at<V: Vector, const MODE: u8, const PLAIN: bool>(
+    [a, b, c, h, l]: [V; 5],
+    buffers: &Buffers,
+    index: usize,
+) -> V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let student = V::load(buffers.student.add(index));
+        let mut value = if MODE == REVERSE {
+            V::load(buffers.difference.add(index)).fma(b, a).mul(student)
+        } else if matches!(MODE, PAIR | ALL) {
+            // A row without the reverse KL may have differences that are infinite.
+            b.mul(V::load(buffers.difference.add(index))).zero_without(b).add(a).mul(student)
+        } else {
+            student.mul(a)
+        };
+        if matches!(MODE, FORWARD | PAIR | ALL) {
+            value = V::load(buffers.teacher.add(index)).fma(c, value);
+        }
+        if matches!(MODE, POINT | LOGS | ALL) {
+            value = V::load(buffers.derivative.add(index)).fma(h, value);
+        }
+        if PLAIN {
+            value = V::load(buffers.plain.add(index)).fma(l, value);
+        }
+        value
+    }
+}
+
 #[inline(always)]
 unsafe fn gradient<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>(
     coefficients: &Coefficients,
@@ -299,41 +348,22 @@ unsafe fn gradient<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>(
     // SAFETY: the caller's promise; buffers are padded, so a whole vector may be read past `count`.
     unsafe {
         let Coefficients { a, b, c, h, l } = *coefficients;
-        let (a, b, c, h, l) = (V::splat(a), V::splat(b), V::splat(-c), V::splat(h), V::splat(l));
-        let value = |index: usize| {
-            let student = V::load(buffers.student.add(index));
-            let mut value = if MODE == REVERSE {
-                V::load(buffers.difference.add(index)).fma(b, a).mul(student)
-            } else if MODE == ALL {
-                // A mixture without the reverse KL may have differences that are infinite.
-                b.mul(V::load(buffers.difference.add(index))).zero_without(b).add(a).mul(student)
-            } else {
-                student.mul(a)
-            };
-            if MODE == FORWARD || MODE == ALL {
-                value = V::load(buffers.teacher.add(index)).fma(c, value);
-            }
-            if MODE == POINT || MODE == ALL {
-                value = V::load(buffers.derivative.add(index)).fma(h, value);
-            }
-            if PLAIN {
-                value = V::load(buffers.plain.add(index)).fma(l, value);
-            }
-            value
-        };
+        let factors = [V::splat(a), V::splat(b), V::splat(-c), V::splat(h), V::splat(l)];
         let whole = count - count % V::LANES;
         for index in (0..whole).step_by(V::LANES) {
-            T::store(value(index), to.add(index));
+            T::store(gradient_at::<V, MODE, PLAIN>(factors, buffers, index), to.add(index));
         }
         let mut last = [0.0; WIDEST];
-        for index in whole..count {
-            value(whole).store(last.as_mut_ptr());
-            *to.add(index) = T::narrow(last[index - whole]);
+        if whole < count {
+            gradient_at::<V, MODE, PLAIN>(factors, buffers, whole).store(last.as_mut_ptr());
+            for index in whole..count {
+                *to.add(index) = T::narrow(last[index - whole]);
+            }
         }
         if let Some(label) = label {
             // From the buffers again, because a narrow type would round twice.
             let lane = label.index % V::LANES;
-            value(label.index - lane).store(last.as_mut_ptr());
+            gradient_at::<V, MODE, PLAIN>(factors, buffers, label.index - lane).store(last.as_mut_ptr());
             *to.add(label.index) = T::narrow(last[lane] - label.amount);
         }
     }
@@ -356,11 +386,15 @@ macro_rules! passes {
                     match (mode, with_plain) {
                         (Mode::Forward, false) => exponentials::<$name, FORWARD, false>(task, out),
                         (Mode::Reverse, false) => exponentials::<$name, REVERSE, false>(task, out),
+                        (Mode::Pair, false) => exponentials::<$name, PAIR, false>(task, out),
                         (Mode::Point, false) => exponentials::<$name, POINT, false>(task, out),
+                        (Mode::Logs, false) => exponentials::<$name, LOGS, false>(task, out),
                         (Mode::All, false) => exponentials::<$name, ALL, false>(task, out),
                         (Mode::Forward, true) => exponentials::<$name, FORWARD, true>(task, out),
                         (Mode::Reverse, true) => exponentials::<$name, REVERSE, true>(task, out),
+                        (Mode::Pair, true) => exponentials::<$name, PAIR, true>(task, out),
                         (Mode::Point, true) => exponentials::<$name, POINT, true>(task, out),
+                        (Mode::Logs, true) => exponentials::<$name, LOGS, true>(task, out),
                         (Mode::All, true) => exponentials::<$name, ALL, true>(task, out),
                     }
                 }
@@ -394,11 +428,15 @@ macro_rules! passes {
                     match (mode, with_plain) {
                         (Mode::Forward, false) => gradient::<$name, T, FORWARD, false>(c, b, label, to, count),
                         (Mode::Reverse, false) => gradient::<$name, T, REVERSE, false>(c, b, label, to, count),
+                        (Mode::Pair, false) => gradient::<$name, T, PAIR, false>(c, b, label, to, count),
                         (Mode::Point, false) => gradient::<$name, T, POINT, false>(c, b, label, to, count),
+                        (Mode::Logs, false) => gradient::<$name, T, LOGS, false>(c, b, label, to, count),
                         (Mode::All, false) => gradient::<$name, T, ALL, false>(c, b, label, to, count),
                         (Mode::Forward, true) => gradient::<$name, T, FORWARD, true>(c, b, label, to, count),
                         (Mode::Reverse, true) => gradient::<$name, T, REVERSE, true>(c, b, label, to, count),
+                        (Mode::Pair, true) => gradient::<$name, T, PAIR, true>(c, b, label, to, count),
                         (Mode::Point, true) => gradient::<$name, T, POINT, true>(c, b, label, to, count),
+                        (Mode::Logs, true) => gradient::<$name, T, LOGS, true>(c, b, label, to, count),
                         (Mode::All, true) => gradient::<$name, T, ALL, true>(c, b, label, to, count),
                     }
                 }
@@ -409,6 +447,6 @@ macro_rules! passes {
 
 passes!(super::portable::Portable);
 #[cfg(target_arch = "x86_64")]
-passes!(super::x86::Avx512, "avx512f,avx512bw,avx2,fma,f16c");
+passes!(super::x86::Avx512, "avx512f,avx512bw,avx512dq,avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 passes!(super::x86::Avx2, "avx2,fma,f16c");

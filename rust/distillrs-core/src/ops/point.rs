@@ -47,6 +47,11 @@ pub(super) struct Entries<V> {
 const TINY: f32 = 1.0 / (1u128 << 125) as f32;
 
 impl Divergence {
+    /// Whether the value and the gradient follow from sums of the first pass alone.
+    pub(super) fn is_linear(self) -> bool {
+        matches!(self, Self::ForwardKL | Self::ReverseKL)
+    }
+
     /// Whether tiny probabilities matter so much that their logarithms are needed.
     pub(super) fn needs_logs(self) -> bool {
         matches!(self, Self::Alpha { .. })
@@ -68,7 +73,7 @@ pub(super) unsafe fn terms<V: Vector>(divergence: Divergence, e: Entries<V>) -> 
                 let (share, rest) = (V::splat(beta), V::splat(1.0 - beta));
                 let weighted_q = rest.mul(q);
                 let mixture = tiny.max(share.fma(p, weighted_q));
-                let inverse = V::splat(1.0).div(mixture);
+                let inverse = mixture.reciprocal();
                 let log_u = log(tiny.max(p.mul(inverse)));
                 let h = weighted_q.mul(log(tiny.max(q.mul(inverse))));
                 (share.mul(p).fma(log_u, h), h)
@@ -76,14 +81,14 @@ pub(super) unsafe fn terms<V: Vector>(divergence: Divergence, e: Entries<V>) -> 
             Divergence::SkewKL { alpha } => {
                 let rest = V::splat(1.0 - alpha);
                 let mixture = tiny.max(V::splat(alpha).fma(p, rest.mul(q)));
-                let share = p.div(mixture);
+                let share = p.mul(mixture.reciprocal());
                 let h = V::splat(0.0).sub(rest.mul(q).mul(share));
                 (p.mul(log(tiny.max(share))), h)
             }
             Divergence::SkewReverseKL { alpha } => {
                 let own = V::splat(alpha);
                 let mixture = tiny.max(V::splat(1.0 - alpha).fma(p, own.mul(q)));
-                let share = q.div(mixture);
+                let share = q.mul(mixture.reciprocal());
                 let d = q.mul(log(tiny.max(share)));
                 (d, d.add(q.mul(V::splat(1.0).sub(own.mul(share)))))
             }

@@ -4,16 +4,16 @@
 //! elementwise functions where the divergence is not linear, the gradient. The gradient of a row is written between the
 //! first step's blocks of the next row, so that the arithmetic of one hides the memory traffic of the other.
 
-use std::cell::RefCell;
 use std::f64::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 use super::Level;
 use super::element::Element;
 use super::matrix::Matrix;
-use super::passes::{BLOCK, Buffers, Coefficients, Exponents, Label, Mode, Passes, Scales, Sums, WIDEST};
+use super::passes::{BLOCK, Coefficients, Exponents, Label, Mode, Passes, Scales, Sums, WIDEST};
 use super::point::Divergence;
 use super::portable::Portable;
+use super::scratch::{Line, Pending, SCRATCH, Scratch};
 use super::vector::SMALLEST;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
@@ -21,6 +21,9 @@ use crate::{Error, Result, parallel};
 
 /// Logits between two looks at whether to stop, for each thread.
 const LOGITS_AT_ONCE: usize = 1 << 25;
+
+/// Bytes of buffers that the second cache of a common processor holds beside the rows on their way.
+const CACHE: usize = 768 << 10;
 
 /// A weight for all rows, or one for each.
 #[derive(Debug, Clone, Copy)]
@@ -163,76 +166,6 @@ fn validate<S, T>(problem: &Problem<'_, S, T>, rows: usize, divergences: usize) 
     Ok(())
 }
 
-/// A cache line of values: buffers of them begin at one.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "used through pointers")] [f32; WIDEST]);
-
-/// A row between its first and its last step.
-struct Slot {
-    memory: Vec<Line>,
-    padded: usize,
-    /// Largest logits up to the end of each block: student's, teacher's.
-    references: Vec<[f32; 2]>,
-    /// Each block's coefficients of the gradient.
-    coefficients: Vec<Coefficients>,
-    pending: Option<Pending>,
-}
-
-/// What the last step needs beside the buffers.
-#[derive(Clone, Copy)]
-struct Pending {
-    row: usize,
-    with_plain: bool,
-    label: Option<(usize, f32)>,
-}
-
-/// Buffers of a thread, kept from call to call: new memory would cost more than the arithmetic in it.
-struct Scratch {
-    raw: Vec<Line>,
-    slots: [Slot; 2],
-}
-
-impl Slot {
-    const fn new() -> Self {
-        Self { memory: Vec::new(), padded: 0, references: Vec::new(), coefficients: Vec::new(), pending: None }
-    }
-
-    fn prepare(&mut self, mode: Mode, with_plain: bool, vocabulary: usize) {
-        // Whole blocks apart, so that a stream's block begins at a line.
-        self.padded = vocabulary.next_multiple_of(WIDEST);
-        let streams = if mode == Mode::All { 6 } else { 2 } + usize::from(with_plain);
-        let lines = streams * self.padded / WIDEST;
-        if self.memory.len() < lines {
-            self.memory = vec![Line([0.0; WIDEST]); lines];
-        }
-        let blocks = vocabulary.div_ceil(BLOCK);
-        self.references.resize(blocks, [0.0; 2]);
-        self.coefficients.resize(blocks, Coefficients::default());
-    }
-
-    /// The streams of a block. Those that the mode does not use point to memory that it does not touch.
-    fn buffers(&mut self, mode: Mode, block: usize) -> Buffers {
-        let (padded, base) = (self.padded, self.memory.as_mut_ptr().cast::<f32>());
-        let stream = |index: usize| base.wrapping_add(index * padded + block * BLOCK);
-        let all = mode == Mode::All;
-        Buffers {
-            student: stream(0),
-            teacher: stream(1),
-            difference: stream(if all { 2 } else { 1 }),
-            derivative: stream(if all { 3 } else { 1 }),
-            student_log: stream(4),
-            teacher_log: stream(5),
-            plain: stream(if all { 6 } else { 2 }),
-        }
-    }
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> =
-        const { RefCell::new(Scratch { raw: Vec::new(), slots: [Slot::new(), Slot::new()] }) };
-}
-
 /// # Safety
 /// The processor has the instructions of `P`; the matrices hold the rows.
 unsafe fn some_rows<P: Passes, S: Element, T: Element>(
@@ -258,12 +191,12 @@ unsafe fn some_rows<P: Passes, S: Element, T: Element>(
 
 /// Sums of a whole row in `f64`, relative to its references.
 #[derive(Default)]
-struct Totals {
+pub(super) struct Totals {
     references: [f32; 2],
     student: f64,
-    teacher: f64,
+    pub teacher: f64,
     plain: f64,
-    forward: f64,
+    pub forward: f64,
     reverse: f64,
 }
 
@@ -272,6 +205,8 @@ struct Worker<'a, S, T> {
     mode: Mode,
     scratch: &'a mut Scratch,
     current: usize,
+    /// Two rows' buffers would not stay in the cache: each row's gradient follows at once.
+    is_long: bool,
 }
 
 impl<'a, S: Element, T: Element> Worker<'a, S, T> {
@@ -279,14 +214,17 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
         let mode = match problem.parts {
             [part] if part.divergence == Divergence::ForwardKL => Mode::Forward,
             [part] if part.divergence == Divergence::ReverseKL => Mode::Reverse,
-            [part] if !part.divergence.needs_logs() => Mode::Point,
+            [part] if part.divergence.needs_logs() => Mode::Logs,
+            [_] => Mode::Point,
+            parts if parts.iter().all(|part| part.divergence.is_linear()) => Mode::Pair,
             _ => Mode::All,
         };
         for slot in &mut scratch.slots {
             // What an interrupted call left.
             slot.pending = None;
         }
-        Self { problem, mode, scratch, current: 0 }
+        let bytes = mode.streams() * problem.vocabulary * size_of::<f32>();
+        Self { problem, mode, scratch, current: 0, is_long: 2 * bytes > CACHE }
     }
 
     /// Loss and divergence of a row; its gradient waits for the next one.
@@ -351,7 +289,7 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
             loss += label_scale * (student_max + sum.ln() - logit);
         }
         if self.problem.gradient.is_some() {
-            if is_first && matches!(self.mode, Mode::All | Mode::Point) {
+            if is_first && matches!(self.mode, Mode::All | Mode::Point | Mode::Logs) {
                 self.clear_derivative();
             }
             let gain = scale / temperature;
@@ -378,6 +316,10 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
             slot.pending = Some(Pending { row, with_plain, label: label.map(|label| (label, label_scale as f32)) });
         }
         self.current = 1 - self.current;
+        if self.is_long {
+            // SAFETY: the caller's promise.
+            unsafe { self.finish::<P>() };
+        }
         (loss, divergence)
     }
 
@@ -395,7 +337,7 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
         let (next_student, next_teacher) =
             (problem.student.row(next).cast_const(), problem.teacher.row(next).cast_const());
         let raw = self.scratch.raw.as_mut_ptr().cast::<f32>();
-        let mut totals = Totals { references: [f32::NEG_INFINITY; 2], ..Totals::default() };
+        let mut totals = Totals::new([f32::NEG_INFINITY; 2]);
         for (block, start) in (0..problem.vocabulary).step_by(BLOCK).enumerate() {
             let count = BLOCK.min(problem.vocabulary - start);
             let after = start + BLOCK;
@@ -512,8 +454,12 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
 }
 
 impl Totals {
+    pub(super) fn new(references: [f32; 2]) -> Self {
+        Self { references, ..Self::default() }
+    }
+
     /// Takes in a block whose references are the row's up to it.
-    fn add(&mut self, references: [f32; 2], block: &Sums, factors: [f64; 2]) {
+    pub(super) fn add(&mut self, references: [f32; 2], block: &Sums, factors: [f64; 2]) {
         let [student, teacher] = [0, 1].map(|side| f64::from(finite(references[side])));
         let shift = |side: usize, factor: f64| {
             if self.references[side] == references[side] {
@@ -542,12 +488,12 @@ fn shrink(x: f64) -> f64 {
 }
 
 /// A reference that can be taken off: minus infinity of minus infinity would not be a number.
-fn finite(reference: f32) -> f32 {
+pub(super) fn finite(reference: f32) -> f32 {
     if reference == f32::NEG_INFINITY { 0.0 } else { reference }
 }
 
 /// The larger; not-a-number stays.
-fn larger(before: f32, now: f32) -> f32 {
+pub(super) fn larger(before: f32, now: f32) -> f32 {
     if before > now { before } else { now }
 }
 

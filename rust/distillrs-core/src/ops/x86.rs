@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::portable::TWO_THIRDS;
-use super::vector::Vector;
+use super::vector::{SMALLEST, Vector};
 
 /// Defines what differs in names only.
 macro_rules! same_but_names {
@@ -122,6 +122,34 @@ impl Vector for Avx512 {
     unsafe fn store_f16(self, to: *mut u16) {
         // SAFETY: the caller's promise.
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) };
+    }
+
+    #[inline(always)]
+    unsafe fn reciprocal(self) -> Self {
+        // 14 bits and one step of Newton's: a division would keep the port busy for 16 cycles.
+        // SAFETY: the caller's promise.
+        unsafe {
+            let guess = _mm512_rcp14_ps(self.0);
+            let error = _mm512_fnmadd_ps(self.0, guess, _mm512_set1_ps(1.0));
+            Self(_mm512_fmadd_ps(guess, error, guess))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn exp2(self) -> Self {
+        // The fraction is one instruction here, and scaling takes the floor by itself: the polynomial is that of [0, 1).
+        // SAFETY: the caller's promise.
+        unsafe {
+            let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(self.0, _mm512_set1_ps(SMALLEST));
+            let f = Self(_mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(self.0));
+            let value = Self::splat(0.001877576)
+                .fma(f, Self::splat(0.008989342))
+                .fma(f, Self::splat(0.055826318))
+                .fma(f, Self::splat(0.24015361))
+                .fma(f, Self::splat(0.6931531))
+                .fma(f, Self::splat(0.99999994));
+            Self(_mm512_maskz_scalef_ps(keep, value.0, self.0))
+        }
     }
 
     #[inline(always)]
@@ -326,7 +354,7 @@ mod tests {
 
     #[test]
     fn functions_keep_their_errors() {
-        #[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma,f16c")]
         fn avx512() {
             // SAFETY: the features are there.
             unsafe { check::<super::Avx512>() };
