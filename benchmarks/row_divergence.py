@@ -2,7 +2,7 @@
 
 Usage::
 
-    python benchmarks/row_divergence.py [--quick] [--rounds N] [--threads N]
+    python benchmarks/row_divergence.py [--quick] [--no-compile] [--rounds N] [--threads N]
 
 Everything is timed in turns in one process. Page faults are kept out of both sides: glibc is told to keep what is freed
 instead of giving it back; eager PyTorch would otherwise spend more time on faults than on
@@ -102,7 +102,7 @@ def ours(divergence: ops.RowDivergence, student: Tensor, teacher: Tensor, weight
     return torch.autograd.grad(loss.sum(), leaf)[0]
 
 
-def bench(shape: tuple[int, int], dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+def bench(shape: tuple[int, int], dtype: torch.dtype, rounds: int, with_compiled: bool) -> dict[str, Any]:
     """Seconds of everything at one shape."""
     rows, columns = shape
     generator = torch.Generator().manual_seed(0)
@@ -130,7 +130,7 @@ def bench(shape: tuple[int, int], dtype: torch.dtype, rounds: int) -> dict[str, 
     for name, loss in peers.items():
         contenders[f"eager {name}"] = partial(gradient, loss, source, teacher, weight)
     contenders["chunked eager forward KL"] = partial(chunked, eager_kl, source, teacher, weight)
-    if shutil.which("g++"):
+    if with_compiled and shutil.which("g++"):
         compiled = torch.compile(eager_kl)
         contenders["compiled forward KL"] = partial(gradient, compiled, source, teacher, weight)
     seconds = measure.medians(measure.alternate(contenders, rounds=rounds, warm_up=2))
@@ -157,6 +157,7 @@ def extra_memory(source: Tensor, teacher: Tensor, weight: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled peer out")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -167,7 +168,7 @@ def main() -> None:
     for shape in QUICK if arguments.quick else SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
             name = f"{shape[0]} x {shape[1]} {str(dtype).removeprefix('torch.')}"
-            row = bench(shape, dtype, 2 if arguments.quick else arguments.rounds)
+            row = bench(shape, dtype, 2 if arguments.quick else arguments.rounds, not arguments.no_compile)
             results[name] = row
             print(name)
             for what, seconds in row["seconds"].items():
