@@ -166,5 +166,22 @@ def k_means(
 ) -> tuple[float, int]:
     """Fills float64 `centres` [k, d], int64 `labels` [n] and `medoids` [k]; inertia and rounds."""
 
+def check_points(points: Buffer) -> None:
+    """Refuses points that are not finite."""
+
+def k_center(
+    points: Buffer,
+    chosen: Buffer,
+    start: int | None,
+    seed: int,
+    run: int,
+    ids: Buffer,
+    gains: Buffer,
+) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]; `chosen` is int64."""
+
+def herding(points: Buffer, ids: Buffer, gains: Buffer) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]."""
+
 def nearest(queries: Buffer, points: Buffer, k: int, ids: Buffer, distances: Buffer) -> None:
     """Fills int64 `ids` and float64 `distances`, both [queries, k]."""

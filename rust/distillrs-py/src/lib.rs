@@ -20,7 +20,7 @@ mod _core {
     #[pymodule_export]
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
     #[pymodule_export]
-    use crate::select::{k_means, nearest};
+    use crate::select::{check_points, herding, k_center, k_means, nearest};
     #[pymodule_export]
     use crate::trajectory::{RecordView, TrajectoryStore, TrajectoryWriter, repair_store};
 

@@ -1,4 +1,4 @@
-use distillrs_core::select::{self, Points, Settings};
+use distillrs_core::select::{self, Centres, Picks, Points, Settings};
 use distillrs_core::{Error, Result};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
@@ -76,6 +76,61 @@ where
     T: Element + Into<f64> + Send + Sync,
 {
     select::k_means(&points(name, buffer)?, settings, &check_signals)
+}
+
+/// Runs `$work` on the points of either type, without the interpreter's lock.
+macro_rules! on_points {
+    ($py:ident, $points:ident, |$rows:ident| $work:expr) => {
+        $py.detach(|| match &$points {
+            Matrix::Single(buffer) => {
+                let $rows = points("points", buffer)?;
+                $work
+            }
+            Matrix::Double(buffer) => {
+                let $rows = points("points", buffer)?;
+                $work
+            }
+        })
+    };
+}
+
+/// Refuses points that are not finite.
+#[pyfunction]
+pub fn check_points(py: Python<'_>, points: Matrix) -> CoreResult<()> {
+    Ok(on_points!(py, points, |_rows| Ok::<_, Error>(()))?)
+}
+
+/// Picks `ids.len()` points farthest-first; fills `ids` and `gains`.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
+pub fn k_center(
+    py: Python<'_>,
+    points: Matrix,
+    chosen: PyBuffer<i64>,
+    start: Option<usize>,
+    seed: u64,
+    run: u64,
+    ids: PyBuffer<i64>,
+    gains: PyBuffer<f64>,
+) -> CoreResult<()> {
+    let unreadable = |_| Error::argument("chosen", "a buffer that cannot be read", "a contiguous one");
+    let chosen = chosen.to_vec(py).map_err(unreadable)?;
+    let settings = Centres { k: ids.item_count(), chosen: &chosen, start, seed, run };
+    let picks = on_points!(py, points, |rows| select::k_center(&rows, &settings, &check_signals))?;
+    fill_picks(&picks, &ids, &gains)
+}
+
+/// Picks `ids.len()` points by herding; fills `ids` and `gains`.
+#[pyfunction]
+pub fn herding(py: Python<'_>, points: Matrix, ids: PyBuffer<i64>, gains: PyBuffer<f64>) -> CoreResult<()> {
+    let k = ids.item_count();
+    let picks = on_points!(py, points, |rows| select::herding(&rows, k, &check_signals))?;
+    fill_picks(&picks, &ids, &gains)
+}
+
+fn fill_picks(picks: &Picks, ids: &PyBuffer<i64>, gains: &PyBuffer<f64>) -> CoreResult<()> {
+    fill("ids", ids, &picks.ids)?;
+    fill("gains", gains, &picks.gains)
 }
 
 /// The `k` nearest `points` of every query; fills `ids` and `distances`.
