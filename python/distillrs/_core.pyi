@@ -1,3 +1,4 @@
+from collections.abc import Callable, Sequence
 from typing import final
 
 from typing_extensions import Buffer
@@ -182,6 +183,43 @@ def k_center(
 
 def herding(points: Buffer, ids: Buffer, gains: Buffer) -> None:
     """Fills int64 `ids` and float64 `gains`, both [k]."""
+
+def facility_location(
+    points: Buffer,
+    sample: int | None,
+    seed: int,
+    run: int,
+    ids: Buffer,
+    gains: Buffer,
+) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]."""
+
+def k_medoids(
+    points: Buffer,
+    start: Buffer | None,
+    iterations: int,
+    seed: int,
+    run: int,
+    medoids: Buffer,
+    labels: Buffer,
+) -> tuple[float, int]:
+    """Fills int64 `medoids` [k] and `labels` [n]; loss and swaps. `start` is int64 [k]."""
+
+def max_min_texts(texts: Sequence[str], start: int | None, seed: int, ids: Buffer, gains: Buffer) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]."""
+
+def max_min_items(
+    count: int,
+    metric: Callable[[int, int], float],
+    start: int | None,
+    seed: int,
+    ids: Buffer,
+    gains: Buffer,
+) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]; `metric` takes the places of an item and of a pick."""
+
+def budget(values: Buffer, costs: Buffer, limit: int) -> list[int]:
+    """Rows of the choice, rising; float64 `values` and uint64 `costs`, both [n]."""
 
 def nearest(queries: Buffer, points: Buffer, k: int, ids: Buffer, distances: Buffer) -> None:
     """Fills int64 `ids` and float64 `distances`, both [queries, k]."""

@@ -85,7 +85,11 @@ def test_herding_picks_the_point_that_brings_the_mean_nearest(points, offset, da
 def test_of_duplicates_the_lowest_is_picked_first(points, repeats, data):
     several = np.tile(points, (repeats, 1))
     k = data.draw(st.integers(1, len(several)))
-    for found in (select.herding(several, k), select.k_center(several, k, start=0)):
+    for found in (
+        select.herding(several, k),
+        select.k_center(several, k, start=0),
+        select.facility_location(several, k),
+    ):
         ids = found.ids.numpy()
         for row in range(len(points)):
             copies = ids[np.all(several[ids] == points[row], axis=1)]
@@ -96,7 +100,59 @@ def test_of_duplicates_the_lowest_is_picked_first(points, repeats, data):
 def test_fewer_picks_are_a_prefix_of_more(points, data):
     k = data.draw(st.integers(0, len(points)))
     j = data.draw(st.integers(0, k))
-    for selector in (select.k_center, select.herding):
+    for selector in (select.k_center, select.herding, select.facility_location):
         more, fewer = selector(points, k), selector(points, j)
         assert more.prefix(j).ids.tolist() == fewer.ids.tolist()
         assert more.prefix(j).gains.tolist() == fewer.gains.tolist()
+
+
+@given(points=points, offset=offsets, data=st.data())
+def test_facility_location_takes_the_largest_gain_every_time(points, offset, data):
+    points = points + offset
+    found = select.facility_location(points, data.draw(st.integers(1, len(points))))
+    ids, gains = found.ids.tolist(), found.gains.numpy()
+    assert len(set(ids)) == len(ids)
+    assert np.all(np.diff(gains) <= 1e-12 * gains[0])
+    distances = squared(points, points)
+    totals = distances.sum(1)
+    assert totals[ids[0]] <= totals.min() + 1e-9 * (totals.max() + 1e-300)
+    near = distances[ids[0]]
+    for place in range(1, len(ids)):
+        saved = np.maximum(near[None] - distances, 0).sum(1)
+        saved[ids[:place]] = -1
+        assert np.isclose(gains[place], saved[ids[place]], rtol=1e-9, atol=1e-9 * distances.max())
+        assert saved[ids[place]] >= saved.max() * (1 - 1e-9)
+        near = np.minimum(near, distances[ids[place]])
+
+
+@given(points=grids, data=st.data())
+def test_of_equal_gains_facility_location_takes_the_lowest(points, data):
+    found = select.facility_location(points, data.draw(st.integers(1, len(points))))
+    ids = found.ids.tolist()
+    distances = squared(points, points)  # exact: small whole numbers, and so are the gains
+    near = distances[ids[0]]
+    for place in range(1, len(ids)):
+        saved = np.maximum(near[None] - distances, 0).sum(1)
+        saved[ids[:place]] = -1
+        assert ids[place] == int(np.argmax(saved))
+        assert found.gains[place] == saved[ids[place]]
+        near = np.minimum(near, distances[ids[place]])
+
+
+@given(points=points, offset=offsets, data=st.data())
+def test_no_single_swap_improves_the_medoids(points, offset, data):
+    points = points + offset
+    n = len(points)
+    k = data.draw(st.integers(1, n))
+    found = select.k_medoids(points, k, seed=data.draw(st.integers(0, 3)))
+    distances = np.sqrt(squared(points, points))
+    medoids = found.medoids.tolist()
+    assert len(set(medoids)) == k
+    own = distances[:, medoids]
+    assert np.array_equal(own[np.arange(n), found.labels.numpy()], own.min(1))
+    loss = own.min(1).sum()
+    assert np.isclose(found.inertia, loss, rtol=1e-9, atol=1e-300)
+    for cluster in range(k):
+        rest = np.delete(own, cluster, 1).min(1, initial=np.inf)
+        swapped = np.minimum(rest[:, None], distances).sum(0)
+        assert np.all(swapped >= loss * (1 - 1e-9))

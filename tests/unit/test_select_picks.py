@@ -60,7 +60,48 @@ def test_herding_follows_the_mean():
     assert picks.gains.tolist() == pytest.approx([1.0, 0.5, 1.0, 0.0])
 
 
-@pytest.mark.parametrize("selector", [select.k_center, select.herding])
+def value_of(points: torch.Tensor, ids: torch.Tensor) -> float:
+    """Minus the sum of the squared distances to the nearest pick."""
+    differences = points.double()[:, None] - points.double()[ids][None]
+    return -float(differences.square().sum(-1).min(1).values.sum())
+
+
+def test_facility_location_covers_blobs_one_by_one():
+    middles = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    owners = torch.arange(200) % 4
+    points = middles[owners] + 0.1 * normal(200, 2)
+    picks = select.facility_location(points, 5)
+    # The first lies nearest to the middle of all; the next ones take a blob each.
+    assert sorted(owners[picks.ids[:4]].tolist()) == [0, 1, 2, 3]
+    assert picks.gains[4] < 0.01 * picks.gains[3]
+
+
+def test_the_gains_of_facility_location_sum_to_its_value():
+    points = normal(300, 6, dtype=torch.float64) + 50
+    picks = select.facility_location(points, 20)
+    largest = 4 * float((points - points.mean(0)).square().sum(1).max())
+    for j in (1, 2, 20):
+        expected = 300 * largest + value_of(points, picks.ids[:j])
+        assert float(picks.gains[:j].sum()) == pytest.approx(expected, rel=1e-12)
+    assert largest >= float(torch.cdist(points, points).square().max())
+
+
+def test_random_candidates_are_nearly_as_good_and_repeat():
+    points = normal(600, 4)
+    best = select.facility_location(points, 30)
+    drawn = [select.facility_location(points, 30, method="stochastic", seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0].ids, drawn[1].ids)
+    assert not torch.equal(drawn[0].ids, drawn[2].ids)
+    one = -value_of(points, best.ids[:1])
+    for picks in drawn:
+        assert len(set(picks.ids.tolist())) == 30
+        saved, most = one + value_of(points, picks.ids), one + value_of(points, best.ids)
+        assert 0.9 * most < saved <= most * 1.05
+    fixed = [select.facility_location(points, k, method="stochastic", sample=15).ids for k in (30, 12)]
+    assert torch.equal(fixed[0][:12], fixed[1])
+
+
+@pytest.mark.parametrize("selector", [select.k_center, select.herding, select.facility_location])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_every_dtype_layout_and_shape_gives_the_picks_of_its_own_values(selector, dtype):
     points = normal(90, 2, 3, dtype=torch.float64).to(dtype)
@@ -77,7 +118,7 @@ def test_every_dtype_layout_and_shape_gives_the_picks_of_its_own_values(selector
         assert torch.equal(selector(array, 20).ids, flipped.ids)
 
 
-@pytest.mark.parametrize("selector", [select.k_center, select.herding])
+@pytest.mark.parametrize("selector", [select.k_center, select.herding, select.facility_location])
 def test_groups_are_picked_apart(selector):
     points, groups = normal(80, 4), torch.arange(80) % 3 * 5 - 5
     counts = {-5: 4, 0: 0, 5: 7}
@@ -124,7 +165,7 @@ def test_the_first_pick_is_drawn_by_the_seed():
 
 
 def test_nothing_and_everything():
-    for selector in (select.k_center, select.herding):
+    for selector in (select.k_center, select.herding, select.facility_location):
         assert selector(POINTS, 0).ids.shape == (0,)
         assert len(selector(POINTS, 0).prefix(0)) == 0
         assert sorted(selector(POINTS, 5).ids.tolist()) == [0, 1, 2, 3, 4]
@@ -146,7 +187,12 @@ def test_nothing_and_everything():
 @pytest.mark.parametrize("count", [2, 3])
 def test_threads_change_nothing(thread_count, count):
     points = normal(40_000, 4)
-    calls = [lambda: select.k_center(points, 60, seed=1), lambda: select.herding(points, 20)]
+    calls = [
+        lambda: select.k_center(points, 60, seed=1),
+        lambda: select.herding(points, 20),
+        lambda: select.facility_location(points[:9000], 6),
+        lambda: select.facility_location(points[:9000], 3, method="stochastic", sample=20),
+    ]
     thread_count(1)
     alone = [call() for call in calls]
     thread_count(count)
@@ -195,6 +241,15 @@ def test_threads_change_nothing(thread_count, count):
         (lambda: select.herding(POINTS, 1, memory_budget=100), "memory_budget: got '100 bytes'"),
         (lambda: select.herding(POINTS, 3).prefix(4), "j: got 4"),
         (lambda: select.herding(POINTS, 2, groups=GROUPS).prefix(3), "j: got 3"),
+        (lambda: select.facility_location(NOT_FINITE, 2), "points: got NaN in row 3, column 1"),
+        (lambda: select.facility_location(NOT_FINITE, 1, groups=GROUPS), "points: got NaN in row 3"),
+        (lambda: select.facility_location(POINTS, 6), "k: got 6"),
+        (lambda: select.facility_location(POINTS, 2, similarity="cosine"), "similarity: got 'cosine'"),
+        (lambda: select.facility_location(POINTS, 2, method="naive"), "method: got 'naive'"),
+        (lambda: select.facility_location(POINTS, 2, sample=3), "sample: got 3"),
+        (lambda: select.facility_location(POINTS, 2, method="stochastic", sample=0), "sample: got 0"),
+        (lambda: select.facility_location(POINTS, 2, seed=-1), "seed: got -1"),
+        (lambda: select.facility_location(POINTS, 1, memory_budget=100), "memory_budget: got '100 bytes'"),
         (lambda: select.k_means(NOT_FINITE, 1, groups=GROUPS), "points: got NaN in row 3"),
     ],
 )

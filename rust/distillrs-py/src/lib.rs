@@ -20,7 +20,10 @@ mod _core {
     #[pymodule_export]
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
     #[pymodule_export]
-    use crate::select::{check_points, herding, k_center, k_means, nearest};
+    use crate::select::{
+        budget, check_points, facility_location, herding, k_center, k_means, k_medoids, max_min_items, max_min_texts,
+        nearest,
+    };
     #[pymodule_export]
     use crate::trajectory::{RecordView, TrajectoryStore, TrajectoryWriter, repair_store};
 

@@ -64,37 +64,50 @@ impl Compact {
         self.biases[target / LANES][target % LANES] = f32::NEG_INFINITY;
     }
 
+    /// Another addend to a target's products than `-|c|^2 / 2`; at most three times the largest of those.
+    pub(super) fn set_bias(&mut self, target: usize, bias: f32) {
+        self.biases[target / LANES][target % LANES] = bias;
+    }
+
     /// Most that a score of this row can be off; see [`super::kernel::Targets::error_bound`] for the sums, and to those
     /// comes the row's product with what rounding took from a target.
     pub(super) fn error_bound(&self, row: &[f32]) -> f64 {
         let (unit, length) = (f64::from(f32::EPSILON) / 2.0, length(row));
         let products = (self.columns as f64 + 6.0) * unit * length * self.longest;
-        2.0 * (products + 4.0 * unit * self.longest * self.longest) + 1.001 * length * self.moved + 1e-35
+        2.0 * (products + 8.0 * unit * self.longest * self.longest) + 1.001 * length * self.moved + 1e-35
     }
 
-    /// Largest score of the row in each of the panels from `first` on, as many as `out` holds.
-    pub(super) fn maxima(&self, first: usize, row: &[f32], out: &mut [f32]) {
+    /// Scores of the row in the panels from `first` on, as many as `out` holds.
+    pub(super) fn scores(&self, first: usize, row: &[f32], out: &mut [[f32; LANES]]) {
         let words = &self.words[first * self.columns..(first + out.len()) * self.columns];
         let biases = &self.biases[first..first + out.len()];
         match self.level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
-            Level::Avx512 => unsafe { avx512::maxima(row, words, biases, out) },
+            Level::Avx512 => unsafe { avx512::scores(row, words, biases, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
-            Level::Avx2 => unsafe { avx2::maxima(row, words, biases, out) },
+            Level::Avx2 => unsafe { avx2::scores(row, words, biases, out) },
             Level::Portable => {
-                for (panel, (out, bias)) in out.iter_mut().zip(biases).enumerate() {
-                    let words = &words[panel * self.columns..(panel + 1) * self.columns];
-                    *out = scores(row, words, bias).into_iter().fold(f32::NEG_INFINITY, f32::max);
+                for ((out, bias), words) in out.iter_mut().zip(biases).zip(words.chunks_exact(self.columns)) {
+                    *out = portable(row, words, bias);
                 }
             }
         }
     }
+}
 
-    /// Scores of the row in one panel.
-    pub(super) fn scores(&self, panel: usize, row: &[f32]) -> [f32; LANES] {
-        scores(row, &self.words[panel * self.columns..(panel + 1) * self.columns], &self.biases[panel])
+/// Calls `found(target, score)` for every target from the panel `first` on whose score reaches the threshold, in order.
+pub(super) fn reaching(scores: &[[f32; LANES]], first: usize, threshold: f32, mut found: impl FnMut(usize, f32)) {
+    for (panel, scores) in (first..).zip(scores) {
+        // A score that is not a number rules nothing out.
+        if scores.iter().fold(false, |any, &score| any | !(score < threshold)) {
+            for (target, &score) in (panel * LANES..).zip(scores) {
+                if !(score < threshold) {
+                    found(target, score);
+                }
+            }
+        }
     }
 }
 
@@ -104,7 +117,7 @@ fn round(value: f32) -> u32 {
     (bits + 0x7fff + (bits >> 16 & 1)) >> 16
 }
 
-fn scores(row: &[f32], words: &[[u32; HALF]], bias: &[f32; LANES]) -> [f32; LANES] {
+fn portable(row: &[f32], words: &[[u32; HALF]], bias: &[f32; LANES]) -> [f32; LANES] {
     let mut sums = *bias;
     for (&value, words) in row.iter().zip(words) {
         let (low, high) = sums.split_at_mut(HALF);
@@ -120,14 +133,19 @@ fn scores(row: &[f32], words: &[[u32; HALF]], bias: &[f32; LANES]) -> [f32; LANE
 #[cfg(target_arch = "x86_64")]
 macro_rules! level {
     ($name:ident, $together:literal, $vectors:literal, $width:literal, $features:literal, $load:ident, $words:ident, $spread:ident,
-     $shift:ident, $and:ident, $mask:ident, $cast:ident, $fuse:ident, $max:ident, $store:ident) => {
+     $shift:ident, $and:ident, $mask:ident, $cast:ident, $fuse:ident, $store:ident) => {
         mod $name {
             use std::arch::x86_64::*;
 
             use super::{HALF, LANES};
 
             #[target_feature(enable = $features)]
-            pub(super) fn maxima(row: &[f32], words: &[[u32; HALF]], biases: &[[f32; LANES]], out: &mut [f32]) {
+            pub(super) fn scores(
+                row: &[f32],
+                words: &[[u32; HALF]],
+                biases: &[[f32; LANES]],
+                out: &mut [[f32; LANES]],
+            ) {
                 let columns = row.len();
                 let last = out.len().saturating_sub(1);
                 for (group, out) in out.chunks_mut($together).enumerate() {
@@ -152,14 +170,10 @@ macro_rules! level {
                         }
                     }
                     for (out, sums) in out.iter_mut().zip(sums) {
-                        let mut most = sums[0];
-                        for sum in &sums[1..] {
-                            most = $max(most, *sum);
+                        for (part, sum) in sums.into_iter().enumerate() {
+                            // SAFETY: the scores of a panel are the vectors of its sums.
+                            unsafe { $store(out.as_mut_ptr().add(part * $width), sum) };
                         }
-                        let mut lanes = [0.0; $width];
-                        // SAFETY: the lanes are one vector.
-                        unsafe { $store(lanes.as_mut_ptr(), most) };
-                        *out = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
                     }
                 }
             }
@@ -182,7 +196,6 @@ level!(
     _mm512_set1_epi32,
     _mm512_castsi512_ps,
     _mm512_fmadd_ps,
-    _mm512_max_ps,
     _mm512_storeu_ps
 );
 #[cfg(target_arch = "x86_64")]
@@ -200,7 +213,6 @@ level!(
     _mm256_set1_epi32,
     _mm256_castsi256_ps,
     _mm256_fmadd_ps,
-    _mm256_max_ps,
     _mm256_storeu_ps
 );
 
@@ -210,7 +222,7 @@ mod tests {
     use crate::random::{Kind, Stream, Units, normal_f32};
 
     #[test]
-    fn every_level_finds_the_largest_scores_within_the_bound() {
+    fn every_level_has_the_scores_within_the_bound() {
         for (count, columns) in [(1, 1), (33, 5), (200, 64), (129, 3)] {
             let mut values = vec![0f32; (count + 1) * columns];
             let units = Units::Range { first: 0, count: 1 };
@@ -233,24 +245,23 @@ mod tests {
             }
             for level in levels {
                 compact.level = level;
-                let mut maxima = vec![0.0; compact.panels()];
-                compact.maxima(0, row, &mut maxima);
-                for (panel, &most) in maxima.iter().enumerate() {
-                    let exact = |index: usize| -> f64 {
-                        let pairs = row.iter().zip(target(index));
-                        pairs.map(|(&x, &c)| f64::from(c) * (f64::from(x) - 0.5 * f64::from(c))).sum()
-                    };
-                    let bound = compact.error_bound(row);
-                    let mut largest = f64::NEG_INFINITY;
-                    for (index, score) in (panel * LANES..count).zip(compact.scores(panel, row)) {
-                        assert_eq!(index == 0, score == f32::NEG_INFINITY);
-                        if index > 0 {
-                            assert!((f64::from(score) - exact(index)).abs() <= bound);
-                            largest = largest.max(exact(index));
-                        }
-                    }
-                    assert!(f64::from(most) == largest || (f64::from(most) - largest).abs() <= bound, "{level:?}");
+                let mut scores = vec![[0.0; LANES]; compact.panels()];
+                compact.scores(0, row, &mut scores);
+                let bound = compact.error_bound(row);
+                assert_eq!(scores[0][0], f32::NEG_INFINITY);
+                for (index, &score) in scores.as_flattened().iter().enumerate().take(count).skip(1) {
+                    let pairs = row.iter().zip(target(index));
+                    let exact: f64 = pairs.map(|(&x, &c)| f64::from(c) * (f64::from(x) - 0.5 * f64::from(c))).sum();
+                    assert!((f64::from(score) - exact).abs() <= bound, "{level:?}");
                 }
+                let threshold = scores.as_flattened()[count / 2];
+                let mut seen = Vec::new();
+                reaching(&scores, 0, threshold, |target, score| {
+                    assert_eq!(score, scores[target / LANES][target % LANES]);
+                    seen.push(target);
+                });
+                let expected = scores.as_flattened().iter().enumerate().filter(|(_, score)| **score >= threshold);
+                assert_eq!(seen, expected.map(|(index, _)| index).collect::<Vec<_>>());
             }
         }
     }

@@ -26,7 +26,7 @@ pub(super) struct Stale {
 
 impl Stale {
     /// Whether this one comes before another: farther, or as far and lower.
-    fn beats(&self, other: &Self) -> bool {
+    pub(super) fn beats(&self, other: &Self) -> bool {
         match self.bound.total_cmp(&other.bound) {
             Ordering::Greater => true,
             Ordering::Equal => self.id < other.id,
@@ -34,7 +34,7 @@ impl Stale {
         }
     }
 
-    const NONE: Self = Self { id: usize::MAX, seen: 0, bound: f64::NEG_INFINITY };
+    pub(super) const NONE: Self = Self { id: usize::MAX, seen: 0, bound: f64::NEG_INFINITY };
 }
 
 /// Bounds of the points from `first` on.
@@ -46,8 +46,9 @@ pub(super) struct Farthest {
     largest: Vec<f64>,
 }
 
-/// Brings points up to date with all `seen` picks: lowers their bounds.
+/// Brings points up to date with all picks so far.
 pub(super) trait Refresh {
+    /// Lowers the points' bounds and sets what they have seen; may leave out those that another of them now beats.
     fn refresh(&mut self, stale: &mut [Stale]) -> Result<()>;
 }
 
@@ -135,10 +136,9 @@ impl Farthest {
         for point in batch.iter() {
             let index = point.id - self.first;
             self.bounds[index] = point.bound;
-            self.seen[index] = picks as u32;
-            let fresh = Stale { seen: picks, ..*point };
-            if fresh.beats(best) {
-                *best = fresh;
+            self.seen[index] = point.seen as u32;
+            if point.seen == picks && point.beats(best) {
+                *best = *point;
             }
         }
         let mut measured = usize::MAX;

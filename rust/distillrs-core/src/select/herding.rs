@@ -4,8 +4,9 @@
 //! m of all: it is the argmin over x of `|(t + 1) m - S - x|`, S the sum of the picks before it, without replacement.
 
 use super::Picks;
-use super::compact::{Compact, LANES};
-use super::points::{Frame, Points, add_difference, squared_distance};
+use super::compact::{Compact, LANES, reaching};
+use super::points::{Frame, Points, squared_distance};
+use crate::simd::vectorised;
 use crate::{Error, Result, parallel};
 
 /// Coordinates that one task scores; below, handing work over takes longer than the work.
@@ -30,13 +31,13 @@ where
     }
     let frame = Frame::of(points);
     let mut targets = Compact::pack(rows, columns, |index, out| frame.map(points.row(index), out));
-    let mean = mean(points);
+    let mean = points.mean();
     // Sum of the mean's differences to the picks: an offset of all points costs no digits of it.
     let mut owed = vec![0.0; columns];
     let mut wanted = vec![0.0; columns];
     let mut mapped = vec![0.0; columns];
     let mut is_picked = vec![false; rows];
-    let mut maxima = vec![0.0; targets.panels()];
+    let mut scores = vec![[0f32; LANES]; targets.panels()];
     let panels = (TASK / (columns * LANES)).max(4).next_multiple_of(4);
     while picks.ids.len() < k {
         check()?;
@@ -44,26 +45,18 @@ where
             *out = mean + owed;
         }
         frame.map(&wanted, &mut mapped);
-        let tasks: Vec<_> = maxima.chunks_mut(panels).enumerate().collect();
-        parallel::for_each(tasks, |(task, out)| targets.maxima(task * panels, &mapped, out));
-        let best = maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let reach = f64::from(best) - 2.0 * targets.error_bound(&mapped);
+        let tasks: Vec<_> = scores.chunks_mut(panels).enumerate().collect();
+        parallel::for_each(tasks, |(task, out)| targets.scores(task * panels, &mapped, out));
+        let reach = f64::from(largest(scores.as_flattened())) - 2.0 * targets.error_bound(&mapped);
         let mut nearest = (f64::INFINITY, rows);
-        for (panel, &score) in maxima.iter().enumerate() {
-            // Not "score < reach": a reach that is not a number rules nothing out.
-            if f64::from(score) < reach {
-                continue;
-            }
-            let scores = targets.scores(panel, &mapped);
-            for (id, score) in (panel * LANES..rows).zip(scores) {
-                if !is_picked[id] && !(f64::from(score) < reach) {
-                    let squared = squared_distance(points.row(id), &wanted);
-                    if squared < nearest.0 {
-                        nearest = (squared, id);
-                    }
+        reaching(&scores, 0, (reach as f32).next_down(), |id, _| {
+            if id < rows && !is_picked[id] {
+                let squared = squared_distance(points.row(id), &wanted);
+                if squared < nearest.0 {
+                    nearest = (squared, id);
                 }
             }
-        }
+        });
         let id = nearest.1;
         is_picked[id] = true;
         targets.remove(id);
@@ -77,16 +70,21 @@ where
     Ok(picks)
 }
 
-/// Mean of all points, by differences to the first.
-fn mean<T: Copy + Into<f64>>(points: &Points<'_, T>) -> Vec<f64> {
-    let mut sums = vec![0.0; points.columns()];
-    for row in 0..points.rows() {
-        add_difference(&mut sums, points.row(row), points.row(0));
+vectorised! {
+    /// The largest value.
+    fn largest(values: &[f32]) -> f32 = largest_body;
+}
+
+#[inline(always)]
+fn largest_body(values: &[f32]) -> f32 {
+    let (chunks, _) = values.as_chunks::<LANES>();
+    let mut most = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (most, &value) in most.iter_mut().zip(chunk) {
+            *most = if value > *most { value } else { *most };
+        }
     }
-    for (sum, &value) in sums.iter_mut().zip(points.row(0)) {
-        *sum = value.into() + *sum / points.rows() as f64;
-    }
-    sums
+    most.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 #[cfg(test)]
@@ -95,7 +93,7 @@ mod tests {
     use crate::random::{Kind, Stream, Units, normal_f32};
 
     fn brute(points: &Points<'_, f32>, k: usize) -> Vec<i64> {
-        let mean = mean(points);
+        let mean = points.mean();
         let mut owed = vec![0.0; points.columns()];
         let mut picks: Vec<i64> = Vec::new();
         for _ in 0..k {

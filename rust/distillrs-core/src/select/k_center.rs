@@ -182,6 +182,7 @@ impl<T: Copy + Into<f64>> Refresh for Rows<'_, T> {
                 }
                 lowest(point)
             });
+            tile.iter_mut().for_each(|point| point.seen = field.targets.len());
         }
         Ok(())
     }

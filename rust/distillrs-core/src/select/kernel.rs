@@ -151,6 +151,21 @@ impl Targets {
     }
 }
 
+impl Targets {
+    /// Adds to `out`, for every target, by how much the rows' scores exceed the rows' floors, summed over the rows.
+    pub(super) fn add_excess(&self, rows: &[f32], floors: &[f32], out: &mut [f64]) {
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level says that the processor has these features.
+            Level::Avx512 => unsafe { add_excess_avx512(self, rows, floors, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level says that the processor has these features.
+            Level::Avx2 => unsafe { add_excess_avx2(self, rows, floors, out) },
+            Level::Portable => add_excess::<4, 8, Plain>(self, rows, floors, out),
+        }
+    }
+}
+
 /// Scores of `R` rows against one panel of `L` targets.
 trait Tile<const R: usize, const L: usize> {
     /// `panel` holds `L` coordinates for each of the rows'.
@@ -276,6 +291,18 @@ fn reaching_avx2(
     reaching::<6, 16, Avx2>(targets, first, rows, thresholds, found);
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn add_excess_avx512(targets: &Targets, rows: &[f32], floors: &[f32], out: &mut [f64]) {
+    add_excess::<8, 32, Avx512>(targets, rows, floors, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn add_excess_avx2(targets: &Targets, rows: &[f32], floors: &[f32], out: &mut [f64]) {
+    add_excess::<6, 16, Avx2>(targets, rows, floors, out);
+}
+
 /// `R` rows from `first` on; the last one again where there are fewer.
 #[inline(always)]
 fn take<const R: usize>(rows: &[f32], columns: usize, first: usize, count: usize) -> [&[f32]; R] {
@@ -373,6 +400,38 @@ fn reaching<const R: usize, const L: usize, T: Tile<R, L>>(
     }
 }
 
+#[inline(always)]
+fn add_excess<const R: usize, const L: usize, T: Tile<R, L>>(
+    targets: &Targets,
+    rows: &[f32],
+    floors: &[f32],
+    out: &mut [f64],
+) {
+    let columns = targets.columns;
+    let all = targets.panels.chunks_exact(columns * L).zip(targets.biases.chunks_exact(L));
+    for ((values, bias), out) in all.zip(out[..targets.count].chunks_mut(L)) {
+        let mut sums = [0f64; L];
+        for (group, floors) in floors.chunks(R).enumerate() {
+            // SAFETY: callers choose the tile by the processor's level.
+            let scores = unsafe { T::scores(take::<R>(rows, columns, group * R, rows.len() / columns), values, bias) };
+            // A few terms in single precision, all of those in double: the error stays that of one tile.
+            let mut part = [0f32; L];
+            for (scores, &floor) in scores.iter().zip(floors) {
+                for (part, score) in part.iter_mut().zip(scores) {
+                    let excess = score - floor;
+                    *part += if excess > 0.0 { excess } else { 0.0 };
+                }
+            }
+            for (sum, part) in sums.iter_mut().zip(part) {
+                *sum += f64::from(part);
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out += sum;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -424,6 +483,13 @@ mod tests {
                         assert!((f64::from(gap) - (own - scores[count - 2])).abs() <= 4.0 * bound, "{level:?}");
                     } else {
                         assert_eq!(gap, f32::INFINITY);
+                    }
+                    let floor = scores[count / 2];
+                    let mut excess = vec![1.0; count];
+                    targets.add_excess(&[point, point].concat(), &[floor as f32, f32::INFINITY], &mut excess);
+                    for (index, &found) in excess.iter().enumerate() {
+                        let exact = (score(index) - floor).max(0.0);
+                        assert!((found - 1.0 - exact).abs() <= 2.0 * bound + 1e-6, "{level:?}");
                     }
                     let mut seen = Vec::new();
                     let mut thresholds = vec![f32::INFINITY; rows];

@@ -5,19 +5,28 @@
 //! So results do not depend on threads or on the processor, a large offset of all points does not cancel, and ties go
 //! to the lowest index. The full matrix of distances is never held.
 
+mod budget;
 mod compact;
+mod facility;
 mod farthest;
 mod herding;
 mod k_center;
 mod k_means;
+mod k_medoids;
 mod kernel;
 mod mapped;
+mod max_min;
 mod nearest;
 mod points;
+mod within;
 
+pub use budget::budget;
+pub use facility::{Facility, facility_location};
 pub use herding::herding;
 pub use k_center::{Centres, k_center};
 pub use k_means::{Clusters, Settings, k_means};
+pub use k_medoids::{Medoids, Swaps, k_medoids};
+pub use max_min::{Apart, Distance, levenshtein, max_min};
 pub use nearest::{Neighbours, nearest};
 pub use points::Points;
 
