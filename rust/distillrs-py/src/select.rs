@@ -130,7 +130,6 @@ pub fn herding(py: Python<'_>, points: Matrix, ids: PyBuffer<i64>, gains: PyBuff
 
 /// Picks `ids.len()` points near all; fills `ids` and `gains`.
 #[pyfunction]
-#[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
 pub fn facility_location(
     py: Python<'_>,
     points: Matrix,
@@ -188,7 +187,6 @@ pub fn max_min_texts(
 
 /// Picks `ids.len()` of `count` items that are far apart; `metric` takes the places of two and gives their distance.
 #[pyfunction]
-#[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
 pub fn max_min_items(
     py: Python<'_>,
     count: usize,

@@ -100,10 +100,9 @@ impl Compact {
 /// Calls `found(target, score)` for every target from the panel `first` on whose score reaches the threshold, in order.
 pub(super) fn reaching(scores: &[[f32; LANES]], first: usize, threshold: f32, mut found: impl FnMut(usize, f32)) {
     for (panel, scores) in (first..).zip(scores) {
-        // A score that is not a number rules nothing out.
-        if scores.iter().fold(false, |any, &score| any | !(score < threshold)) {
+        if scores.iter().fold(false, |any, &score| any | (score >= threshold)) {
             for (target, &score) in (panel * LANES..).zip(scores) {
-                if !(score < threshold) {
+                if score >= threshold {
                     found(target, score);
                 }
             }
@@ -152,18 +151,20 @@ macro_rules! level {
                     // The last panel again where there are fewer than taken together.
                     let panels: [usize; $together] = std::array::from_fn(|index| (group * $together + index).min(last));
                     let taken = panels.map(|panel| &words[panel * columns..(panel + 1) * columns]);
-                    // SAFETY: a bias holds as many vectors as are read.
                     let mut sums: [[_; 2 * $vectors]; $together] = std::array::from_fn(|index| {
-                        std::array::from_fn(|part| unsafe { $load(biases[panels[index]].as_ptr().add(part * $width)) })
+                        std::array::from_fn(|part| {
+                            // SAFETY: a bias holds as many vectors as are read.
+                            unsafe { $load(biases[panels[index]].as_ptr().add(part * $width)) }
+                        })
                     });
                     let mask = $mask(0xffff_0000_u32 as i32);
                     for (column, &value) in row.iter().enumerate() {
                         let value = $spread(value);
                         for (sums, words) in sums.iter_mut().zip(&taken) {
                             for part in 0..$vectors {
+                                let first = part * $width;
                                 // SAFETY: each panel has as many columns as the row; a column holds the vectors read.
-                                let word =
-                                    unsafe { $words(words.get_unchecked(column).as_ptr().add(part * $width).cast()) };
+                                let word = unsafe { $words(words.get_unchecked(column).as_ptr().add(first).cast()) };
                                 sums[part] = $fuse(value, $cast($shift::<16>(word)), sums[part]);
                                 sums[$vectors + part] = $fuse(value, $cast($and(word, mask)), sums[$vectors + part]);
                             }
