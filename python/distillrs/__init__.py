@@ -22,6 +22,7 @@ from distillrs.step import Loss, Step
 if TYPE_CHECKING:
     import distillrs.condense as condense
     import distillrs.evaluate as evaluate
+    import distillrs.ops as ops
     import distillrs.random as random
     import distillrs.recipes as recipes
     import distillrs.schedule as schedule
@@ -37,7 +38,18 @@ if _core.__version__ != __version__:
         "rebuild it: `maturin develop --release`, or reinstall the package"
     )
 
-_MODULES = ("condense", "evaluate", "experimental", "random", "recipes", "schedule", "select", "testing", "trajectory")
+_MODULES = (
+    "condense",
+    "evaluate",
+    "experimental",
+    "ops",
+    "random",
+    "recipes",
+    "schedule",
+    "select",
+    "testing",
+    "trajectory",
+)
 
 __all__ = [
     "DistillrsError",
@@ -52,6 +64,7 @@ __all__ = [
     "errors",
     "evaluate",
     "fit",
+    "ops",
     "random",
     "recipe",
     "recipes",

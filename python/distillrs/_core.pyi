@@ -1,3 +1,4 @@
+from collections.abc import Callable, Sequence
 from typing import final
 
 from typing_extensions import Buffer
@@ -166,5 +167,96 @@ def k_means(
 ) -> tuple[float, int]:
     """Fills float64 `centres` [k, d], int64 `labels` [n] and `medoids` [k]; inertia and rounds."""
 
+def check_points(points: Buffer) -> None:
+    """Refuses points that are not finite."""
+
+def k_center(
+    points: Buffer,
+    chosen: Buffer,
+    start: int | None,
+    seed: int,
+    run: int,
+    ids: Buffer,
+    gains: Buffer,
+) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]; `chosen` is int64."""
+
+def herding(points: Buffer, ids: Buffer, gains: Buffer) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]."""
+
+def facility_location(
+    points: Buffer,
+    sample: int | None,
+    seed: int,
+    run: int,
+    ids: Buffer,
+    gains: Buffer,
+) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]."""
+
+def k_medoids(
+    points: Buffer,
+    start: Buffer | None,
+    iterations: int,
+    seed: int,
+    run: int,
+    medoids: Buffer,
+    labels: Buffer,
+) -> tuple[float, int]:
+    """Fills int64 `medoids` [k] and `labels` [n]; loss and swaps. `start` is int64 [k]."""
+
+def max_min_texts(texts: Sequence[str], start: int | None, seed: int, ids: Buffer, gains: Buffer) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]."""
+
+def max_min_items(
+    count: int,
+    metric: Callable[[int, int], float],
+    start: int | None,
+    seed: int,
+    ids: Buffer,
+    gains: Buffer,
+) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]; `metric` takes the places of an item and of a pick."""
+
+def budget(values: Buffer, costs: Buffer, limit: int) -> list[int]:
+    """Rows of the choice, rising; float64 `values` and uint64 `costs`, both [n]."""
+
 def nearest(queries: Buffer, points: Buffer, k: int, ids: Buffer, distances: Buffer) -> None:
     """Fills int64 `ids` and float64 `distances`, both [queries, k]."""
+
+# ops: rows are (address, columns, rows in a run, elements between runs, elements between rows), vectors (address,
+# length) of tensors that the caller keeps alive; nothing can check that they are there. Numbers per row are float64.
+def row_divergence(
+    dtypes: tuple[str, str],
+    student: tuple[int, int, int, int, int],
+    teacher: tuple[int, int, int, int, int],
+    vocabulary: int,
+    parts: list[tuple[str, float, float, tuple[int, int] | None]],
+    temperatures: tuple[tuple[int, int], tuple[int, int]],
+    scales: tuple[tuple[int, int], tuple[int, int]],
+    labels: tuple[int, int] | None,
+    gradient: tuple[int, int, int, int, int] | None,
+    losses: tuple[int, int],
+    divergences: tuple[int, int],
+) -> float:
+    """Fills float64 `losses` and `divergences`, one for each row, and the gradient; the sum of the losses.
+
+    `parts` are (name, parameter, weight, or weights of the rows). Temperatures are the student's and the teacher's,
+    scales those of the divergence and of the label.
+    """
+
+def row_statistics(
+    dtype: str,
+    logits: tuple[int, int, int, int, int],
+    vocabulary: int,
+    temperature: tuple[int, int],
+    logsumexp: tuple[int, int],
+    entropy: tuple[int, int],
+    argmax: tuple[int, int],
+    k: int,
+    top: tuple[int, int],
+) -> None:
+    """Fills float64 `logsumexp` and `entropy`, int64 `argmax`, each [rows], and int64 `top` [rows, k]."""
+
+def memory_pass(first: int, second: int, out: int, bytes: int) -> None:
+    """Reads two pieces of memory and writes a third, past the caches: a benchmark's limit. `out` is aligned to 64."""

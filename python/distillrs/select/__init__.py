@@ -1,12 +1,32 @@
-"""Selection of real data: clustering and nearest neighbours.
+"""Selection of real data: coresets, clustering, nearest neighbours, and choice within a budget.
 
 Distances are Euclidean and exact in float64, whatever the dtype of the points; ties go to the lowest index; results
 depend neither on the number of threads nor on the processor; memory grows with the points, never with their square.
+Picks come in order, and the first of them are what a smaller number would have given.
 """
 
 from __future__ import annotations
 
+from distillrs.select._budget import budget
+from distillrs.select._facility_location import facility_location
+from distillrs.select._herding import herding
+from distillrs.select._k_center import k_center
 from distillrs.select._k_means import Clusters, k_means
+from distillrs.select._k_medoids import k_medoids
+from distillrs.select._max_min import max_min
 from distillrs.select._nearest import Neighbours, nearest
+from distillrs.select._picks import Picks
 
-__all__ = ["Clusters", "Neighbours", "k_means", "nearest"]
+__all__ = [
+    "Clusters",
+    "Neighbours",
+    "Picks",
+    "budget",
+    "facility_location",
+    "herding",
+    "k_center",
+    "k_means",
+    "k_medoids",
+    "max_min",
+    "nearest",
+]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distillrs import _core
 from distillrs.errors import argument_error
+from distillrs.select._groups import counts_of, group_of_each, members_of
 from distillrs.select._points import Matrix, Points, as_matrix, as_tensor, check_memory, whole
 
 
@@ -72,8 +73,8 @@ def k_means(
     matrix = as_matrix(tensor)
     iterations = whole("iterations", iterations, 0)
     seed = whole("seed", seed, 0, 2**64 - 1)
-    members = _members(groups, len(matrix))
-    counts = _counts(k, members, None if groups is not None else len(matrix))
+    members = members_of(groups, matrix)
+    counts = counts_of(k, members, least=1)
     total = sum(counts.values())
     check_memory(memory_budget, _bytes_needed(matrix, total, groups is not None))
     starts = None if start is None else _starts(start, total, tensor)
@@ -104,46 +105,8 @@ def k_means(
         labels=torch.from_numpy(labels).to(device),
         inertia=inertia,
         medoids=torch.from_numpy(medoids).to(device),
-        groups=None if groups is None else torch.tensor([group for group in counts for _ in range(counts[group])]),
+        groups=None if groups is None else group_of_each(counts, device),
     )
-
-
-def _members(groups: Tensor | None, n: int) -> dict[int, np.ndarray[tuple[int], np.dtype[np.int64]] | None]:
-    """The rows of each group, the lowest group first; all rows under one name without groups."""
-    if groups is None:
-        return {0: None}
-    if not isinstance(groups, Tensor) or groups.dtype != torch.int64 or groups.shape != (n,):
-        got = f"{groups.dtype} of shape {tuple(groups.shape)}" if isinstance(groups, Tensor) else type(groups).__name__
-        raise argument_error("groups", got, f"None or an int64 tensor of shape ({n},)")
-    values = groups.detach().cpu().numpy()
-    return {int(group): np.flatnonzero(values == group) for group in np.unique(values)}
-
-
-def _counts(
-    k: int | Mapping[int, int],
-    members: Mapping[int, np.ndarray[tuple[int], np.dtype[np.int64]] | None],
-    ungrouped: int | None,
-) -> dict[int, int]:
-    """Clusters of each group; ``ungrouped`` is the number of points where there are no groups."""
-    if isinstance(k, Mapping):
-        if ungrouped is not None:
-            raise argument_error("k", "a mapping", "an integer, or a mapping together with groups")
-        if set(k) != set(members):
-            raise argument_error(
-                "k", f"a mapping with the groups {sorted(k)}", f"one with the groups {sorted(members)}"
-            )
-        return {group: _count(k[group], rows, group) for group, rows in members.items()}
-    if ungrouped is not None:
-        return {0: whole("k", k, 1, ungrouped)}
-    return {group: _count(k, rows, group) for group, rows in members.items()}
-
-
-def _count(k: int, rows: np.ndarray[tuple[int], np.dtype[np.int64]] | None, group: int) -> int:
-    most = 0 if rows is None else len(rows)
-    try:
-        return whole("k", k, 1, most)
-    except ValueError:
-        raise argument_error("k", f"{k!r} for group {group}", f"from 1 to its number of points, {most}") from None
 
 
 def _starts(start: Points, total: int, points: Tensor) -> Matrix:

@@ -42,6 +42,26 @@ def as_matrix(points: Tensor) -> Matrix:
     return matrix
 
 
+def directions(matrix: Matrix) -> Matrix:
+    """The rows in float64, each divided by its length.
+
+    Raises:
+        ArgumentError: For a row without direction; rows that are not finite are left to the core.
+    """
+    values = matrix.astype(np.float64)
+    # The largest coordinate first: squares of very large or small ones would overflow or vanish.
+    largest = np.abs(values).max(1, keepdims=True, initial=0.0)
+    if not largest.all():
+        row = int(np.flatnonzero(largest[:, 0] == 0)[0])
+        raise argument_error(
+            "points", f"only zeros in row {row}", "rows that are not zero, as their cosines are compared"
+        )
+    with np.errstate(invalid="ignore"):
+        values /= largest
+        values /= np.sqrt(np.einsum("ij,ij->i", values, values))[:, None]
+    return values
+
+
 def whole(name: str, value: int, low: int, high: int | None = None) -> int:
     """The integer, if it is one in the range.
 

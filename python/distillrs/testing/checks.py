@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distillrs import random
 from distillrs.errors import ArgumentError
+from distillrs.ops import RowDivergence, row_divergence
 from distillrs.step import Step
 from distillrs.trajectory import Codec, Column, Schema, Store
 
@@ -65,6 +66,72 @@ def check_codec(
         _check_resumption(Path(folder) / "pieces", schema, walk, decoded)
         _check_rest(Path(folder) / "rest", schema, walk[0])
         _check_non_finite(Path(folder) / "non-finite", schema, walk)
+
+
+def check_divergence(
+    divergence: RowDivergence, *, rows: int = 6, vocabulary: int = 17, scale: float = 1.5, seed: int = 0
+) -> None:
+    """Checks a divergence in float64 on random rows.
+
+    Its derivative must be that of its value by ``log_q``; it must be 0, with gradient 0, for equal rows, and nowhere
+    negative; entries that both sides exclude must not count; and the gradient by the logits must be that of the value.
+
+    Args:
+        divergence: The divergence; per-row weights of a mixture are of ``rows`` rows.
+        rows: Rows to try.
+        vocabulary: Entries of a row.
+        scale: Standard deviation of the logits.
+        seed: Seed of the rows.
+
+    Raises:
+        AssertionError: The divergence breaks one of these promises.
+    """
+    step = Step(0, seed=seed)
+    student, teacher = (
+        scale * random.normal(rows, vocabulary, step=step, name=f"check.{side}", dtype=torch.float64)
+        for side in ("student", "teacher")
+    )
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+    width = 1e-5
+    found = divergence.derivative(log_p, log_q)
+    assert found.shape == log_q.shape, f"the derivative has shape {list(found.shape)} for {list(log_q.shape)}"
+    high, low = divergence.value(log_p, log_q + width), divergence.value(log_p, log_q - width)
+    assert high.shape == log_q.shape, f"the value has shape {list(high.shape)} for {list(log_q.shape)}"
+    worst = float((found - (high - low) / (2 * width)).abs().max())
+    assert worst <= 1e-6, f"the derivative by log_q differs from finite differences of the value by {worst:.3g}"
+    leaf = teacher.clone().requires_grad_()
+    same = row_divergence(leaf, teacher, divergence, reduction="none", backend="torch")
+    worst = float(same.detach().abs().max())
+    assert worst <= 1e-12, f"equal rows have a divergence of {worst:.3g}"
+    (gradient,) = torch.autograd.grad(same.sum(), leaf)
+    assert float(gradient.abs().max()) <= 1e-9, f"equal rows have a gradient of {float(gradient.abs().max()):.3g}"
+    plain = row_divergence(student, teacher, divergence, reduction="none", backend="torch")
+    assert float(plain.min()) >= -1e-12, f"a divergence of {float(plain.min()):.3g}"
+    excluded = torch.full((rows, 2), -torch.inf, dtype=torch.float64)
+    wider = row_divergence(
+        torch.cat([student, excluded], 1),
+        torch.cat([teacher, excluded], 1),
+        divergence,
+        reduction="none",
+        backend="torch",
+    )
+    assert torch.allclose(plain, wider, rtol=1e-10, atol=1e-12), "entries that both sides exclude change the value"
+    _check_slope(divergence, student, teacher, width)
+
+
+def _check_slope(divergence: RowDivergence, student: Tensor, teacher: Tensor, width: float) -> None:
+    leaf = student.clone().requires_grad_()
+    rows = row_divergence(leaf, teacher, divergence, reduction="none", backend="torch")
+    (gradient,) = torch.autograd.grad(rows.sum(), leaf)
+    for column in range(student.shape[1]):
+        shift = torch.zeros_like(student)
+        shift[:, column] = width
+        high, low = (
+            row_divergence(student + sign * shift, teacher, divergence, reduction="none", backend="torch")
+            for sign in (1, -1)
+        )
+        worst = float((gradient[:, column] - (high - low) / (2 * width)).abs().max())
+        assert worst <= 1e-6, f"the gradient differs from finite differences by {worst:.3g}"
 
 
 def _walk(column: Column, steps: int, seed: int) -> Tensor:

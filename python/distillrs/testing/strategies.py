@@ -15,6 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from distillrs.ops import TopK
 from distillrs.step import Step
 from distillrs.trajectory import Codec, Column, DeltaInt8, HalfDelta, Lossless, Raw, Schema, Store
 from distillrs.trajectory.dtypes import dtype_of
@@ -58,6 +59,49 @@ def tensors(shape: tuple[int, ...], dtype: torch.dtype | str) -> st.SearchStrate
         return (raw % 2).bool().reshape(shape) if kind is torch.bool else raw.view(kind).reshape(shape)
 
     return st.binary(min_size=count, max_size=count).map(build)
+
+
+def logits(
+    *shape: int, dtype: torch.dtype = torch.float32, maximum_scale: float = 8.0, excluded: bool = True
+) -> st.SearchStrategy[Tensor]:
+    """Rows of logits of any spread and offset, some with entries of minus infinity; never a whole row of them.
+
+    Args:
+        *shape: Their shape, the vocabulary last.
+        dtype: float64, float32, bfloat16 or float16.
+        maximum_scale: Largest standard deviation.
+        excluded: Whether entries may be minus infinity.
+    """
+
+    def build(seed: int, scale: float, offset: float, share: float) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        values = scale * torch.randn(*shape, generator=generator, dtype=torch.float64) + offset
+        drop = torch.rand(*shape, generator=generator) < share
+        drop[..., 0] = False
+        return values.masked_fill(drop, -torch.inf).to(dtype)
+
+    return st.builds(
+        build,
+        st.integers(0, 2**32 - 1),
+        st.floats(0, maximum_scale),
+        st.sampled_from([0.0, 20.0, -100.0]),
+        st.sampled_from([0.0, 0.5]) if excluded else st.just(0.0),
+    )
+
+
+@st.composite
+def top_k(draw: Draw, *shape: int, maximum_k: int = 8, temperatures: tuple[float, ...] = (1.0,)) -> TopK:
+    """Top-k distributions of random rows of logits.
+
+    Args:
+        draw: Given by hypothesis.
+        *shape: Shape of the rows, the vocabulary last.
+        maximum_k: Most entries.
+        temperatures: Those whose log-partition is kept.
+    """
+    rows = draw(logits(*shape, dtype=torch.float64, excluded=False))
+    k = draw(st.integers(1, min(maximum_k, shape[-1])))
+    return TopK.from_logits(rows, k, temperatures)
 
 
 def codecs() -> st.SearchStrategy[Codec]:

@@ -3,6 +3,7 @@
 mod digest;
 mod error;
 pub mod host;
+pub mod ops;
 pub mod parallel;
 pub mod random;
 pub mod select;

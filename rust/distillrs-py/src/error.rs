@@ -17,10 +17,13 @@ thread_local! {
 /// # Errors
 /// [`Error::Interrupted`] if a handler raised.
 pub fn check_signals() -> distillrs_core::Result<()> {
-    Python::attach(|py| py.check_signals()).map_err(|raised| {
-        RAISED.set(Some(raised));
-        Error::Interrupted
-    })
+    Python::attach(|py| py.check_signals()).map_err(interrupted)
+}
+
+/// Keeps what Python raised while the core was at work, to be raised once the core has stopped.
+pub fn interrupted(raised: PyErr) -> Error {
+    RAISED.set(Some(raised));
+    Error::Interrupted
 }
 
 /// A core error on its way to Python.

@@ -4,6 +4,7 @@
 mod codec;
 mod error;
 mod host;
+mod ops;
 mod random;
 mod select;
 mod trajectory;
@@ -18,9 +19,14 @@ mod _core {
     #[pymodule_export]
     use crate::host::simd_level;
     #[pymodule_export]
+    use crate::ops::{memory_pass, row_divergence, row_statistics};
+    #[pymodule_export]
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
     #[pymodule_export]
-    use crate::select::{k_means, nearest};
+    use crate::select::{
+        budget, check_points, facility_location, herding, k_center, k_means, k_medoids, max_min_items, max_min_texts,
+        nearest,
+    };
     #[pymodule_export]
     use crate::trajectory::{RecordView, TrajectoryStore, TrajectoryWriter, repair_store};
 

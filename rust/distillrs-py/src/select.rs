@@ -1,9 +1,9 @@
-use distillrs_core::select::{self, Points, Settings};
+use distillrs_core::select::{self, Apart, Centres, Facility, Picks, Points, Settings, Swaps};
 use distillrs_core::{Error, Result};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 
-use crate::error::{CoreError, CoreResult, check_signals};
+use crate::error::{CoreError, CoreResult, check_signals, interrupted};
 use crate::random::writable;
 
 /// A two-dimensional array of float32 or float64.
@@ -76,6 +76,145 @@ where
     T: Element + Into<f64> + Send + Sync,
 {
     select::k_means(&points(name, buffer)?, settings, &check_signals)
+}
+
+/// Runs `$work` on the points of either type, without the interpreter's lock.
+macro_rules! on_points {
+    ($py:ident, $points:ident, |$rows:ident| $work:expr) => {
+        $py.detach(|| match &$points {
+            Matrix::Single(buffer) => {
+                let $rows = points("points", buffer)?;
+                $work
+            }
+            Matrix::Double(buffer) => {
+                let $rows = points("points", buffer)?;
+                $work
+            }
+        })
+    };
+}
+
+/// Refuses points that are not finite.
+#[pyfunction]
+pub fn check_points(py: Python<'_>, points: Matrix) -> CoreResult<()> {
+    Ok(on_points!(py, points, |_rows| Ok::<_, Error>(()))?)
+}
+
+/// Picks `ids.len()` points farthest-first; fills `ids` and `gains`.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
+pub fn k_center(
+    py: Python<'_>,
+    points: Matrix,
+    chosen: PyBuffer<i64>,
+    start: Option<usize>,
+    seed: u64,
+    run: u64,
+    ids: PyBuffer<i64>,
+    gains: PyBuffer<f64>,
+) -> CoreResult<()> {
+    let unreadable = |_| Error::argument("chosen", "a buffer that cannot be read", "a contiguous one");
+    let chosen = chosen.to_vec(py).map_err(unreadable)?;
+    let settings = Centres { k: ids.item_count(), chosen: &chosen, start, seed, run };
+    let picks = on_points!(py, points, |rows| select::k_center(&rows, &settings, &check_signals))?;
+    fill_picks(&picks, &ids, &gains)
+}
+
+/// Picks `ids.len()` points by herding; fills `ids` and `gains`.
+#[pyfunction]
+pub fn herding(py: Python<'_>, points: Matrix, ids: PyBuffer<i64>, gains: PyBuffer<f64>) -> CoreResult<()> {
+    let k = ids.item_count();
+    let picks = on_points!(py, points, |rows| select::herding(&rows, k, &check_signals))?;
+    fill_picks(&picks, &ids, &gains)
+}
+
+/// Picks `ids.len()` points near all; fills `ids` and `gains`.
+#[pyfunction]
+pub fn facility_location(
+    py: Python<'_>,
+    points: Matrix,
+    sample: Option<usize>,
+    seed: u64,
+    run: u64,
+    ids: PyBuffer<i64>,
+    gains: PyBuffer<f64>,
+) -> CoreResult<()> {
+    let settings = Facility { k: ids.item_count(), sample, seed, run };
+    let picks = on_points!(py, points, |rows| select::facility_location(&rows, &settings, &check_signals))?;
+    fill_picks(&picks, &ids, &gains)
+}
+
+/// Clusters `points` around `medoids.len()` of them; fills `medoids` and `labels`; loss and swaps.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
+pub fn k_medoids(
+    py: Python<'_>,
+    points: Matrix,
+    start: Option<PyBuffer<i64>>,
+    iterations: usize,
+    seed: u64,
+    run: u64,
+    medoids: PyBuffer<i64>,
+    labels: PyBuffer<i64>,
+) -> CoreResult<(f64, usize)> {
+    let start = start.map(|start| start.to_vec(py)).transpose();
+    let start = start.map_err(|_| Error::argument("start", "a buffer that cannot be read", "a contiguous one"))?;
+    let settings = Swaps { k: medoids.item_count(), start: start.as_deref(), iterations, seed, run };
+    let found = on_points!(py, points, |rows| select::k_medoids(&rows, &settings, &check_signals))?;
+    fill("medoids", &medoids, &found.medoids)?;
+    fill("labels", &labels, &found.labels)?;
+    Ok((found.loss, found.swaps))
+}
+
+/// Picks `ids.len()` texts that are far apart by edits; fills `ids` and `gains`.
+#[pyfunction]
+pub fn max_min_texts(
+    py: Python<'_>,
+    texts: Vec<String>,
+    start: Option<usize>,
+    seed: u64,
+    ids: PyBuffer<i64>,
+    gains: PyBuffer<f64>,
+) -> CoreResult<()> {
+    let settings = Apart { k: ids.item_count(), start, seed };
+    let picks = py.detach(|| {
+        let texts: Vec<Vec<char>> = texts.iter().map(|text| text.chars().collect()).collect();
+        let mut distance = |left: usize, right: usize| Ok(select::levenshtein(&texts[left], &texts[right]) as f64);
+        select::max_min(texts.len(), &settings, &mut distance, &check_signals)
+    });
+    fill_picks(&picks?, &ids, &gains)
+}
+
+/// Picks `ids.len()` of `count` items that are far apart; `metric` takes the places of two and gives their distance.
+#[pyfunction]
+pub fn max_min_items(
+    py: Python<'_>,
+    count: usize,
+    metric: Bound<'_, PyAny>,
+    start: Option<usize>,
+    seed: u64,
+    ids: PyBuffer<i64>,
+    gains: PyBuffer<f64>,
+) -> CoreResult<()> {
+    let settings = Apart { k: ids.item_count(), start, seed };
+    let mut distance = |left: usize, right: usize| -> Result<f64> {
+        metric.call1((left, right)).and_then(|distance| distance.extract()).map_err(interrupted)
+    };
+    let check = || py.check_signals().map_err(interrupted);
+    fill_picks(&select::max_min(count, &settings, &mut distance, &check)?, &ids, &gains)
+}
+
+/// Rows of the most valuable items whose costs sum to at most `limit`.
+#[pyfunction]
+pub fn budget(py: Python<'_>, values: PyBuffer<f64>, costs: PyBuffer<u64>, limit: u64) -> CoreResult<Vec<i64>> {
+    let unreadable = |_| Error::argument("values", "a buffer that cannot be read", "a contiguous one");
+    let (values, costs) = (values.to_vec(py).map_err(unreadable)?, costs.to_vec(py).map_err(unreadable)?);
+    Ok(py.detach(|| select::budget(&values, &costs, limit, &check_signals))?)
+}
+
+fn fill_picks(picks: &Picks, ids: &PyBuffer<i64>, gains: &PyBuffer<f64>) -> CoreResult<()> {
+    fill("ids", ids, &picks.ids)?;
+    fill("gains", gains, &picks.gains)
 }
 
 /// The `k` nearest `points` of every query; fills `ids` and `distances`.

@@ -4,8 +4,9 @@
 //! seeding", 2007.
 
 use super::kernel::Targets;
+use super::mapped::Mapped;
 use super::nearest::nearest;
-use super::points::{Frame, Points, add_difference, length, squared_distance};
+use super::points::{Points, add_difference, squared_distance};
 use crate::random::{Kind, Stream, Units, uniform_f64};
 use crate::{Error, Result, parallel};
 
@@ -81,26 +82,12 @@ where
 /// The points and what is derived from them once.
 struct Run<'a, T> {
     points: &'a Points<'a, T>,
-    frame: Frame,
-    /// The points in the kernel's coordinates.
-    mapped: Vec<f32>,
-    lengths: Vec<f64>,
+    mapped: Mapped,
 }
 
 impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
     fn new(points: &'a Points<'a, T>) -> Self {
-        let (rows, columns) = (points.rows(), points.columns());
-        let frame = Frame::of(points);
-        let mut mapped = vec![0.0; rows * columns];
-        let mut lengths = vec![0.0; rows];
-        let tasks: Vec<_> = mapped.chunks_mut(TASK * columns).zip(lengths.chunks_mut(TASK)).enumerate().collect();
-        parallel::for_each(tasks, |(task, (mapped, lengths))| {
-            for (index, (out, long)) in mapped.chunks_exact_mut(columns).zip(lengths).enumerate() {
-                frame.map(points.row(task * TASK + index), out);
-                *long = length(out);
-            }
-        });
-        Self { points, frame, mapped, lengths }
+        Self { points, mapped: Mapped::of(points) }
     }
 
     fn centre<'c>(&self, centres: &'c [f64], index: usize) -> &'c [f64] {
@@ -112,16 +99,16 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         let columns = self.points.columns();
         let k = centres.len() / columns;
         // Centres outside the points' range (a start from elsewhere) would overflow nothing: f32 has the exponents.
-        let targets = Targets::pack(k, columns, |index, out| self.frame.map(self.centre(centres, index), out));
+        let targets = Targets::pack(k, columns, |index, out| self.mapped.frame.map(self.centre(centres, index), out));
         let tasks: Vec<_> = labels.chunks_mut(TASK).enumerate().collect();
         let moved = parallel::map(tasks, |(task, labels)| {
             let first = task * TASK;
             let mut best = vec![(0, 0.0); labels.len()];
-            targets.best(&self.mapped[first * columns..(first + labels.len()) * columns], &mut best);
+            targets.best(self.mapped.rows(first, labels.len()), &mut best);
             let mut moved = false;
             for (index, (label, (mut choice, gap))) in labels.iter_mut().zip(best).enumerate() {
                 // Not "gap <= bound": a gap that is not a number is no decision either.
-                let is_clear = f64::from(gap) > 2.0 * targets.error_bound(self.lengths[first + index]);
+                let is_clear = f64::from(gap) > 2.0 * targets.error_bound(self.mapped.lengths[first + index]);
                 if !is_clear {
                     choice = self.nearest_exactly(first + index, centres);
                 }

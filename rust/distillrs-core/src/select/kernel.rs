@@ -6,7 +6,7 @@
 
 /// Which instructions the loop was compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
+pub(super) enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -15,7 +15,7 @@ enum Level {
 }
 
 impl Level {
-    fn here() -> Self {
+    pub(super) fn here() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
@@ -61,7 +61,7 @@ impl Targets {
         let panels = count.div_ceil(lanes);
         let mut packed = Self {
             level,
-            count,
+            count: 0,
             columns,
             panels: vec![0.0; panels * columns * lanes],
             biases: vec![f32::NEG_INFINITY; panels * lanes],
@@ -70,15 +70,35 @@ impl Targets {
         let mut row = vec![0.0; columns];
         for index in 0..count {
             target(index, &mut row);
-            let panel = &mut packed.panels[index / lanes * columns * lanes..];
-            for (column, &value) in row.iter().enumerate() {
-                panel[column * lanes + index % lanes] = value;
-            }
-            let squared: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
-            packed.biases[index] = (-0.5 * squared) as f32;
+            packed.push(&row);
             packed.longest = packed.longest.max(super::points::length(&row));
         }
         packed
+    }
+
+    /// No targets yet, and room for `count` of at most this length.
+    pub(super) fn with_room(count: usize, columns: usize, longest: f64) -> Self {
+        let level = Level::here();
+        let panels = count.div_ceil(level.lanes());
+        let (values, biases) = (panels * columns * level.lanes(), panels * level.lanes());
+        Self { level, count: 0, columns, panels: vec![0.0; values], biases: vec![f32::NEG_INFINITY; biases], longest }
+    }
+
+    /// One more target.
+    pub(super) fn push(&mut self, row: &[f32]) {
+        let (lanes, index) = (self.level.lanes(), self.count);
+        let panel = &mut self.panels[index / lanes * self.columns * lanes..];
+        for (column, &value) in row.iter().enumerate() {
+            panel[column * lanes + index % lanes] = value;
+        }
+        let squared: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+        self.biases[index] = (-0.5 * squared) as f32;
+        self.count += 1;
+    }
+
+    /// Number of targets.
+    pub(super) fn len(&self) -> usize {
+        self.count
     }
 
     /// Most that a score of a row of this length can be off, rounding of the row and the targets included.
@@ -107,14 +127,41 @@ impl Targets {
     /// Calls `found(row, target)` for every pair whose score reaches the row's threshold; `found` gives the row's new
     /// threshold. Targets come in rising order for each row.
     pub(super) fn reaching(&self, rows: &[f32], thresholds: &mut [f32], found: &mut dyn FnMut(usize, usize) -> f32) {
+        self.reaching_from(0, rows, thresholds, found);
+    }
+
+    /// [`Targets::reaching`] without the targets before `first`, up to whole panels.
+    pub(super) fn reaching_from(
+        &self,
+        first: usize,
+        rows: &[f32],
+        thresholds: &mut [f32],
+        found: &mut dyn FnMut(usize, usize) -> f32,
+    ) {
+        let first = first / self.level.lanes();
         match self.level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
-            Level::Avx512 => unsafe { reaching_avx512(self, rows, thresholds, found) },
+            Level::Avx512 => unsafe { reaching_avx512(self, first, rows, thresholds, found) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
-            Level::Avx2 => unsafe { reaching_avx2(self, rows, thresholds, found) },
-            Level::Portable => reaching::<4, 8, Plain>(self, rows, thresholds, found),
+            Level::Avx2 => unsafe { reaching_avx2(self, first, rows, thresholds, found) },
+            Level::Portable => reaching::<4, 8, Plain>(self, first, rows, thresholds, found),
+        }
+    }
+}
+
+impl Targets {
+    /// Adds to `out`, for every target, by how much the rows' scores exceed the rows' floors, summed over the rows.
+    pub(super) fn add_excess(&self, rows: &[f32], floors: &[f32], out: &mut [f64]) {
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level says that the processor has these features.
+            Level::Avx512 => unsafe { add_excess_avx512(self, rows, floors, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level says that the processor has these features.
+            Level::Avx2 => unsafe { add_excess_avx2(self, rows, floors, out) },
+            Level::Portable => add_excess::<4, 8, Plain>(self, rows, floors, out),
         }
     }
 }
@@ -224,17 +271,36 @@ fn best_avx2(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
 #[target_feature(enable = "avx512f,avx2,fma")]
 fn reaching_avx512(
     targets: &Targets,
+    first: usize,
     rows: &[f32],
     thresholds: &mut [f32],
     found: &mut dyn FnMut(usize, usize) -> f32,
 ) {
-    reaching::<8, 32, Avx512>(targets, rows, thresholds, found);
+    reaching::<8, 32, Avx512>(targets, first, rows, thresholds, found);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn reaching_avx2(targets: &Targets, rows: &[f32], thresholds: &mut [f32], found: &mut dyn FnMut(usize, usize) -> f32) {
-    reaching::<6, 16, Avx2>(targets, rows, thresholds, found);
+fn reaching_avx2(
+    targets: &Targets,
+    first: usize,
+    rows: &[f32],
+    thresholds: &mut [f32],
+    found: &mut dyn FnMut(usize, usize) -> f32,
+) {
+    reaching::<6, 16, Avx2>(targets, first, rows, thresholds, found);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn add_excess_avx512(targets: &Targets, rows: &[f32], floors: &[f32], out: &mut [f64]) {
+    add_excess::<8, 32, Avx512>(targets, rows, floors, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn add_excess_avx2(targets: &Targets, rows: &[f32], floors: &[f32], out: &mut [f64]) {
+    add_excess::<6, 16, Avx2>(targets, rows, floors, out);
 }
 
 /// `R` rows from `first` on; the last one again where there are fewer.
@@ -305,6 +371,7 @@ fn reduce<const L: usize>(largest: &[f32; L], second: &[f32; L], panels: &[i32; 
 #[inline(always)]
 fn reaching<const R: usize, const L: usize, T: Tile<R, L>>(
     targets: &Targets,
+    skipped: usize,
     rows: &[f32],
     thresholds: &mut [f32],
     found: &mut dyn FnMut(usize, usize) -> f32,
@@ -313,7 +380,8 @@ fn reaching<const R: usize, const L: usize, T: Tile<R, L>>(
     let count = thresholds.len();
     // Panels outside, so that one stays in the cache for all rows.
     let all = targets.panels.chunks_exact(columns * L).zip(targets.biases.chunks_exact(L));
-    for (panel, (values, bias)) in all.enumerate() {
+    let used = targets.count.div_ceil(L);
+    for (panel, (values, bias)) in all.enumerate().take(used).skip(skipped) {
         for first in (0..count).step_by(R) {
             // SAFETY: callers choose the tile by the processor's level.
             let scores = unsafe { T::scores(take::<R>(rows, columns, first, count), values, bias) };
@@ -328,6 +396,38 @@ fn reaching<const R: usize, const L: usize, T: Tile<R, L>>(
                     }
                 }
             }
+        }
+    }
+}
+
+#[inline(always)]
+fn add_excess<const R: usize, const L: usize, T: Tile<R, L>>(
+    targets: &Targets,
+    rows: &[f32],
+    floors: &[f32],
+    out: &mut [f64],
+) {
+    let columns = targets.columns;
+    let all = targets.panels.chunks_exact(columns * L).zip(targets.biases.chunks_exact(L));
+    for ((values, bias), out) in all.zip(out[..targets.count].chunks_mut(L)) {
+        let mut sums = [0f64; L];
+        for (group, floors) in floors.chunks(R).enumerate() {
+            // SAFETY: callers choose the tile by the processor's level.
+            let scores = unsafe { T::scores(take::<R>(rows, columns, group * R, rows.len() / columns), values, bias) };
+            // A few terms in single precision, all of those in double: the error stays that of one tile.
+            let mut part = [0f32; L];
+            for (scores, &floor) in scores.iter().zip(floors) {
+                for (part, score) in part.iter_mut().zip(scores) {
+                    let excess = score - floor;
+                    *part += if excess > 0.0 { excess } else { 0.0 };
+                }
+            }
+            for (sum, part) in sums.iter_mut().zip(part) {
+                *sum += f64::from(part);
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out += sum;
         }
     }
 }
@@ -383,6 +483,13 @@ mod tests {
                         assert!((f64::from(gap) - (own - scores[count - 2])).abs() <= 4.0 * bound, "{level:?}");
                     } else {
                         assert_eq!(gap, f32::INFINITY);
+                    }
+                    let floor = scores[count / 2];
+                    let mut excess = vec![1.0; count];
+                    targets.add_excess(&[point, point].concat(), &[floor as f32, f32::INFINITY], &mut excess);
+                    for (index, &found) in excess.iter().enumerate() {
+                        let exact = (score(index) - floor).max(0.0);
+                        assert!((found - 1.0 - exact).abs() <= 2.0 * bound + 1e-6, "{level:?}");
                     }
                     let mut seen = Vec::new();
                     let mut thresholds = vec![f32::INFINITY; rows];

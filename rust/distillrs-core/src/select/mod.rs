@@ -1,15 +1,40 @@
-//! Selection among points: clustering and nearest neighbours.
+//! Selection among points: coresets, clustering and nearest neighbours.
 //!
 //! Distances are Euclidean and exact: candidates come from `f32` products of centred points, and whatever lies within
 //! the rounding error of those products is decided again in `f64`, in the difference form, with one order of summation.
 //! So results do not depend on threads or on the processor, a large offset of all points does not cancel, and ties go
 //! to the lowest index. The full matrix of distances is never held.
 
+mod budget;
+mod compact;
+mod facility;
+mod farthest;
+mod herding;
+mod k_center;
 mod k_means;
+mod k_medoids;
 mod kernel;
+mod mapped;
+mod max_min;
 mod nearest;
 mod points;
+mod within;
 
+pub use budget::budget;
+pub use facility::{Facility, facility_location};
+pub use herding::herding;
+pub use k_center::{Centres, k_center};
 pub use k_means::{Clusters, Settings, k_means};
+pub use k_medoids::{Medoids, Swaps, k_medoids};
+pub use max_min::{Apart, Distance, levenshtein, max_min};
 pub use nearest::{Neighbours, nearest};
 pub use points::Points;
+
+/// Points in the order in which they were picked.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Picks {
+    /// Rows of the points.
+    pub ids: Vec<i64>,
+    /// What each pick was worth when it was made, by the selector's own measure.
+    pub gains: Vec<f64>,
+}

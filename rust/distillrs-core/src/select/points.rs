@@ -57,6 +57,20 @@ impl<'a, T: Copy + Into<f64>> Points<'a, T> {
     }
 }
 
+impl<T: Copy + Into<f64>> Points<'_, T> {
+    /// Mean of all points, of which there is at least one. By differences to the first: a large offset costs no digits.
+    pub(super) fn mean(&self) -> Vec<f64> {
+        let mut sums = vec![0.0; self.columns];
+        for row in 0..self.rows {
+            add_difference(&mut sums, self.row(row), self.row(0));
+        }
+        for (sum, &value) in sums.iter_mut().zip(self.row(0)) {
+            *sum = value.into() + *sum / self.rows as f64;
+        }
+        sums
+    }
+}
+
 vectorised! {
     /// Squared distance in `f64`: eight partial sums, then those in order.
     pub(super) fn squared_distance<T: Coordinate>(point: &[T], centre: &[f64]) -> f64 = squared_distance_body;

@@ -1,0 +1,44 @@
+"""Fused numerics: one meaning, several backends.
+
+The torch backend defines what each function means, in any floating dtype and on any device; the Rust backend serves the
+CPU. Throughout, p is the teacher and q the student.
+"""
+
+from __future__ import annotations
+
+from distillrs.ops._divergences import (
+    Alpha,
+    ForwardKL,
+    JensenShannon,
+    Mixture,
+    ReverseKL,
+    RowDivergence,
+    SkewKL,
+    SkewReverseKL,
+    TotalVariation,
+)
+from distillrs.ops._ranking import plackett_luce
+from distillrs.ops._row_divergence import row_divergence
+from distillrs.ops._row_statistics import RowStatistics, row_statistics
+from distillrs.ops._rows import DivergenceStatistics
+from distillrs.ops._sparse import sparse_row_divergence
+from distillrs.ops._top_k import TopK
+
+__all__ = [
+    "Alpha",
+    "DivergenceStatistics",
+    "ForwardKL",
+    "JensenShannon",
+    "Mixture",
+    "ReverseKL",
+    "RowDivergence",
+    "RowStatistics",
+    "SkewKL",
+    "SkewReverseKL",
+    "TopK",
+    "TotalVariation",
+    "plackett_luce",
+    "row_divergence",
+    "row_statistics",
+    "sparse_row_divergence",
+]

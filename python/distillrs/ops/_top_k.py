@@ -1,0 +1,89 @@
+"""A distribution known by its most likely entries and the mass of the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from distillrs.errors import argument_error
+from distillrs.ops._rows import check_logits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopK:
+    """Entries of each row with their log-probabilities, and the log-mass of all others.
+
+    The mass of the rest at another temperature does not follow from what is kept, so the log-partition at each
+    temperature that will be used is kept too: ``log sum_v p_v^(1 / T)``.
+
+    Attributes:
+        ids: int64 ``[..., k]``, distinct in a row; -1 where a row has fewer.
+        log_probs: ``[..., k]``: natural logarithms; minus infinity where the id is -1.
+        tail_log_mass: ``[...]``: logarithm of the probability of all other entries.
+        log_partition: For each temperature other than 1 that can be asked for, ``[...]``.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    tail_log_mass: Tensor
+    log_partition: Mapping[float, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.ids.dtype != torch.int64 or self.ids.dim() == 0:
+            got = f"{self.ids.dtype} {list(self.ids.shape)}"
+            raise argument_error("ids", got, "an int64 tensor [..., k]")
+        if self.log_probs.shape != self.ids.shape:
+            raise argument_error(
+                "log_probs", list(self.log_probs.shape), f"the shape of the ids, {list(self.ids.shape)}"
+            )
+        for name, value in [("tail_log_mass", self.tail_log_mass), *self.log_partition.items()]:
+            if value.shape != self.ids.shape[:-1]:
+                raise argument_error(str(name), list(value.shape), f"the rows' shape, {list(self.ids.shape[:-1])}")
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, k: int, temperatures: Sequence[float] = (1.0,)) -> TopK:
+        """The most likely entries of rows of logits.
+
+        Args:
+            logits: ``[..., vocabulary]``.
+            k: How many, from 1 to the vocabulary.
+            temperatures: Those that can be asked for later, beside 1.
+
+        Raises:
+            ArgumentError: For an argument that is not allowed.
+        """
+        check_logits("logits", logits)
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= logits.shape[-1]:
+            raise argument_error("k", k, f"an integer from 1 to {logits.shape[-1]}")
+        if not all(temperature > 0 and math.isfinite(temperature) for temperature in temperatures):
+            raise argument_error("temperatures", temperatures, "positive, finite numbers")
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        log_probs = logits.detach().to(dtype).log_softmax(-1)
+        top, ids = log_probs.topk(k)
+        rest = log_probs.scatter(-1, ids, -torch.inf).logsumexp(-1)
+        others = [float(temperature) for temperature in temperatures if temperature != 1]
+        return cls(ids, top, rest, {t: (log_probs / t).logsumexp(-1) for t in others})
+
+    def at(self, temperature: float) -> TopK:
+        """The same rows at another temperature, whose log-partition is kept.
+
+        Args:
+            temperature: 1 or one of ``log_partition``.
+
+        Raises:
+            ArgumentError: For any other, with the list.
+        """
+        if temperature == 1:
+            return self
+        partition = self.log_partition.get(float(temperature))
+        if partition is None:
+            known = ", ".join(str(value) for value in sorted({1.0, *self.log_partition}))
+            raise argument_error("temperature", temperature, f"one whose log-partition is kept: {known}")
+        log_probs = self.log_probs / temperature - partition[..., None]
+        # Rounding may bring the entries' mass to 1 or a little above: then nothing is left.
+        inside = log_probs.logsumexp(-1).clamp(max=0)
+        return TopK(self.ids, log_probs, torch.log(-torch.expm1(inside)))

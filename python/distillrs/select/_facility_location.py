@@ -1,0 +1,88 @@
+"""Facility location."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from distillrs import _core
+from distillrs.errors import argument_error
+from distillrs.select._groups import Rows
+from distillrs.select._picks import Picks, greedy
+from distillrs.select._points import Matrix, Points, whole
+
+
+def facility_location(
+    points: Points,
+    k: int | Mapping[int, int] | None = None,
+    *,
+    fraction: float | None = None,
+    similarity: Literal["euclidean"] = "euclidean",
+    method: Literal["lazy", "stochastic"] = "lazy",
+    sample: int | None = None,
+    groups: Tensor | None = None,
+    seed: int = 0,
+    memory_budget: int | None = None,
+) -> Picks:
+    r"""Picks points so that every point has a pick near it, greedily.
+
+    The value of picks :math:`S` is :math:`\sum_i \max_{j \in S} (M - \lVert x_i - x_j \rVert^2)`; each pick is the
+    point that adds most. The greedy value is at least :math:`1 - 1/e` of the largest (Nemhauser, Wolsey and Fisher
+    1978). The constant :math:`M` is :math:`(2 \max_i \lVert x_i - \mu \rVert)^2`, :math:`\mu` the mean: at least the
+    largest squared distance, for which other libraries look at every pair. A larger constant adds to the first gain and
+    changes no pick.
+
+    "lazy" gives the picks of plain greedy: a gain only falls as others are picked, so stale gains are upper bounds and
+    few are computed anew (Minoux 1978); the first pick is the point nearest to the mean. "stochastic" takes the best of
+    a few random candidates for each pick (Mirzasoleiman and others 2015). Neither holds a matrix of similarities.
+
+    Args:
+        points: ``[n, ...]``, floating point, finite; float16 and bfloat16 are taken as float32.
+        k: Number of picks, from 0 to ``n``; with groups the number for each, or a mapping from group to number.
+        fraction: Share of the points (of each group) to pick instead, from 0 to 1, rounded to the nearest number.
+        similarity: "euclidean", a constant minus the squared distance.
+        method: "lazy" or "stochastic".
+        sample: Candidates for each pick of "stochastic"; ``None`` takes ``n / k * log(10)``, for which the expected
+            value is at least 1 - 1/e - 0.1 of the largest. As it depends on ``k``, only picks with a ``sample`` that is
+            given are prefixes of more picks.
+        groups: int64 ``[n]``: points of different groups (classes, say) are picked apart.
+        seed: Seed of the random candidates.
+        memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about one
+            and a half float32 copies of the points.
+
+    Returns:
+        The picks; gains are what each added to the value, and their sum is the value. Of equal gains the lowest point
+        is picked.
+
+    Raises:
+        ArgumentError: For points that are not finite (the message has the row), a number or name out of range, groups
+            of another length, or a budget that is too small.
+    """
+    if similarity != "euclidean":
+        raise argument_error("similarity", similarity, "'euclidean'")
+    if method not in ("lazy", "stochastic"):
+        raise argument_error("method", method, "'lazy' or 'stochastic'")
+    if sample is not None:
+        if method != "stochastic":
+            raise argument_error("sample", sample, "None, or a number together with method='stochastic'")
+        sample = whole("sample", sample, 1)
+    seed = whole("seed", seed, 0, 2**64 - 1)
+
+    def work(
+        matrix: Matrix, group: int, rows: Rows | None, ids: Rows, gains: np.ndarray[tuple[int], np.dtype[np.float64]]
+    ) -> None:
+        drawn = sample
+        if method == "stochastic" and drawn is None:
+            drawn = max(1, math.ceil(len(matrix) / max(1, len(ids)) * math.log(10)))
+        _core.facility_location(matrix.data, drawn, seed, group % 2**64, ids.data, gains.data)
+
+    return greedy(points, k, fraction, groups, memory_budget, _bytes_needed, work)
+
+
+def _bytes_needed(n: int, d: int, k: int) -> int:
+    # Copies of 32 and 16 bits, what is known of every point, candidates in tiles, and the moments of the points.
+    return 6 * (n + 32) * d + 160 * n + 2**10 * d + 48 * min(d, 512) ** 2 + 48 * k

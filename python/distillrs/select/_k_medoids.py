@@ -1,0 +1,103 @@
+"""k-medoids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillrs import _core
+from distillrs.errors import argument_error
+from distillrs.select._groups import counts_of, group_of_each, members_of
+from distillrs.select._k_means import Clusters
+from distillrs.select._picks import rows_of
+from distillrs.select._points import Points, as_matrix, as_tensor, check_memory, whole
+
+
+def k_medoids(
+    points: Points,
+    k: int | Mapping[int, int] | None = None,
+    *,
+    fraction: float | None = None,
+    start: Tensor | None = None,
+    iterations: int = 100,
+    groups: Tensor | None = None,
+    seed: int = 0,
+    memory_budget: int | None = None,
+) -> Clusters:
+    """Clusters points around some of them, by FasterPAM's eager swaps (Schubert and Rousseeuw 2021).
+
+    The candidates come in the order of the rows, again and again; one that lowers the sum of the distances of all
+    points to their nearest medoid is swapped in at once, for the medoid with which the sum falls most. It ends when no
+    single swap lowers the sum. No matrix of distances is held: for each candidate only the points that are nearer to it
+    than to their second medoid are measured.
+
+    Args:
+        points: ``[n, ...]``, floating point, finite; float16 and bfloat16 are taken as float32.
+        k: Number of clusters, from 1 to ``n``; with groups the number for each, or a mapping from group to number.
+        fraction: Share of the points (of each group) instead, from 0 to 1, rounded to the nearest number.
+        start: int64 ``[k]``: rows to start from, with groups those of the lowest group first; drawn without.
+        iterations: Most passes over the candidates.
+        groups: int64 ``[n]``: points of different groups (classes, say) are clustered apart.
+        seed: Seed of the drawn start.
+        memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about half
+            of a float32 copy of the points.
+
+    Returns:
+        The clusters; ``centres`` are the medoids' own points, and ``inertia`` is the sum of the distances, which are
+        not squared here. With groups one after the other, the lowest group first.
+
+    Raises:
+        ArgumentError: For points that are not finite (the message has the row), a number out of range, a ``start`` that
+            is not ``k`` distinct rows of the groups, groups of another length, or a budget that is too small.
+    """
+    tensor = as_tensor("points", points)
+    matrix = as_matrix(tensor)
+    iterations = whole("iterations", iterations, 0)
+    seed = whole("seed", seed, 0, 2**64 - 1)
+    members = members_of(groups, matrix)
+    counts = counts_of(k, members, least=1, fraction=fraction)
+    total = sum(counts.values())
+    columns = matrix.shape[1]
+    copy = matrix.nbytes if members.grouped else 0
+    check_memory(
+        memory_budget, copy + (2 * columns + 160) * (len(matrix) + 32) + 2**16 * columns + 64 * total * columns
+    )
+    starts = None if start is None else rows_of("start", start, len(matrix))
+    if starts is not None and len(starts) != total:
+        raise argument_error("start", f"{len(starts)} rows", f"k = {total} rows")
+
+    labels, medoids = np.empty(len(matrix), np.int64), np.empty(total, np.int64)
+    loss, first = 0.0, 0
+    for group, count in counts.items():
+        rows = members[group]
+        part = slice(first, first + count)
+        own_start = None if starts is None else starts[part]
+        if own_start is not None and rows is not None:
+            places = np.searchsorted(rows, own_start)
+            if np.any(rows[np.minimum(places, len(rows) - 1)] != own_start):
+                raise argument_error("start", f"rows {own_start.tolist()} for group {group}", "rows of that group")
+            own_start = places.astype(np.int64)
+        own = matrix if rows is None else matrix[rows]
+        own_labels = np.empty(len(own), np.int64)
+        # The group's number, not its place: other groups that come or go do not change this one's start.
+        unit = group % 2**64
+        data = None if own_start is None else own_start.data
+        loss += _core.k_medoids(own.data, data, iterations, seed, unit, medoids[part].data, own_labels.data)[0]
+        if rows is None:
+            labels = own_labels
+        else:
+            labels[rows] = own_labels + first
+            medoids[part] = rows[medoids[part]]
+        first += count
+    device = tensor.device
+    ids = torch.from_numpy(medoids).to(device)
+    return Clusters(
+        centres=tensor[ids],
+        labels=torch.from_numpy(labels).to(device),
+        inertia=loss,
+        medoids=ids,
+        groups=None if groups is None else group_of_each(counts, device),
+    )

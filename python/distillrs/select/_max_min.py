@@ -1,0 +1,72 @@
+"""Farthest-first picks of texts and of anything else that has distances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar, cast
+
+import numpy as np
+import torch
+
+from distillrs import _core
+from distillrs.errors import argument_error
+from distillrs.select._picks import Picks
+from distillrs.select._points import whole
+
+Item = TypeVar("Item")
+
+
+def max_min(
+    items: Sequence[Item],
+    k: int,
+    *,
+    metric: Literal["levenshtein"] | Callable[[Item, Item], float] = "levenshtein",
+    start: int | None = None,
+    seed: int = 0,
+) -> Picks:
+    """Picks items farthest-first: each is the one whose nearest pick so far is farthest (Gonzalez 1985).
+
+    A distance is asked for only between a pick and an item whose last known distance could still win; the picks are
+    those of the plain rule. Of items equally far the lowest is picked.
+
+    Args:
+        items: ``n`` items; texts for "levenshtein".
+        k: Number of picks, from 0 to ``n``.
+        metric: "levenshtein", the fewest insertions, deletions and replacements of characters that turn one text into
+            the other; or a function of an item and a pick that gives their distance, at least 0. The triangle
+            inequality is not needed.
+        start: The first pick; drawn without, each item as likely.
+        seed: Seed of the drawn first pick.
+
+    Returns:
+        The picks, on the CPU; a gain is the pick's distance to the nearest pick before it, infinite for the first.
+
+    Raises:
+        ArgumentError: For items that are no texts where "levenshtein" is asked for, a number out of range, or a metric
+            that gives something else than a distance. What a metric raises arrives as it is.
+    """
+    k = whole("k", k, 0, len(items))
+    seed = whole("seed", seed, 0, 2**64 - 1)
+    first = None if start is None else whole("start", start, 0, len(items) - 1)
+    ids, gains = np.empty(k, np.int64), np.empty(k, np.float64)
+    if callable(metric):
+        measure = metric
+
+        def distance(item: int, pick: int) -> float:
+            found = measure(items[item], items[pick])
+            try:
+                return float(found)
+            except (TypeError, ValueError):
+                raise argument_error("metric", f"{found!r} between items {item} and {pick}", "numbers") from None
+
+        _core.max_min_items(len(items), distance, first, seed, ids.data, gains.data)
+    elif metric == "levenshtein":
+        for place, item in enumerate(items):
+            if not isinstance(item, str):
+                raise argument_error(
+                    "items", f"{type(item).__name__} at {place}", "texts, as the metric is levenshtein"
+                )
+        _core.max_min_texts(list(cast(Sequence[str], items)), first, seed, ids.data, gains.data)
+    else:
+        raise argument_error("metric", metric, "'levenshtein' or a function of two items")
+    return Picks(torch.from_numpy(ids), torch.from_numpy(gains))

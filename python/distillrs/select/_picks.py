@@ -1,0 +1,147 @@
+"""Picks, and what every greedy selector does around its core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillrs.errors import argument_error
+from distillrs.select._groups import Members, Rows, counts_of, group_of_each, members_of
+from distillrs.select._points import Matrix, Points, as_matrix, as_tensor, check_memory, whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picks:
+    """Points in the order in which they were picked, on the points' device.
+
+    Attributes:
+        ids: int64 ``[k]``: rows of the points, each at most once. With groups one group after the other, the lowest
+            first.
+        gains: float64 ``[k]``: what each pick was worth when it was made, by the selector's own measure.
+        groups: int64 ``[k]``: the group of each pick; ``None`` without groups.
+    """
+
+    ids: Tensor
+    gains: Tensor
+    groups: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def prefix(self, j: int) -> Picks:
+        """The picks that ``k = j`` would have given: the first ``j``, with groups the first ``j`` of each.
+
+        Args:
+            j: How many, at most the number of picks; with groups at most that of the largest group, and groups with
+                fewer picks keep all of theirs.
+
+        Raises:
+            ArgumentError: For a ``j`` out of range.
+        """
+        if self.groups is None:
+            part: Tensor | slice = slice(whole("j", j, 0, len(self.ids)))
+        else:
+            _, sizes = torch.unique_consecutive(self.groups, return_counts=True)
+            firsts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+            places = torch.arange(len(self.ids), device=self.ids.device) - firsts
+            part = places < whole("j", j, 0, int(sizes.max()) if len(sizes) else 0)
+        return Picks(self.ids[part], self.gains[part], None if self.groups is None else self.groups[part])
+
+
+class Work(Protocol):
+    """Picks among the points of one group.
+
+    Args:
+        matrix: The group's points.
+        group: Its number, 0 without groups.
+        rows: Its rows among all points; ``None`` for all of them.
+        ids: Filled with rows of ``matrix``.
+        gains: Filled.
+    """
+
+    def __call__(
+        self,
+        matrix: Matrix,
+        group: int,
+        rows: Rows | None,
+        ids: Rows,
+        gains: np.ndarray[tuple[int], np.dtype[np.float64]],
+    ) -> None: ...
+
+
+def greedy(
+    points: Points,
+    k: int | Mapping[int, int] | None,
+    fraction: float | None,
+    groups: Tensor | None,
+    memory_budget: int | None,
+    bytes_needed: Callable[[int, int, int], int],
+    work: Work,
+    *,
+    prepare: Callable[[Matrix], Matrix] = lambda matrix: matrix,
+    taken: Callable[[Members], Mapping[int, int]] = lambda members: {},
+) -> Picks:
+    """Runs ``work`` on every group.
+
+    Args:
+        points: ``[n, ...]``.
+        k: Number of picks, or of each group's.
+        fraction: Share of the points instead.
+        groups: int64 ``[n]`` or ``None``.
+        memory_budget: Bytes allowed.
+        bytes_needed: Bytes that a group of ``n`` points with ``d`` columns takes for ``k`` picks.
+        work: What picks.
+        prepare: Changes all points first.
+        taken: Points of each group that cannot be picked.
+    """
+    tensor = as_tensor("points", points)
+    matrix = prepare(as_matrix(tensor))
+    members = members_of(groups, matrix)
+    counts = counts_of(k, members, least=0, fraction=fraction, taken=taken(members))
+    if memory_budget is not None:
+        columns = matrix.shape[1]
+        sizes = [(members.size(group), columns, count) for group, count in counts.items()]
+        copy = max((n for n, _, _ in sizes), default=0) * columns * matrix.itemsize if members.grouped else 0
+        check_memory(memory_budget, copy + max((bytes_needed(*size) for size in sizes), default=0) + 2**16)
+    total = sum(counts.values())
+    ids, gains = np.empty(total, np.int64), np.empty(total, np.float64)
+    first = 0
+    for group, count in counts.items():
+        rows = members[group]
+        part = slice(first, first + count)
+        work(matrix if rows is None else matrix[rows], group, rows, ids[part], gains[part])
+        if rows is not None:
+            ids[part] = rows[ids[part]]
+        first += count
+    return Picks(
+        ids=torch.from_numpy(ids).to(tensor.device),
+        gains=torch.from_numpy(gains).to(tensor.device),
+        groups=None if groups is None else group_of_each(counts, tensor.device),
+    )
+
+
+def rows_of(name: str, rows: Tensor | None, n: int) -> Rows:
+    """Distinct rows as int64 on the CPU; none for ``None``.
+
+    Raises:
+        ArgumentError: For anything but a one-dimensional int64 tensor of distinct rows from 0 to ``n - 1``.
+    """
+    allowed = f"None or an int64 tensor [m] of distinct rows from 0 to {n} - 1"
+    if rows is None:
+        return np.empty(0, np.int64)
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
+        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise argument_error(name, got, allowed)
+    values = rows.detach().cpu().numpy()
+    outside = (values < 0) | (values >= n)
+    if outside.any():
+        raise argument_error(name, int(values[outside][0]), allowed)
+    _, repeats = np.unique(values, return_counts=True)
+    if (repeats > 1).any():
+        raise argument_error(name, "a row that comes twice", allowed)
+    return np.ascontiguousarray(values)

@@ -1,0 +1,452 @@
+//! The loops over one block of a row, compiled for each instruction set.
+
+use super::element::Element;
+use super::point::{Divergence, Entries, terms};
+use super::vector::Vector;
+
+/// Entries of a block: two streams of them stay in the first cache from one pass to the next.
+pub(super) const BLOCK: usize = 1024;
+
+/// Values in the widest vector; buffers and blocks are padded to a multiple of it.
+pub(super) const WIDEST: usize = 16;
+
+/// What a row's later passes need of the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Forward KL alone.
+    Forward,
+    /// Reverse KL alone.
+    Reverse,
+    /// Both.
+    Pair,
+    /// One divergence by its elementwise functions.
+    Point,
+    /// One whose functions need logarithms too.
+    Logs,
+    /// Any mixture.
+    All,
+}
+
+const FORWARD: u8 = 0;
+const REVERSE: u8 = 1;
+const PAIR: u8 = 2;
+const POINT: u8 = 3;
+const LOGS: u8 = 4;
+const ALL: u8 = 5;
+
+impl Mode {
+    /// Streams of exponentials and the like in a row's buffers.
+    pub(super) fn streams(self) -> usize {
+        match self {
+            Self::Forward | Self::Reverse | Self::Point => 2,
+            Self::Pair => 3,
+            Self::Logs => 4,
+            Self::All => 6,
+        }
+    }
+}
+
+/// A block's memory in a row's buffers; which pointers are used follows from the mode.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Buffers {
+    /// Student's exponentials relative to the block's reference.
+    pub student: *mut f32,
+    /// Teacher's.
+    pub teacher: *mut f32,
+    /// Student's exponents less teacher's, in powers of two, relative to the references.
+    pub difference: *mut f32,
+    /// The derivative h; may be `teacher`, whose values it then replaces.
+    pub derivative: *mut f32,
+    /// Student's exponentials at temperature 1.
+    pub plain: *mut f32,
+    /// Student's exponents.
+    pub student_log: *mut f32,
+    /// Teacher's.
+    pub teacher_log: *mut f32,
+}
+
+/// What the pass over exponentials takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Exponents {
+    /// Entries, a multiple of [`WIDEST`].
+    pub padded: usize,
+    /// The block's logits as `f32`, padded with minus infinity.
+    pub student: *const f32,
+    pub teacher: *const f32,
+    /// Taken off the logits.
+    pub student_reference: f32,
+    pub teacher_reference: f32,
+    /// log2(e) / T.
+    pub student_factor: f32,
+    pub teacher_factor: f32,
+    /// What to ask the memory for meanwhile, and by how much to go on for each vector.
+    pub ahead: [(*const u8, usize); 2],
+}
+
+/// Sums over a block, relative to its references.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sums {
+    pub student: f32,
+    pub teacher: f32,
+    pub plain: f32,
+    /// Teacher's exponentials times (teacher's less student's exponents).
+    pub forward: f32,
+    /// Student's exponentials times (student's less teacher's exponents).
+    pub reverse: f32,
+}
+
+/// Factors that bring a block to its row's scale.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scales {
+    pub padded: usize,
+    /// q = student's exponential times this.
+    pub student: f32,
+    /// p = teacher's exponential times this.
+    pub teacher: f32,
+    /// log2 q = student's exponent plus this.
+    pub student_log: f32,
+    pub teacher_log: f32,
+}
+
+/// The gradient is `student (a + b difference) - c teacher + h derivative + l plain`.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Coefficients {
+    pub a: f32,
+    pub b: f32,
+    pub c: f32,
+    pub h: f32,
+    pub l: f32,
+}
+
+/// Where the gradient differs by the label's own term.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Label {
+    /// In the block.
+    pub index: usize,
+    /// Taken off there.
+    pub amount: f32,
+}
+
+/// The loops for one instruction set.
+pub(super) trait Passes {
+    /// Copies a block as `f32`, padded with minus infinity; its largest value.
+    ///
+    /// # Safety
+    /// `count` values are at `from`, room for them rounded up to [`WIDEST`] is at `to`; the processor has the instructions.
+    unsafe fn load<T: Element>(from: *const T, count: usize, to: *mut f32) -> f32;
+
+    /// Exponentials of a block, and their sums.
+    ///
+    /// # Safety
+    /// The pointers that the mode uses have room for `padded` values; the processor has the instructions.
+    unsafe fn exponentials(mode: Mode, with_plain: bool, task: &Exponents, out: &Buffers) -> Sums;
+
+    /// Writes (or with `add` adds) `weight h`; the sums of d and h.
+    ///
+    /// # Safety
+    /// As for [`Passes::exponentials`].
+    unsafe fn point(divergence: Divergence, weight: f32, add: bool, scales: &Scales, buffers: &Buffers) -> (f32, f32);
+
+    /// Writes the gradient of a block.
+    ///
+    /// # Safety
+    /// As for [`Passes::exponentials`]; there is room for `count` values at `to`.
+    unsafe fn gradient<T: Element>(
+        mode: Mode,
+        with_plain: bool,
+        coefficients: &Coefficients,
+        buffers: &Buffers,
+        label: Option<Label>,
+        to: *mut T,
+        count: usize,
+    );
+}
+
+#[inline(always)]
+unsafe fn load<V: Vector, T: Element>(from: *const T, count: usize, to: *mut f32) -> f32 {
+    // SAFETY: the caller's promise; every index is below `count` rounded up.
+    unsafe {
+        let mut largest = [V::splat(f32::NEG_INFINITY); 2];
+        let whole = count - count % V::LANES;
+        for index in (0..whole).step_by(V::LANES) {
+            let values: V = T::load(from.add(index));
+            values.store(to.add(index));
+            let slot = &mut largest[index / V::LANES % 2];
+            *slot = slot.max(values);
+        }
+        let mut largest = largest[0].max(largest[1]).largest();
+        for index in whole..count {
+            let value = (*from.add(index)).wide();
+            *to.add(index) = value;
+            largest = if value > largest { value } else { largest };
+        }
+        for index in count..count.next_multiple_of(WIDEST) {
+            *to.add(index) = f32::NEG_INFINITY;
+        }
+        largest
+    }
+}
+
+#[inline(always)]
+unsafe fn exponentials<V: Vector, const MODE: u8, const PLAIN: bool>(task: &Exponents, out: &Buffers) -> Sums {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let zero = V::splat(0.0);
+        let references = [V::splat(task.student_reference), V::splat(task.teacher_reference)];
+        let factors = [V::splat(task.student_factor), V::splat(task.teacher_factor)];
+        let plain_factor = V::splat(std::f32::consts::LOG2_E);
+        let (mut student_sum, mut teacher_sum, mut plain_sum) = (zero, zero, zero);
+        let (mut forward, mut reverse) = (zero, zero);
+        let [mut first, mut second] = task.ahead;
+        for index in (0..task.padded).step_by(V::LANES) {
+            V::prefetch(first.0);
+            V::prefetch(second.0);
+            first.0 = first.0.wrapping_add(first.1 * V::LANES);
+            second.0 = second.0.wrapping_add(second.1 * V::LANES);
+            let centred = V::load(task.student.add(index)).sub(references[0]);
+            let student_log = centred.mul(factors[0]);
+            let teacher_log = V::load(task.teacher.add(index)).sub(references[1]).mul(factors[1]);
+            let student = student_log.exp2();
+            let teacher = teacher_log.exp2();
+            student_sum = student_sum.add(student);
+            teacher_sum = teacher_sum.add(teacher);
+            student.store(out.student.add(index));
+            if MODE != REVERSE {
+                teacher.store(out.teacher.add(index));
+            }
+            if matches!(MODE, FORWARD | PAIR | ALL) {
+                // Where p is 0 the entry adds nothing, however far its exponents are.
+                forward = teacher.fma(teacher_log.sub(student_log).zero_without(teacher), forward);
+            }
+            if matches!(MODE, REVERSE | PAIR | ALL) {
+                let difference = student_log.sub(teacher_log).zero_without(student);
+                reverse = student.fma(difference, reverse);
+                difference.store(out.difference.add(index));
+            }
+            if matches!(MODE, LOGS | ALL) {
+                student_log.store(out.student_log.add(index));
+                teacher_log.store(out.teacher_log.add(index));
+            }
+            if PLAIN {
+                let plain = centred.mul(plain_factor).exp2();
+                plain_sum = plain_sum.add(plain);
+                plain.store(out.plain.add(index));
+            }
+        }
+        Sums {
+            student: student_sum.sum(),
+            teacher: teacher_sum.sum(),
+            plain: plain_sum.sum(),
+            forward: forward.sum(),
+            reverse: reverse.sum(),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn point<V: Vector>(
+    divergence: Divergence,
+    weight: f32,
+    add: bool,
+    scales: &Scales,
+    buffers: &Buffers,
+) -> (f32, f32) {
+    /// One loop for each variant, so that the choice is made once.
+    macro_rules! each {
+        ($($pattern:pat => $rebuilt:expr, $logs:literal;)*) => {
+            match divergence {
+                $($pattern => loop_over::<V, $logs>($rebuilt, weight, add, scales, buffers),)*
+                Divergence::ForwardKL | Divergence::ReverseKL => (0.0, 0.0),
+            }
+        };
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        each! {
+            Divergence::JensenShannon { beta } => Divergence::JensenShannon { beta }, false;
+            Divergence::SkewKL { alpha } => Divergence::SkewKL { alpha }, false;
+            Divergence::SkewReverseKL { alpha } => Divergence::SkewReverseKL { alpha }, false;
+            Divergence::TotalVariation => Divergence::TotalVariation, false;
+            Divergence::Alpha { a } => Divergence::Alpha { a }, true;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn loop_over<V: Vector, const LOGS: bool>(
+    divergence: Divergence,
+    weight: f32,
+    add: bool,
+    scales: &Scales,
+    buffers: &Buffers,
+) -> (f32, f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let zero = V::splat(0.0);
+        let (student, teacher) = (V::splat(scales.student), V::splat(scales.teacher));
+        let (student_log, teacher_log) = (V::splat(scales.student_log), V::splat(scales.teacher_log));
+        let weight = V::splat(weight);
+        let (mut values, mut slopes) = (zero, zero);
+        for index in (0..scales.padded).step_by(V::LANES) {
+            let p = V::load(buffers.teacher.add(index)).mul(teacher);
+            let q = V::load(buffers.student.add(index)).mul(student);
+            let (mut log_p, mut log_q) = (zero, zero);
+            if LOGS {
+                log_p = V::load(buffers.teacher_log.add(index)).add(teacher_log);
+                log_q = V::load(buffers.student_log.add(index)).add(student_log);
+            }
+            let (d, h) = terms(divergence, Entries { p, q, log_p, log_q });
+            values = values.add(d);
+            slopes = slopes.add(h);
+            let place = buffers.derivative.add(index);
+            let before = if add { V::load(place) } else { zero };
+            weight.fma(h, before).store(place);
+        }
+        (values.sum(), slopes.sum())
+    }
+}
+
+/// The gradient at some entries. A function, not a closure: a closure would be compiled without the instructions.
+#[inline(always)]
+unsafe fn gradient_at<V: Vector, const MODE: u8, const PLAIN: bool>(
+    [a, b, c, h, l]: [V; 5],
+    buffers: &Buffers,
+    index: usize,
+) -> V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let student = V::load(buffers.student.add(index));
+        let mut value = if MODE == REVERSE {
+            V::load(buffers.difference.add(index)).fma(b, a).mul(student)
+        } else if matches!(MODE, PAIR | ALL) {
+            // A row without the reverse KL may have differences that are infinite.
+            b.mul(V::load(buffers.difference.add(index))).zero_without(b).add(a).mul(student)
+        } else {
+            student.mul(a)
+        };
+        if matches!(MODE, FORWARD | PAIR | ALL) {
+            value = V::load(buffers.teacher.add(index)).fma(c, value);
+        }
+        if matches!(MODE, POINT | LOGS | ALL) {
+            value = V::load(buffers.derivative.add(index)).fma(h, value);
+        }
+        if PLAIN {
+            value = V::load(buffers.plain.add(index)).fma(l, value);
+        }
+        value
+    }
+}
+
+#[inline(always)]
+unsafe fn gradient<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>(
+    coefficients: &Coefficients,
+    buffers: &Buffers,
+    label: Option<Label>,
+    to: *mut T,
+    count: usize,
+) {
+    // SAFETY: the caller's promise; buffers are padded, so a whole vector may be read past `count`.
+    unsafe {
+        let Coefficients { a, b, c, h, l } = *coefficients;
+        let factors = [V::splat(a), V::splat(b), V::splat(-c), V::splat(h), V::splat(l)];
+        let whole = count - count % V::LANES;
+        for index in (0..whole).step_by(V::LANES) {
+            T::store(gradient_at::<V, MODE, PLAIN>(factors, buffers, index), to.add(index));
+        }
+        let mut last = [0.0; WIDEST];
+        if whole < count {
+            gradient_at::<V, MODE, PLAIN>(factors, buffers, whole).store(last.as_mut_ptr());
+            for index in whole..count {
+                *to.add(index) = T::narrow(last[index - whole]);
+            }
+        }
+        if let Some(label) = label {
+            // From the buffers again, because a narrow type would round twice.
+            let lane = label.index % V::LANES;
+            gradient_at::<V, MODE, PLAIN>(factors, buffers, label.index - lane).store(last.as_mut_ptr());
+            *to.add(label.index) = T::narrow(last[lane] - label.amount);
+        }
+    }
+}
+
+/// Implements [`Passes`] for a vector type: the same loops, compiled with its instructions.
+macro_rules! passes {
+    ($name:ty $(, $features:literal)?) => {
+        impl Passes for $name {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn load<T: Element>(from: *const T, count: usize, to: *mut f32) -> f32 {
+                // SAFETY: the caller's promise.
+                unsafe { load::<$name, T>(from, count, to) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn exponentials(mode: Mode, with_plain: bool, task: &Exponents, out: &Buffers) -> Sums {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    match (mode, with_plain) {
+                        (Mode::Forward, false) => exponentials::<$name, FORWARD, false>(task, out),
+                        (Mode::Reverse, false) => exponentials::<$name, REVERSE, false>(task, out),
+                        (Mode::Pair, false) => exponentials::<$name, PAIR, false>(task, out),
+                        (Mode::Point, false) => exponentials::<$name, POINT, false>(task, out),
+                        (Mode::Logs, false) => exponentials::<$name, LOGS, false>(task, out),
+                        (Mode::All, false) => exponentials::<$name, ALL, false>(task, out),
+                        (Mode::Forward, true) => exponentials::<$name, FORWARD, true>(task, out),
+                        (Mode::Reverse, true) => exponentials::<$name, REVERSE, true>(task, out),
+                        (Mode::Pair, true) => exponentials::<$name, PAIR, true>(task, out),
+                        (Mode::Point, true) => exponentials::<$name, POINT, true>(task, out),
+                        (Mode::Logs, true) => exponentials::<$name, LOGS, true>(task, out),
+                        (Mode::All, true) => exponentials::<$name, ALL, true>(task, out),
+                    }
+                }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn point(
+                divergence: Divergence,
+                weight: f32,
+                add: bool,
+                scales: &Scales,
+                buffers: &Buffers,
+            ) -> (f32, f32) {
+                // SAFETY: the caller's promise.
+                unsafe { point::<$name>(divergence, weight, add, scales, buffers) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn gradient<T: Element>(
+                mode: Mode,
+                with_plain: bool,
+                coefficients: &Coefficients,
+                buffers: &Buffers,
+                label: Option<Label>,
+                to: *mut T,
+                count: usize,
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let (c, b) = (coefficients, buffers);
+                    match (mode, with_plain) {
+                        (Mode::Forward, false) => gradient::<$name, T, FORWARD, false>(c, b, label, to, count),
+                        (Mode::Reverse, false) => gradient::<$name, T, REVERSE, false>(c, b, label, to, count),
+                        (Mode::Pair, false) => gradient::<$name, T, PAIR, false>(c, b, label, to, count),
+                        (Mode::Point, false) => gradient::<$name, T, POINT, false>(c, b, label, to, count),
+                        (Mode::Logs, false) => gradient::<$name, T, LOGS, false>(c, b, label, to, count),
+                        (Mode::All, false) => gradient::<$name, T, ALL, false>(c, b, label, to, count),
+                        (Mode::Forward, true) => gradient::<$name, T, FORWARD, true>(c, b, label, to, count),
+                        (Mode::Reverse, true) => gradient::<$name, T, REVERSE, true>(c, b, label, to, count),
+                        (Mode::Pair, true) => gradient::<$name, T, PAIR, true>(c, b, label, to, count),
+                        (Mode::Point, true) => gradient::<$name, T, POINT, true>(c, b, label, to, count),
+                        (Mode::Logs, true) => gradient::<$name, T, LOGS, true>(c, b, label, to, count),
+                        (Mode::All, true) => gradient::<$name, T, ALL, true>(c, b, label, to, count),
+                    }
+                }
+            }
+        }
+    };
+}
+
+passes!(super::portable::Portable);
+#[cfg(target_arch = "x86_64")]
+passes!(super::x86::Avx512, "avx512f,avx512bw,avx512dq,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+passes!(super::x86::Avx2, "avx2,fma,f16c");

@@ -1,0 +1,46 @@
+//! Points in the coordinates of the `f32` kernel.
+
+use super::points::{Frame, Points, length};
+use crate::parallel;
+
+/// Points that one task maps.
+const TASK: usize = 1024;
+
+/// All points as the kernel takes them, with the lengths that its error bounds need.
+pub(super) struct Mapped {
+    pub frame: Frame,
+    values: Vec<f32>,
+    pub lengths: Vec<f64>,
+    columns: usize,
+}
+
+impl Mapped {
+    pub(super) fn of<T: Copy + Into<f64> + Send + Sync>(points: &Points<'_, T>) -> Self {
+        let (rows, columns) = (points.rows(), points.columns());
+        let frame = Frame::of(points);
+        let mut values = vec![0.0; rows * columns];
+        let mut lengths = vec![0.0; rows];
+        let tasks: Vec<_> = values.chunks_mut(TASK * columns).zip(lengths.chunks_mut(TASK)).enumerate().collect();
+        parallel::for_each(tasks, |(task, (values, lengths))| {
+            for (index, (out, long)) in values.chunks_exact_mut(columns).zip(lengths).enumerate() {
+                frame.map(points.row(task * TASK + index), out);
+                *long = length(out);
+            }
+        });
+        Self { frame, values, lengths, columns }
+    }
+
+    pub(super) fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.columns..(index + 1) * self.columns]
+    }
+
+    /// `count` rows from `first` on, one after the other.
+    pub(super) fn rows(&self, first: usize, count: usize) -> &[f32] {
+        &self.values[first * self.columns..(first + count) * self.columns]
+    }
+
+    /// Length of the longest point.
+    pub(super) fn longest(&self) -> f64 {
+        self.lengths.iter().copied().fold(0.0, f64::max)
+    }
+}

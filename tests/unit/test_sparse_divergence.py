@@ -1,0 +1,230 @@
+"""Top-k teachers and rankings: closed forms, bounds, traps."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillrs import ops
+from distillrs.errors import ArgumentError
+
+DIVERGENCES = [ops.ForwardKL(), ops.ReverseKL(), ops.JensenShannon(0.3), ops.TotalVariation()]
+
+
+def logits(*shape, seed=0, scale=2.0):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def textbook(student, topk, divergence, temperature):
+    """[rows] By probabilities of the k + 1 events."""
+    q = (student / temperature).softmax(-1)
+    inside = q.gather(-1, topk.ids)
+    q = torch.cat([inside, 1 - inside.sum(-1, keepdim=True)], -1)
+    p = torch.cat([topk.log_probs.exp(), topk.tail_log_mass.exp()[..., None]], -1)
+    return divergence.value(p.log(), q.log()).sum(-1)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    k=st.integers(1, 8),
+    temperature=st.sampled_from([1.0, 2.0]),
+    divergence=st.sampled_from(DIVERGENCES),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    consume=st.booleans(),
+)
+def test_values_and_gradients_are_those_of_the_events(seed, k, temperature, divergence, reduction, consume):
+    student, teacher = logits(2, 3, 9, seed=seed), logits(2, 3, 9, seed=seed + 1)
+    topk = ops.TopK.from_logits(teacher, k, temperatures=(2.0,))
+    leaf, exact = student.clone().requires_grad_(), student.clone().requires_grad_()
+    loss = ops.sparse_row_divergence(
+        leaf * 1, topk, divergence, temperature=temperature, reduction=reduction, consume_logits=consume
+    )
+    rows = textbook(exact, topk.at(temperature), divergence, temperature)
+    expected = {"mean": rows.mean(), "sum": rows.sum(), "none": rows}[reduction]
+    torch.testing.assert_close(loss, expected)
+    upstream = torch.randn(loss.shape, dtype=torch.float64)
+    (found,) = torch.autograd.grad(loss, leaf, upstream)
+    (truth,) = torch.autograd.grad(expected, exact, upstream)
+    torch.testing.assert_close(found, truth)
+
+
+@given(seed=st.integers(0, 1000), divergence=st.sampled_from(DIVERGENCES))
+def test_fewer_events_never_raise_the_divergence_and_all_give_it(seed, divergence):
+    student, teacher = logits(4, 12, seed=seed), logits(4, 12, seed=seed + 1)
+    full = ops.row_divergence(student, teacher, divergence, reduction="none")
+    values = [
+        ops.sparse_row_divergence(student, ops.TopK.from_logits(teacher, k), divergence, reduction="none")
+        for k in (1, 4, 8, 12)
+    ]
+    for fewer, more in itertools.pairwise([*values, full]):
+        assert (fewer <= more + 1e-12).all()
+    torch.testing.assert_close(values[-1], full)
+
+
+def test_equal_distributions_have_no_divergence():
+    student = logits(3, 20)
+    for divergence in DIVERGENCES:
+        loss = ops.sparse_row_divergence(student, ops.TopK.from_logits(student, 5), divergence)
+        assert abs(float(loss)) < 1e-12
+
+
+def test_mass_outside_the_set_is_charged():
+    teacher = torch.tensor([[4.0, 3.0, -8.0, -8.0]])
+    topk = ops.TopK.from_logits(teacher, 2)
+    agrees_inside = torch.tensor([[4.0, 3.0, 3.5, 3.5]])
+    assert float(ops.sparse_row_divergence(agrees_inside, topk, ops.ForwardKL())) > 0.5
+
+
+def test_a_tail_below_one_rounding_is_kept():
+    student = torch.tensor([[0.0, -40.0, -41.0]])
+    topk = ops.TopK(torch.tensor([[0]]), torch.tensor([[0.0]]), torch.tensor([-40.0]))
+    leaf = student.requires_grad_()
+    loss = ops.sparse_row_divergence(leaf, topk, ops.ReverseKL())
+    assert torch.isfinite(loss)
+    assert torch.isfinite(torch.autograd.grad(loss, leaf)[0]).all()
+
+
+def test_rows_may_have_fewer_entries():
+    student = logits(1, 6)
+    full = ops.TopK.from_logits(logits(1, 6, seed=1), 2)
+    padded = ops.TopK(
+        torch.cat([full.ids, torch.tensor([[-1, -1]])], -1),
+        torch.cat([full.log_probs, torch.full((1, 2), -math.inf, dtype=torch.float64)], -1),
+        full.tail_log_mass,
+    )
+    results = []
+    for topk in (full, padded):
+        leaf = student.clone().requires_grad_()
+        loss = ops.sparse_row_divergence(leaf, topk, ops.ForwardKL())
+        results.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_temperature_is_exact_or_refused():
+    teacher = logits(3, 10)
+    topk = ops.TopK.from_logits(teacher, 4, temperatures=(1.0, 2.0))
+    expected = ops.TopK.from_logits(teacher / 2, 4)
+    found = topk.at(2.0)
+    torch.testing.assert_close(found.log_probs, expected.log_probs)
+    torch.testing.assert_close(found.tail_log_mass, expected.tail_log_mass)
+    with pytest.raises(ArgumentError, match=r"temperature: got 3.0, allowed is .*1.0, 2.0"):
+        ops.sparse_row_divergence(logits(3, 10), topk, ops.ForwardKL(), temperature=3.0)
+
+
+def test_rows_of_weight_zero_and_columns_beyond():
+    student = logits(3, 12).requires_grad_()
+    topk = ops.TopK.from_logits(logits(3, 10, seed=1), 4)
+    weight = torch.tensor([1.0, 0.0, 2.0])
+    loss = ops.sparse_row_divergence(student, topk, ops.ForwardKL(), weight=weight, vocabulary=10, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, student)
+    rows = ops.sparse_row_divergence(student[:, :10], topk, ops.ForwardKL(), reduction="none")
+    torch.testing.assert_close(loss, (rows * weight).sum())
+    assert torch.equal(gradient[1], torch.zeros(12, dtype=torch.float64))
+    assert torch.equal(gradient[:, 10:], torch.zeros(3, 2, dtype=torch.float64))
+
+
+def topk_of(**changes):
+    values = {
+        "ids": torch.zeros(2, 3, dtype=torch.int64),
+        "log_probs": torch.zeros(2, 3),
+        "tail_log_mass": torch.zeros(2),
+    }
+    return ops.TopK(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: topk_of(ids=torch.zeros(2, 3)), "ids: got 'torch.float32"),
+        (lambda: topk_of(log_probs=torch.zeros(2, 2)), "log_probs: got"),
+        (lambda: topk_of(tail_log_mass=torch.zeros(3)), "tail_log_mass: got"),
+        (lambda: ops.TopK.from_logits(logits(2, 3), 4), "k: got 4, allowed is an integer from 1 to 3"),
+        (lambda: ops.TopK.from_logits(logits(2, 3), 2, (0.0,)), "temperatures: got"),
+        (lambda: ops.sparse_row_divergence(logits(2, 3), logits(2, 3), ops.ForwardKL()), "teacher: got 'Tensor'"),
+        (lambda: ops.sparse_row_divergence(logits(3, 3), topk_of(), ops.ForwardKL()), r"teacher: got 'rows \(2,\)"),
+        (
+            lambda: ops.sparse_row_divergence(logits(2, 3), topk_of(ids=torch.full((2, 3), 3)), ops.ForwardKL()),
+            "teacher.ids: got 3, allowed is -1 .no entry. or an entry from 0 to 2",
+        ),
+        (
+            lambda: ops.sparse_row_divergence(logits(2, 3), topk_of(), ops.ForwardKL(), backend="rust"),
+            "backend: got 'rust'",
+        ),
+        (lambda: ops.plackett_luce(logits(2, 3), logits(2, 4), torch.zeros(2, dtype=torch.int64)), "teacher: got"),
+        (lambda: ops.plackett_luce(logits(2, 3), logits(2, 3), torch.tensor([0, 3])), "labels: got 3"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()
+
+
+# Rankings
+
+
+def brute_force(student, teacher, label, temperature):
+    """The loss of one row, position by position."""
+    rest = [index for index in range(len(student)) if index != label]
+    rest.sort(key=lambda index: (-float(teacher[index]), index))
+    order = [label, *rest]
+    share = (teacher / temperature).softmax(-1)
+    loss = 0.0
+    for position, index in enumerate(order):
+        loss = loss + share[index] * (student[order[position:]].logsumexp(-1) - student[index])
+    return loss
+
+
+@given(seed=st.integers(0, 1000), classes=st.integers(1, 6), temperature=st.sampled_from([1.0, 3.0]))
+def test_a_ranking_s_loss_is_that_of_drawing_position_by_position(seed, classes, temperature):
+    student = logits(3, classes, seed=seed).requires_grad_()
+    # A coarse grid makes ties.
+    teacher = logits(3, classes, seed=seed + 1).round()
+    labels = torch.arange(3) % classes
+    rows = ops.plackett_luce(student, teacher, labels, temperature=temperature, reduction="none")
+    expected = torch.stack(
+        [brute_force(s, t, int(y), temperature) for s, t, y in zip(student, teacher, labels, strict=True)]
+    )
+    torch.testing.assert_close(rows, expected)
+    upstream = torch.randn(3, dtype=torch.float64)
+    found, truth = (torch.autograd.grad(value, student, upstream)[0] for value in (rows, expected))
+    torch.testing.assert_close(found, truth)
+
+
+def test_ignored_rows_do_not_rank_and_weights_do():
+    student, teacher = logits(4, 5).requires_grad_(), logits(4, 5, seed=1).requires_grad_()
+    labels, weight = torch.tensor([0, -100, 2, 3]), torch.tensor([1.0, 1.0, 0.5, 0.0])
+    rows = ops.plackett_luce(student, teacher, torch.tensor([0, 1, 2, 3]), reduction="none")
+    loss = ops.plackett_luce(student, teacher, labels, weight=weight)
+    torch.testing.assert_close(loss, (rows[0] + 0.5 * rows[2]) / 3)
+    loss.backward()
+    assert teacher.grad is None
+    assert torch.equal(student.grad[[1, 3]], torch.zeros(2, 5, dtype=torch.float64))
+
+
+def test_all_rows_ignored_is_zero_with_a_graph():
+    student = logits(2, 5).requires_grad_()
+    loss = ops.plackett_luce(student, logits(2, 5, seed=1), torch.full((2,), -100))
+    assert float(loss.detach()) == 0
+    assert torch.equal(torch.autograd.grad(loss, student)[0], torch.zeros(2, 5, dtype=torch.float64))
+
+
+def test_a_teacher_that_is_sure_gives_the_cross_entropy():
+    student, labels = logits(4, 5).requires_grad_(), torch.tensor([1, 0, 4, 2])
+    teacher = torch.full((4, 5), -1e4, dtype=torch.float64).scatter(-1, labels[:, None], 1e4)
+    loss = ops.plackett_luce(student, teacher, labels)
+    expected = torch.nn.functional.cross_entropy(student, labels)
+    torch.testing.assert_close(loss, expected)
+    found, truth = (torch.autograd.grad(value, student)[0] for value in (loss, expected))
+    torch.testing.assert_close(found, truth)
+
+
+def test_large_scores_and_common_shifts_do_no_harm():
+    student, teacher, labels = logits(4, 6).requires_grad_(), logits(4, 6, seed=1), torch.arange(4)
+    plain = ops.plackett_luce(student, teacher, labels)
+    torch.testing.assert_close(ops.plackett_luce(student + 1e4, teacher - 1e4, labels), plain)
+    wide = ops.plackett_luce(5e3 * student, 5e3 * teacher, labels)
+    assert torch.isfinite(wide)
+    assert torch.isfinite(torch.autograd.grad(wide, student)[0]).all()
