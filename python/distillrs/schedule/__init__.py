@@ -1,7 +1,34 @@
-"""Pure functions of the step: ramps and windows."""
+"""Noise paths and pure functions of the step."""
 
 from __future__ import annotations
 
+from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, Trig
+from distillrs.schedule.path import Clock, Kind, Moved, Path
 from distillrs.schedule.ramps import Constant, Cosine, Doubling, ExpandingWindow, LinearRamp, Ramp
+from distillrs.schedule.residual import Residual
+from distillrs.schedule.tables import Table
+from distillrs.schedule.variance_preserving import VP, AlphaTable, CosineAlpha, LinearBeta, Signal, SubVP
 
-__all__ = ["Constant", "Cosine", "Doubling", "ExpandingWindow", "LinearRamp", "Ramp"]
+__all__ = [
+    "EDM",
+    "VP",
+    "AlphaTable",
+    "Clock",
+    "Constant",
+    "Cosine",
+    "CosineAlpha",
+    "Doubling",
+    "ExpandingWindow",
+    "Kind",
+    "LinearBeta",
+    "LinearRamp",
+    "Moved",
+    "Path",
+    "Ramp",
+    "RectifiedFlow",
+    "Residual",
+    "Signal",
+    "SubVP",
+    "Table",
+    "Trig",
+]

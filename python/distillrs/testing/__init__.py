@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from distillrs.testing.checks import check_codec
+from distillrs.testing.checks import check_codec, check_path
 
 if TYPE_CHECKING:
     import distillrs.testing.strategies as strategies
 
-__all__ = ["check_codec", "strategies"]
+__all__ = ["check_codec", "check_path", "strategies"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from distillrs import random
 from distillrs.errors import ArgumentError
+from distillrs.schedule import Kind
+from distillrs.schedule import Path as NoisePath
 from distillrs.step import Step
 from distillrs.trajectory import Codec, Column, Schema, Store
 
@@ -135,3 +137,63 @@ def _check_non_finite(path: Path, schema: Schema, walk: Tensor) -> None:
 
 def _same(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
+
+
+def check_path(path: NoisePath, *, points: int = 64, tolerance: float = 1e-10) -> None:
+    """Checks a Gaussian noise path.
+
+    Time 0 is data; the signal does not rise, the log-SNR falls strictly; derivatives are those of automatic
+    differentiation; times come back from log-SNR and sigma; every pair of kinds converts back and forth.
+
+    Args:
+        path: The path; one between two images is given a reference.
+        points: Times that are looked at.
+        tolerance: Largest error of a round trip away from the ends.
+
+    Raises:
+        AssertionError: The path breaks one of these promises.
+    """
+    clean = float(path.alpha(0.0)), float(path.sigma(0.0))
+    assert clean == (1.0, 0.0), f"time 0 has alpha and sigma {clean}, not 1 and 0"
+    # Off the rows of any table, where slopes jump.
+    times = (torch.arange(points, dtype=torch.float64) + 0.4321) / points
+    one = torch.ones_like(times)
+    for name in ("alpha", "sigma"):
+        slope: Tensor = torch.func.jvp(getattr(path, name), (times,), (one,))[1]
+        stated = getattr(path, f"{name}_derivative")(times)
+        worst = float(((slope - stated).abs() / (1 + stated.abs())).max())
+        assert worst < 1e-9, f"{name}_derivative differs from the derivative of {name} by {worst:.1e}"
+    log_snr = path.log_snr(times)
+    assert bool((log_snr.diff() < 0).all()), "the log-SNR does not fall"
+    assert bool((path.alpha(times).diff() <= 0).all()), "the signal rises"
+    expected = 2 * (path.alpha(times).log() - path.sigma(times).log())
+    assert torch.allclose(log_snr, expected, rtol=1e-9, atol=1e-9), "the log-SNR is not log(alpha^2 / sigma^2)"
+    inside = (times > 0.02) & (times < 0.98)
+    back = {"log_snr": path.time_of_log_snr(log_snr), "sigma": path.time_of_sigma(path.sigma(times))}
+    for name, found in back.items():
+        worst = float((found - times)[inside].abs().max())
+        assert worst <= tolerance, f"times come back from {name} off by {worst:.1e}"
+    _check_conversions(path, times[inside & (times < 0.9)], tolerance)
+
+
+def _check_conversions(path: NoisePath, times: Tensor, tolerance: float) -> None:
+    count = len(times)
+    x0, noise, other = (random.normal(count, 3, step=0, name=name, dtype=torch.float64) for name in ("x", "e", "y"))
+    reference = None
+    try:
+        state = path.corrupt(x0, noise, times)
+    except ArgumentError:
+        reference = other
+        state = path.corrupt(x0, noise, times, reference=reference)
+    for kind in _KINDS:
+        value = path.convert(x0, state, times, kind="x0", to=kind, reference=reference)
+        for to in _KINDS:
+            middle = path.convert(value, state, times, kind=kind, to=to, reference=reference)
+            back = path.convert(middle, state, times, kind=to, to=kind, reference=reference)
+            # Where the signal is weak, the data are a small difference of large numbers, and no formula gets them back.
+            size = (1 + value.abs() + middle.abs()) * (1 + 1 / path.alpha(times) + 1 / path.sigma(times))[:, None]
+            worst = float(((back - value).abs() / size).max())
+            assert worst <= tolerance, f"{kind} as {to} and back is off by {worst:.1e}"
+
+
+_KINDS: tuple[Kind, ...] = ("x0", "noise", "v", "velocity", "score")
