@@ -1,8 +1,20 @@
-"""Noise paths and pure functions of the step."""
+"""Noise paths, laws of time, and pure functions of the step."""
 
 from __future__ import annotations
 
 from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, Trig
+from distillrs.schedule.laws import (
+    Levels,
+    LogitNormal,
+    LogNormal,
+    Shifted,
+    Stratified,
+    TimeLaw,
+    Uniform,
+    UShaped,
+    shift_time,
+)
+from distillrs.schedule.pair_laws import BinnedLogNormal, Nested, PairLaw, Segments, Times, Triangle
 from distillrs.schedule.path import Clock, Kind, Moved, Path
 from distillrs.schedule.ramps import Constant, Cosine, Doubling, ExpandingWindow, LinearRamp, Ramp
 from distillrs.schedule.residual import Residual
@@ -13,6 +25,7 @@ __all__ = [
     "EDM",
     "VP",
     "AlphaTable",
+    "BinnedLogNormal",
     "Clock",
     "Constant",
     "Cosine",
@@ -20,15 +33,29 @@ __all__ = [
     "Doubling",
     "ExpandingWindow",
     "Kind",
+    "Levels",
     "LinearBeta",
     "LinearRamp",
+    "LogNormal",
+    "LogitNormal",
     "Moved",
+    "Nested",
+    "PairLaw",
     "Path",
     "Ramp",
     "RectifiedFlow",
     "Residual",
+    "Segments",
+    "Shifted",
     "Signal",
+    "Stratified",
     "SubVP",
     "Table",
+    "TimeLaw",
+    "Times",
+    "Triangle",
     "Trig",
+    "UShaped",
+    "Uniform",
+    "shift_time",
 ]

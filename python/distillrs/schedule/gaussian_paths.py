@@ -98,8 +98,8 @@ class Trig(Path):
     """``x_t = cos(a) x0 + sin(a) sigma_data eps`` with the angle ``a = pi t / 2``.
 
     Lu and Song, "Simplifying, stabilizing and scaling continuous-time consistency models" (2024), whose time is the
-    angle. The kind ``F`` is their network, ``x0 = cos(a) x_t - sin(a) sigma_data F``; it is minus EDM's at the same log-SNR.
-    The velocity is per unit of ``t``: ``pi/2`` times theirs, ``sigma_data F``.
+    angle. The kind ``F`` is their network, ``x0 = cos(a) x_t - sin(a) sigma_data F``; it is minus EDM's at the same
+    log-SNR. The velocity is per unit of ``t``: ``pi/2`` times theirs, ``sigma_data F``.
 
     Attributes:
         sigma_data: Standard deviation of the data.

@@ -47,8 +47,8 @@ class Path(ABC):
 
     Time runs from 0, data, to 1, noise. Coefficients are float64, whatever the type of the tensors; values are computed
     in the tensors' type (half precision in float32) and have it. Times are one number, or a tensor whose shape leads
-    that of the values: ``[batch]``, ``[batch, frames]``, ``[batch, tokens]``. Everything can be differentiated in times and
-    values, backward and forward (``torch.func.jvp``).
+    that of the values: ``[batch]``, ``[batch, frames]``, ``[batch, tokens]``. Everything can be differentiated in times
+    and values, backward and forward (``torch.func.jvp``).
 
     At a singular end some conversions have no value: no noise can be told from a state without any. There the result is
     not a number; where the limit exists, it is the limit.

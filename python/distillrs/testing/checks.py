@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from distillrs import random
 from distillrs.errors import ArgumentError
-from distillrs.schedule import Kind
+from distillrs.schedule import Kind, TimeLaw
 from distillrs.schedule import Path as NoisePath
 from distillrs.step import Step
 from distillrs.trajectory import Codec, Column, Schema, Store
@@ -174,6 +175,67 @@ def check_path(path: NoisePath, *, points: int = 64, tolerance: float = 1e-10) -
         worst = float((found - times)[inside].abs().max())
         assert worst <= tolerance, f"times come back from {name} off by {worst:.1e}"
     _check_conversions(path, times[inside & (times < 0.9)], tolerance)
+
+
+def check_time_law(law: TimeLaw, *, draws: int = 20_000, seed: int = 0) -> None:
+    """Checks a law of time.
+
+    Draws lie in [0, 1], follow the law's own distribution function (Kolmogorov and Smirnov, at a level of 1e-4) with
+    and without bounds, and belong to their units whatever the batch; ``quantile`` inverts ``cdf``.
+
+    Args:
+        law: The law.
+        draws: How many.
+        seed: Of the draws.
+
+    Raises:
+        AssertionError: The law breaks one of these promises.
+    """
+    step = Step(0, seed=seed)
+    whole = law.draw(draws, step=step)
+    assert whole.dtype == torch.float64, f"draws are {whole.dtype}, not float64"
+    assert whole.shape == (draws,), f"{draws} units gave the shape {tuple(whole.shape)}"
+    assert bool(((whole >= 0) & (whole <= 1)).all()), "a draw is outside [0, 1]"
+    _check_units(law, whole, step)
+    shares = (torch.arange(1, 200, dtype=torch.float64)) / 200
+    times = law.quantile(shares)
+    assert bool((times.diff() >= 0).all()), "the quantile falls"
+    assert bool((law.cdf(times) >= shares - 1e-9).all()), "the quantile is below what the distribution function says"
+    below = (times - 1e-9).clamp(min=0.0)
+    assert bool(((law.cdf(below) <= shares + 1e-6) | (times <= 1e-9)).all()), (
+        "the quantile is not the smallest such time"
+    )
+    _check_distribution(whole, law.cdf)
+    # Between the quartiles.
+    low, high = (float(law.quantile(torch.tensor(share, dtype=torch.float64))) for share in (0.25, 0.75))
+    start, end = float(law.cdf_below(low)), float(law.cdf(high))
+    bounded = law.draw(draws, step=step, name="bounded", low=low, high=torch.full((draws,), high, dtype=torch.float64))
+    assert bool(((bounded >= low) & (bounded <= high)).all()), "a draw is outside its bounds"
+    _check_distribution(bounded, lambda t: ((law.cdf(t) - start) / (end - start)).clamp(0, 1))
+
+
+def _check_units(law: TimeLaw, whole: Tensor, step: Step) -> None:
+    half = len(whole) // 3
+    parts = [law.draw(range(half), step=step), law.draw(len(whole) - half, step=replace(step, first_unit=half))]
+    assert torch.equal(torch.cat(parts), whole), "a draw depends on how the batch is split"
+    ids = torch.tensor([7, 3, len(whole) - 1])
+    assert torch.equal(law.draw(ids, step=step), whole[ids]), "a draw depends on the order of the units"
+    assert not torch.equal(law.draw(len(whole), step=step.at(1)), whole), "every step draws the same"
+    assert not torch.equal(law.draw(len(whole), step=step, name="other"), whole), "every name draws the same"
+
+
+def _check_distribution(draws: Tensor, cdf: Callable[[Tensor], Tensor]) -> None:
+    """Kolmogorov and Smirnov's distance, on both sides of every step, so that atoms are seen as well."""
+    values, counts = torch.unique(draws, return_counts=True)
+    above = counts.cumsum(0).double() / len(draws)
+    below = above - counts / len(draws)
+    # Just below an atom the distribution function lacks it.
+    beneath = cdf((values - 1e-12).clamp(min=0.0))
+    beneath = torch.where(values > 0, beneath, torch.zeros_like(beneath))
+    distance = float(torch.maximum((above - cdf(values)).abs(), (below - beneath).abs()).max())
+    # sqrt(log(2 / level) / 2) at a level of 1e-4.
+    limit = 2.23 / len(draws) ** 0.5
+    assert distance < limit, f"draws are {distance:.4f} from the distribution function, beyond {limit:.4f}"
 
 
 def _check_conversions(path: NoisePath, times: Tensor, tolerance: float) -> None:
