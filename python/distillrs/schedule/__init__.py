@@ -1,8 +1,9 @@
-"""Noise paths, laws of time, and pure functions of the step."""
+"""Noise paths, laws of time, grids, solvers, and pure functions of the step."""
 
 from __future__ import annotations
 
 from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, Trig
+from distillrs.schedule.grids import Grid, ddim, karras, shifted, spaced
 from distillrs.schedule.laws import (
     Levels,
     LogitNormal,
@@ -18,6 +19,15 @@ from distillrs.schedule.pair_laws import BinnedLogNormal, Nested, PairLaw, Segme
 from distillrs.schedule.path import Clock, Kind, Moved, Path
 from distillrs.schedule.ramps import Constant, Cosine, Doubling, ExpandingWindow, LinearRamp, Ramp
 from distillrs.schedule.residual import Residual
+from distillrs.schedule.solvers import (
+    Coefficients,
+    Solver,
+    Velocity,
+    coefficients,
+    evaluations,
+    integrate,
+    momentum_displacement,
+)
 from distillrs.schedule.tables import Table
 from distillrs.schedule.variance_preserving import VP, AlphaTable, CosineAlpha, LinearBeta, Signal, SubVP
 
@@ -27,11 +37,13 @@ __all__ = [
     "AlphaTable",
     "BinnedLogNormal",
     "Clock",
+    "Coefficients",
     "Constant",
     "Cosine",
     "CosineAlpha",
     "Doubling",
     "ExpandingWindow",
+    "Grid",
     "Kind",
     "Levels",
     "LinearBeta",
@@ -48,6 +60,7 @@ __all__ = [
     "Segments",
     "Shifted",
     "Signal",
+    "Solver",
     "Stratified",
     "SubVP",
     "Table",
@@ -57,5 +70,14 @@ __all__ = [
     "Trig",
     "UShaped",
     "Uniform",
+    "Velocity",
+    "coefficients",
+    "ddim",
+    "evaluations",
+    "integrate",
+    "karras",
+    "momentum_displacement",
     "shift_time",
+    "shifted",
+    "spaced",
 ]

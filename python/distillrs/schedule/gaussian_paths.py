@@ -58,6 +58,10 @@ class EDM(Path):
     def _time_of_sigma(self, sigma: Tensor) -> Tensor:
         return sigma / self.sigma_max
 
+    def _time_of_ratio(self, ratio: Tensor) -> Tensor:
+        # Not through a logarithm, so that a grid's levels are those asked for.
+        return self.time_of_sigma(ratio)
+
     def _network(self, t: Tensor) -> Row:
         sigma = self._sigma(t)
         scale = self.sigma_data * torch.hypot(sigma, torch.full_like(t, self.sigma_data))

@@ -197,7 +197,10 @@ class Path(ABC):
             check_range("value", value, 0.0, math.pi / 2, "angles")
             value = value.tan() * self.sigma_data
         check_range("value", value, 0.0, math.inf, "ratios")
-        return self.time_of_log_snr(-2 * value.log())
+        return self._time_of_ratio(value)
+
+    def _time_of_ratio(self, ratio: Tensor) -> Tensor:
+        return self.time_of_log_snr(-2 * ratio.log())
 
     def _told(self, t: Tensor, clock: Clock) -> Tensor:
         if clock == "time":
