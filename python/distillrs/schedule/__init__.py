@@ -1,4 +1,4 @@
-"""Noise paths, laws of time, grids, solvers, and pure functions of the step."""
+"""Noise paths, laws of time, grids, solvers and their optimiser, and pure functions of the step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from distillrs.schedule.laws import (
     UShaped,
     shift_time,
 )
+from distillrs.schedule.optimise import FoundGrid, Method, MixedGrid, optimise_grid, optimise_mixed
 from distillrs.schedule.pair_laws import BinnedLogNormal, Nested, PairLaw, Segments, Times, Triangle
 from distillrs.schedule.path import Clock, Kind, Moved, Path
 from distillrs.schedule.ramps import Constant, Cosine, Doubling, ExpandingWindow, LinearRamp, Ramp
@@ -29,6 +30,7 @@ from distillrs.schedule.solvers import (
     momentum_displacement,
 )
 from distillrs.schedule.tables import Table
+from distillrs.schedule.trajectories import Trajectories
 from distillrs.schedule.variance_preserving import VP, AlphaTable, CosineAlpha, LinearBeta, Signal, SubVP
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "CosineAlpha",
     "Doubling",
     "ExpandingWindow",
+    "FoundGrid",
     "Grid",
     "Kind",
     "Levels",
@@ -50,6 +53,8 @@ __all__ = [
     "LinearRamp",
     "LogNormal",
     "LogitNormal",
+    "Method",
+    "MixedGrid",
     "Moved",
     "Nested",
     "PairLaw",
@@ -66,6 +71,7 @@ __all__ = [
     "Table",
     "TimeLaw",
     "Times",
+    "Trajectories",
     "Triangle",
     "Trig",
     "UShaped",
@@ -77,6 +83,8 @@ __all__ = [
     "integrate",
     "karras",
     "momentum_displacement",
+    "optimise_grid",
+    "optimise_mixed",
     "shift_time",
     "shifted",
     "spaced",

@@ -73,9 +73,9 @@ def coefficients(grid: Grid, solver: Solver) -> Coefficients:
 
 
 def momentum_displacement(log_gain: Tensor, t: Tensor, r: Tensor, start: Tensor | None = None) -> Tensor:
-    """How far a unit of decaying velocity carries a state: the integral of ``g^(start - s)``, ``s`` from ``t`` to ``r``.
+    """How far a unit of decaying velocity carries a state: ``g^(start - s)`` integrated from ``t`` to ``r``.
 
-    ``g^(start - t) (r - t) expm1(q) / q`` with ``q = log g (t - r)``: the exact step of a momentum head, "ArcFlow"
+    ``g^(start - t) (r - t) expm1(q) / q`` with ``q = log g (t - r)``: the exact step of "ArcFlow"
     (2026). Its limit for ``g = 1`` is Euler's ``r - t``.
 
     Args:

@@ -5,6 +5,7 @@ mod error;
 pub mod host;
 pub mod parallel;
 pub mod random;
+pub mod schedule;
 pub mod select;
 mod simd;
 pub mod trajectory;

@@ -5,6 +5,7 @@ mod codec;
 mod error;
 mod host;
 mod random;
+mod schedule;
 mod select;
 mod trajectory;
 
@@ -19,6 +20,8 @@ mod _core {
     use crate::host::simd_level;
     #[pymodule_export]
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
+    #[pymodule_export]
+    use crate::schedule::{shortest_paths, shortest_paths_of_two};
     #[pymodule_export]
     use crate::select::{k_means, nearest};
     #[pymodule_export]
