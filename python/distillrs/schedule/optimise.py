@@ -19,7 +19,9 @@ from distillrs.schedule.trajectories import Trajectories
 Method: TypeAlias = Literal["local", "propagated", "refined"]
 
 # Features that are converted at a time: memory stays small, and sums in float32 short.
-_CHUNK = 2**13
+_CHUNK = 2**11
+# The shortest move of a refined time, in intervals of the trajectories' grid.
+_FINEST = 0.25
 
 
 class FoundGrid(NamedTuple):
@@ -58,15 +60,16 @@ def optimise_grid(
     solver: Solver = "euler",
     start: Grid | None = None,
 ) -> dict[int, FoundGrid]:
-    """Chooses times among those of the trajectories, for every number of steps.
+    """Chooses the times of a sampler with few steps from trajectories with many, for every number of steps.
 
     - ``local``: the steps' errors from the teacher's own states, ``|step(x_i) - x_j|^2`` for all pairs, and exactly the
       shortest path through them, for all numbers of steps at once: ``O(steps n^2)`` after two products of Gram.
     - ``propagated``: as ``local``, but each step starts where the best shorter grid arrived: the dynamic programme of
       Pei et al., "Optimal stepsize for diffusion sampling" (2025), with exactly as many steps as asked for. Takes
       ``max(steps) n`` evaluations of all samples.
-    - ``refined``: from the best of ``local``, of equal steps, of steps shifted by 3, and of ``start``, times move one
-      by one as long as the last state comes nearer to the teacher's. Takes some thousand evaluations of few steps.
+    - ``refined``: from the best of ``local``, ``propagated`` (for the solvers that it takes), equal steps, steps
+      shifted by 3, and ``start``, times move one by one as long as the last state comes nearer to the teacher's, at last by a
+      quarter of the trajectories' intervals. Takes some thousand evaluations.
 
     The best grid depends on the solver, so name the one that will be used. On held-out noise ``local`` alone may lose
     to a good hand-set shift; ``refined`` is never worse than ``start`` on the trajectories.
@@ -103,10 +106,9 @@ def optimise_grid(
     if velocity is None:
         raise argument_error("velocity", None, f"the teacher, which the method {method!r} evaluates")
     with torch.no_grad():
-        if method == "propagated":
-            rows = _propagated(trajectories, counts, velocity, solver)
-        else:
-            rows = _refined(trajectories, counts, velocity, solver, start)
+        if method == "refined":
+            return _refined(trajectories, counts, velocity, solver, start)
+        rows = _propagated(trajectories, counts, velocity, solver)
     return {count: _found(fine, nodes, error) for count, nodes, error in rows}
 
 
@@ -145,6 +147,7 @@ def optimise_mixed(
 
 
 Row: TypeAlias = tuple[int, list[int], float]
+Places: TypeAlias = tuple[float, ...]
 
 
 def _found(fine: Grid, nodes: list[int], error: float) -> FoundGrid:
@@ -185,39 +188,52 @@ def _local_costs(trajectories: Trajectories, solver: Solver) -> Tensor:
     state, current = step_weights(trajectories.grid, solver)
     times = trajectories.grid.times
     chord = times if solver == "euler" else None
-    costs = _pair_costs(trajectories.states[:-1], trajectories.velocities, trajectories.states, state, current, chord)
+    costs = _pair_costs(None, trajectories.velocities, trajectories.states, state, current, chord)
     return torch.cat([costs, torch.zeros(1, len(times), dtype=torch.float64)])
 
 
 def _pair_costs(
-    origins: Tensor, slopes: Tensor, targets: Tensor, state: Tensor, current: Tensor, times: Tensor | None = None
+    origins: Tensor | None,
+    slopes: Tensor,
+    targets: Tensor,
+    state: Tensor,
+    current: Tensor,
+    times: Tensor | None = None,
 ) -> Tensor:
     """``|state_ij o_i + current_ij v_i - x_j|^2`` for all pairs, from products of matrices: float64 ``[n, n + 1]``.
 
-    With ``times`` (Euler's step) the straight line between the first and the last target is taken away from states and
-    velocities first, which changes no step's error, but keeps small errors from being differences of large numbers.
+    Without origins they are the targets but the last. With ``times`` (Euler's step) the straight line between the first
+    and the last target is taken away from states and velocities first, which changes no step's error, but keeps small
+    errors from being differences of large numbers.
     """
-    origins, slopes, targets = origins.flatten(1), slopes.flatten(1), targets.flatten(1)
+    slopes, targets = slopes.flatten(1), targets.flatten(1)
+    starts = None if origins is None else origins.flatten(1)
     count, features = targets.shape
-    sums = torch.zeros(3, len(origins), count, dtype=torch.float64)
-    own = torch.zeros(3, len(origins), 1, dtype=torch.float64)
-    lengths = torch.zeros(1, count, dtype=torch.float64)
+    states, drifts = (torch.zeros(rows, count, dtype=torch.float64) for rows in (count, count - 1))
+    own, along, speed = (torch.zeros(count - 1, dtype=torch.float64) for _ in range(3))
+    lengths = torch.zeros(count, dtype=torch.float64)
     for first in range(0, features, _CHUNK):
-        x = targets[:, first : first + _CHUNK]
-        o, v = origins[:, first : first + _CHUNK], slopes[:, first : first + _CHUNK]
+        x, v = targets[:, first : first + _CHUNK], slopes[:, first : first + _CHUNK]
+        o = None if starts is None else starts[:, first : first + _CHUNK]
         if times is not None:
-            line = (x[-1] - x[0]) / float(times[-1] - times[0])
-            elapsed = (times - times[0]).to(x)[:, None]
-            base = x[0] + elapsed * line
-            x, o, v = x - base, o - base[:-1], v - line
-        sums[0] += (o @ x.T).double().cpu()
-        sums[1] += (v @ x.T).double().cpu()
-        own[0] += (o * o).sum(1, keepdim=True, dtype=torch.float64).cpu()
-        own[1] += (o * v).sum(1, keepdim=True, dtype=torch.float64).cpu()
-        own[2] += (v * v).sum(1, keepdim=True, dtype=torch.float64).cpu()
-        lengths += (x * x).sum(1, dtype=torch.float64).cpu()
-    costs = state.square() * own[0] + 2 * state * current * own[1] + current.square() * own[2]
-    return (costs + lengths - 2 * state * sums[0] - 2 * current * sums[1]).clamp_(min=0.0)
+            origin, line = x[0], (x[-1] - x[0]) / float(times[-1] - times[0])
+            elapsed = (times - times[0]).to(x)
+            x, v = torch.addr(x - origin, elapsed, line, alpha=-1), v - line
+            o = None if o is None else torch.addr(o - origin, elapsed[:-1], line, alpha=-1)
+        drifts += (v @ x.T).double().cpu()
+        speed += torch.linalg.vector_norm(v, dim=1).double().cpu().square()
+        if o is None:
+            states += (x @ x.T).double().cpu()
+        else:
+            states[:-1] += (o @ x.T).double().cpu()
+            lengths += torch.linalg.vector_norm(x, dim=1).double().cpu().square()
+            own += torch.linalg.vector_norm(o, dim=1).double().cpu().square()
+            along += (o * v).sum(1).double().cpu()
+    if starts is None:
+        lengths, along = states.diagonal(), drifts.diagonal()
+        own = lengths[:-1]
+    costs = state.square() * own[:, None] + 2 * state * current * along[:, None] + current.square() * speed[:, None]
+    return (costs + lengths - 2 * state * states[:-1] - 2 * current * drifts).clamp_(min=0.0)
 
 
 def _propagated(trajectories: Trajectories, counts: list[int], velocity: Velocity, solver: Solver) -> list[Row]:
@@ -258,7 +274,7 @@ def _propagated(trajectories: Trajectories, counts: list[int], velocity: Velocit
 
 def _refined(
     trajectories: Trajectories, counts: list[int], velocity: Velocity, solver: Solver, start: Grid | None
-) -> list[Row]:
+) -> dict[int, FoundGrid]:
     fine = trajectories.grid
     simple: Solver = "ddim" if solver in ("ddim", "dpm++2m") else "euler"
     beginnings = {count: [nodes] for count, nodes, _ in _local(trajectories, counts, simple)}
@@ -272,33 +288,44 @@ def _refined(
             raise argument_error("start", start, "a grid of the trajectories' path, with their first and last time")
         if start.steps in beginnings:
             beginnings[start.steps].append(_nearest(fine, start.times))
-    rows: list[Row] = []
+    if solver in ("euler", "ddim"):
+        for count, nodes, _ in _propagated(trajectories, counts, velocity, solver):
+            beginnings[count].append(nodes)
+    found: dict[int, FoundGrid] = {}
     for count in counts:
-        known: dict[tuple[int, ...], float] = {}
+        known: dict[Places, float] = {}
 
-        def error(nodes: Sequence[int], known: dict[tuple[int, ...], float] = known) -> float:
-            key = tuple(nodes)
-            if key not in known:
-                end = integrate(_grid(fine, list(nodes)), trajectories.states[0], velocity, solver=solver)
-                known[key] = float((end - trajectories.states[-1]).double().square().mean().sqrt())
-            return known[key]
+        def error(places: Places, known: dict[Places, float] = known) -> float:
+            if places not in known:
+                end = integrate(_between(fine, places), trajectories.states[0], velocity, solver=solver)
+                known[places] = float((end - trajectories.states[-1]).double().square().mean().sqrt())
+            return known[places]
 
-        best = min(beginnings[count], key=error)
-        stride = 1 << max((fine.steps // count).bit_length() - 1, 0)
-        while stride:
+        best = min((tuple(float(node) for node in nodes) for nodes in beginnings[count]), key=error)
+        stride = float(1 << max((fine.steps // count).bit_length() - 1, 0))
+        while stride >= _FINEST:
             moved = False
             for place in range(1, count):
                 for offset in (-stride, stride):
-                    candidate = list(best)
-                    candidate[place] += offset
+                    candidate = (*best[:place], best[place] + offset, *best[place + 1 :])
                     if not candidate[place - 1] < candidate[place] < candidate[place + 1]:
                         continue
                     if error(candidate) < error(best):
                         best, moved = candidate, True
             if not moved:
-                stride //= 2
-        rows.append((count, best, error(best)))
-    return rows
+                stride /= 2
+        found[count] = FoundGrid(_between(fine, best), error(best))
+    return found
+
+
+def _between(fine: Grid, places: Places) -> Grid:
+    """The grid at fractional places of a finer one, by linear interpolation of its times."""
+    low = [min(int(place), fine.steps - 1) for place in places]
+    share = torch.tensor(places, dtype=torch.float64) - torch.tensor(low, dtype=torch.float64)
+    times = fine.times
+    above = times[[index + 1 for index in low]]
+    # Exact at both of an interval's times.
+    return Grid(torch.where(share == 1, above, times[low] + share * (above - times[low])), fine.path)
 
 
 def _nearest(fine: Grid, times: Tensor) -> list[int]:
