@@ -1,4 +1,4 @@
-"""Noise paths, laws of time, grids, solvers and their optimiser, and pure functions of the step."""
+"""Noise paths, laws of time, grids, solvers and their optimiser, rollout plans, and pure functions of the step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ from distillrs.schedule.laws import (
 from distillrs.schedule.optimise import FoundGrid, Method, MixedGrid, optimise_grid, optimise_mixed
 from distillrs.schedule.pair_laws import BinnedLogNormal, Nested, PairLaw, Segments, Times, Triangle
 from distillrs.schedule.path import Clock, Kind, Moved, Path
-from distillrs.schedule.ramps import Constant, Cosine, Doubling, ExpandingWindow, LinearRamp, Ramp
+from distillrs.schedule.plans import CacheOperation, Move, RolloutPlan
+from distillrs.schedule.ramps import (
+    Constant,
+    Cosine,
+    Doubling,
+    ExpandingWindow,
+    Feedback,
+    Halving,
+    LinearRamp,
+    Ramp,
+    WarmUp,
+)
 from distillrs.schedule.residual import Residual
 from distillrs.schedule.solvers import (
     Coefficients,
@@ -38,6 +49,7 @@ __all__ = [
     "VP",
     "AlphaTable",
     "BinnedLogNormal",
+    "CacheOperation",
     "Clock",
     "Coefficients",
     "Constant",
@@ -45,8 +57,10 @@ __all__ = [
     "CosineAlpha",
     "Doubling",
     "ExpandingWindow",
+    "Feedback",
     "FoundGrid",
     "Grid",
+    "Halving",
     "Kind",
     "Levels",
     "LinearBeta",
@@ -55,6 +69,7 @@ __all__ = [
     "LogitNormal",
     "Method",
     "MixedGrid",
+    "Move",
     "Moved",
     "Nested",
     "PairLaw",
@@ -62,6 +77,7 @@ __all__ = [
     "Ramp",
     "RectifiedFlow",
     "Residual",
+    "RolloutPlan",
     "Segments",
     "Shifted",
     "Signal",
@@ -77,6 +93,7 @@ __all__ = [
     "UShaped",
     "Uniform",
     "Velocity",
+    "WarmUp",
     "coefficients",
     "ddim",
     "evaluations",

@@ -68,8 +68,8 @@ def optimise_grid(
       Pei et al., "Optimal stepsize for diffusion sampling" (2025), with exactly as many steps as asked for. Takes
       ``max(steps) n`` evaluations of all samples.
     - ``refined``: from the best of ``local``, ``propagated`` (for the solvers that it takes), equal steps, steps
-      shifted by 3, and ``start``, times move one by one as long as the last state comes nearer to the teacher's, at last by a
-      quarter of the trajectories' intervals. Takes some thousand evaluations.
+      shifted by 3, and ``start``, times move one by one as long as the last state comes nearer to the teacher's,
+      at last by a quarter of the trajectories' intervals. Takes some thousand evaluations.
 
     The best grid depends on the solver, so name the one that will be used. On held-out noise ``local`` alone may lose
     to a good hand-set shift; ``refined`` is never worse than ``start`` on the trajectories.
