@@ -68,6 +68,15 @@ def test_the_levels_of_residual_shifting_are_the_published_ones():
     assert torch.allclose(end, 0.001 * x0 + 0.999 * reference + 2 * math.sqrt(0.999) * noise, rtol=1e-12)
 
 
+def test_the_velocity_between_two_images_is_the_slope_of_the_state():
+    path, time, step = Residual(), 0.41, 1e-6
+    reference = torch.tensor([4.0, -1.0], dtype=torch.float64)
+    ahead, state, behind = (path.corrupt(x0, noise, t, reference=reference) for t in (time + step, time, time - step))
+    found = path.convert(x0, state, time, kind="x0", to="velocity", reference=reference)
+    assert torch.allclose(found, (ahead - behind) / (2 * step), rtol=1e-6)
+    assert torch.allclose(path.convert(found, state, time, kind="velocity", to="x0", reference=reference), x0)
+
+
 def test_at_time_0_the_state_is_the_data():
     for path in ALL:
         reference = 7 * noise if isinstance(path, Residual) else None

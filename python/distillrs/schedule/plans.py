@@ -119,7 +119,7 @@ class RolloutPlan:
     def autoregressive(
         cls, grid: Grid, units: int, *, step: Step | int, name: str = "exit", context_level: float = 0.0
     ) -> RolloutPlan:
-        """Units one after the other, each up to the drawn call, then a call on the finished unit to fill the cache.
+        """Units in a row, each up to the drawn call, then a call on the finished unit to fill the cache.
 
         Huang et al., "Self forcing" (2025): one exit for all units, a gradient in each unit's last call only, and none in
         the calls that fill the cache, which run at the level that the context has in inference.
