@@ -121,8 +121,8 @@ class RolloutPlan:
     ) -> RolloutPlan:
         """Units in a row, each up to the drawn call, then a call on the finished unit to fill the cache.
 
-        Huang et al., "Self forcing" (2025): one exit for all units, a gradient in each unit's last call only, and none in
-        the calls that fill the cache, which run at the level that the context has in inference.
+        Huang et al., "Self forcing" (2025): one exit for all units, a gradient in each unit's last call only, and none
+        in the calls that fill the cache, which run at the level that the context has in inference.
 
         Args:
             grid: The levels.
