@@ -136,6 +136,18 @@ def random_integers(
 def random_choice(n: int, seed: int, name: str, step: int, out: Buffer) -> None: ...
 def random_seed(seed: int, name: str, step: int) -> int: ...
 
+# schedule: `costs` are square, [from, to]; arcs lead forward, and an infinite cost forbids one.
+def shortest_paths(costs: Buffer, most: int) -> tuple[list[float], list[list[int]]]:
+    """Cheapest walks from the first node to the last of exactly 1, ..., `most` arcs.
+
+    Costs (infinite if there is none) and nodes (then empty).
+    """
+
+def shortest_paths_of_two(
+    first: Buffer, second: Buffer, count: int, second_count: int
+) -> tuple[float, list[int], list[bool]]:
+    """The cheapest walk of `count` arcs, `second_count` of them of the second kind: cost, nodes, which arcs are."""
+
 # parallel
 def threads() -> int: ...
 def set_threads(count: int) -> None: ...

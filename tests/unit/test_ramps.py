@@ -3,7 +3,7 @@ import math
 import pytest
 
 import distillrs as dr
-from distillrs.schedule import Constant, Cosine, Doubling, ExpandingWindow, LinearRamp
+from distillrs.schedule import Constant, Cosine, Doubling, ExpandingWindow, Feedback, Halving, LinearRamp, WarmUp
 
 
 def test_a_constant_is_the_same_everywhere():
@@ -71,5 +71,42 @@ def test_without_a_length_and_a_total_a_ramp_is_refused(ramp):
     ],
 )
 def test_what_is_refused_names_itself(make, name):
+    with pytest.raises(dr.errors.ArgumentError, match=f"^{name}: got"):
+        make()
+
+
+def test_halving_halves_down_to_its_limit():
+    assert [Halving(12.0, every=2, limit=2)(index) for index in range(9)] == [12, 12, 6, 6, 3, 3, 2, 2, 2]
+    assert Halving(1.0, every=1)(10**9) == 0.0
+
+
+def test_a_warm_up_multiplies_another_ramp():
+    ramp = WarmUp(LinearRamp(2.0, 4.0, steps=4), steps=2)
+    assert [ramp(index) for index in range(5)] == [0.0, 1.25, 3.0, 3.5, 4.0]
+
+
+def test_feedback_follows_the_measurement_within_its_limits():
+    ramp = Feedback(1.0, target=0.5, rate=2.0, high=10.0)
+    above = ramp.after(1.0)
+    assert above(7) == pytest.approx(math.e)
+    assert ramp(7) == 1.0
+    assert above.after(0.0)(0) == pytest.approx(1.0)
+    assert ramp.after(1e300)(0) == 10.0
+    assert ramp.after(-1e300)(0) == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Halving(1.0, every=0), "every"),
+        (lambda: Halving(1.0, every=1, limit=2.0), "limit"),
+        (lambda: Halving(math.nan, every=1), "start"),
+        (lambda: WarmUp(Constant(1.0), steps=0), "steps"),
+        (lambda: Feedback(0.0, 1.0, 1.0), "value"),
+        (lambda: Feedback(1.0, math.nan, 1.0), "target"),
+        (lambda: Feedback(1.0, 1.0, 1.0).after(math.nan), "measured"),
+    ],
+)
+def test_new_ramps_refuse_what_makes_no_sense(make, name):
     with pytest.raises(dr.errors.ArgumentError, match=f"^{name}: got"):
         make()

@@ -1,7 +1,108 @@
-"""Pure functions of the step: ramps and windows."""
+"""Noise paths, laws of time, grids, solvers and their optimiser, rollout plans, and pure functions of the step."""
 
 from __future__ import annotations
 
-from distillrs.schedule.ramps import Constant, Cosine, Doubling, ExpandingWindow, LinearRamp, Ramp
+from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, Trig
+from distillrs.schedule.grids import Grid, ddim, karras, shifted, spaced
+from distillrs.schedule.laws import (
+    Levels,
+    LogitNormal,
+    LogNormal,
+    Shifted,
+    Stratified,
+    TimeLaw,
+    Uniform,
+    UShaped,
+    shift_time,
+)
+from distillrs.schedule.optimise import FoundGrid, Method, MixedGrid, optimise_grid, optimise_mixed
+from distillrs.schedule.pair_laws import BinnedLogNormal, Nested, PairLaw, Segments, Times, Triangle
+from distillrs.schedule.path import Clock, Kind, Moved, Path
+from distillrs.schedule.plans import CacheOperation, Move, RolloutPlan
+from distillrs.schedule.ramps import (
+    Constant,
+    Cosine,
+    Doubling,
+    ExpandingWindow,
+    Feedback,
+    Halving,
+    LinearRamp,
+    Ramp,
+    WarmUp,
+)
+from distillrs.schedule.residual import Residual
+from distillrs.schedule.solvers import (
+    Coefficients,
+    Solver,
+    Velocity,
+    coefficients,
+    evaluations,
+    integrate,
+    momentum_displacement,
+)
+from distillrs.schedule.tables import Table
+from distillrs.schedule.trajectories import Trajectories
+from distillrs.schedule.variance_preserving import VP, AlphaTable, CosineAlpha, LinearBeta, Signal, SubVP
 
-__all__ = ["Constant", "Cosine", "Doubling", "ExpandingWindow", "LinearRamp", "Ramp"]
+__all__ = [
+    "EDM",
+    "VP",
+    "AlphaTable",
+    "BinnedLogNormal",
+    "CacheOperation",
+    "Clock",
+    "Coefficients",
+    "Constant",
+    "Cosine",
+    "CosineAlpha",
+    "Doubling",
+    "ExpandingWindow",
+    "Feedback",
+    "FoundGrid",
+    "Grid",
+    "Halving",
+    "Kind",
+    "Levels",
+    "LinearBeta",
+    "LinearRamp",
+    "LogNormal",
+    "LogitNormal",
+    "Method",
+    "MixedGrid",
+    "Move",
+    "Moved",
+    "Nested",
+    "PairLaw",
+    "Path",
+    "Ramp",
+    "RectifiedFlow",
+    "Residual",
+    "RolloutPlan",
+    "Segments",
+    "Shifted",
+    "Signal",
+    "Solver",
+    "Stratified",
+    "SubVP",
+    "Table",
+    "TimeLaw",
+    "Times",
+    "Trajectories",
+    "Triangle",
+    "Trig",
+    "UShaped",
+    "Uniform",
+    "Velocity",
+    "WarmUp",
+    "coefficients",
+    "ddim",
+    "evaluations",
+    "integrate",
+    "karras",
+    "momentum_displacement",
+    "optimise_grid",
+    "optimise_mixed",
+    "shift_time",
+    "shifted",
+    "spaced",
+]

@@ -7,7 +7,7 @@ takes the run's own, ``step.total``, and refuses a step that does not say it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from distillrs.errors import argument_error
@@ -130,6 +130,97 @@ class Doubling:
                 "limit", None, f"a number: {self.start} doubled {index // self.every} times is infinite"
             )
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class Halving:
+    """``start``, half as much after every ``every`` steps, at least ``limit``.
+
+    Attributes:
+        start: First value, from 0.
+        every: Steps between two halvings.
+        limit: Smallest value, from 0.
+    """
+
+    start: float
+    every: int
+    limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        _finite(self, "start", "limit")
+        if not 0 <= self.limit <= self.start:
+            raise argument_error("limit", self.limit, f"a number from 0 to start, {self.start}")
+        if self.every < 1:
+            raise argument_error("every", self.every, "a positive number of steps")
+
+    def __call__(self, step: Step | int) -> float:
+        """The value at a step."""
+        # Beyond this many halvings every float is 0.
+        return max(math.ldexp(self.start, -min(Step.of(step).index // self.every, 4000)), self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """Another ramp, times a factor that grows in equal increments from 0 at step 0 to 1 at ``steps``.
+
+    Attributes:
+        ramp: The other ramp.
+        steps: Length of the growth.
+    """
+
+    ramp: Ramp
+    steps: int
+
+    def __post_init__(self) -> None:
+        _length(self.steps, 0)
+
+    def __call__(self, step: Step | int) -> float:
+        """The value at a step."""
+        return self.ramp(step) * min(Step.of(step).index / self.steps, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A number that follows a measurement: it grows by a factor while the measurement exceeds its target.
+
+    Between two measurements it is constant in the step, and :meth:`after` gives the next one, so that a run's state is
+    this object and nothing else: a multiplier in Lagrange's sense, or the weight of a guarded loss.
+
+    Attributes:
+        value: The number now, above 0.
+        target: What the measurement should be.
+        rate: How fast: a measurement off by ``d`` multiplies the number by ``exp(rate d)``; negative to fall instead.
+        low: Smallest value, above 0.
+        high: Largest value.
+    """
+
+    value: float
+    target: float
+    rate: float
+    low: float = 1e-6
+    high: float = 1e6
+
+    def __post_init__(self) -> None:
+        _finite(self, "value", "target", "rate", "low", "high")
+        if not 0 < self.low <= self.value <= self.high:
+            raise argument_error("value", self.value, f"a number from low, {self.low}, above 0, to high, {self.high}")
+
+    def __call__(self, step: Step | int) -> float:
+        """The number now."""
+        Step.of(step)
+        return self.value
+
+    def after(self, measured: float) -> Feedback:
+        """The ramp after a measurement.
+
+        Raises:
+            ArgumentError: For a measurement that is not finite.
+        """
+        if not math.isfinite(measured):
+            raise argument_error("measured", measured, "a finite number")
+        # Beyond a factor of e^700 the limits decide anyway.
+        exponent = min(max(self.rate * (measured - self.target), -700.0), 700.0)
+        return replace(self, value=min(max(self.value * math.exp(exponent), self.low), self.high))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from distillrs import random
 from distillrs.errors import ArgumentError
 from distillrs.ops import RowDivergence, row_divergence
+from distillrs.schedule import Kind, TimeLaw
+from distillrs.schedule import Path as NoisePath
 from distillrs.step import Step
 from distillrs.trajectory import Codec, Column, Schema, Store
 
@@ -202,3 +205,124 @@ def _check_non_finite(path: Path, schema: Schema, walk: Tensor) -> None:
 
 def _same(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
+
+
+def check_path(path: NoisePath, *, points: int = 64, tolerance: float = 1e-10) -> None:
+    """Checks a Gaussian noise path.
+
+    Time 0 is data; the signal does not rise, the log-SNR falls strictly; derivatives are those of automatic
+    differentiation; times come back from log-SNR and sigma; every pair of kinds converts back and forth.
+
+    Args:
+        path: The path; one between two images is given a reference.
+        points: Times that are looked at.
+        tolerance: Largest error of a round trip away from the ends.
+
+    Raises:
+        AssertionError: The path breaks one of these promises.
+    """
+    clean = float(path.alpha(0.0)), float(path.sigma(0.0))
+    assert clean == (1.0, 0.0), f"time 0 has alpha and sigma {clean}, not 1 and 0"
+    # Off the rows of any table, where slopes jump.
+    times = (torch.arange(points, dtype=torch.float64) + 0.4321) / points
+    one = torch.ones_like(times)
+    for name in ("alpha", "sigma"):
+        slope: Tensor = torch.func.jvp(getattr(path, name), (times,), (one,))[1]
+        stated = getattr(path, f"{name}_derivative")(times)
+        worst = float(((slope - stated).abs() / (1 + stated.abs())).max())
+        assert worst < 1e-9, f"{name}_derivative differs from the derivative of {name} by {worst:.1e}"
+    log_snr = path.log_snr(times)
+    assert bool((log_snr.diff() < 0).all()), "the log-SNR does not fall"
+    assert bool((path.alpha(times).diff() <= 0).all()), "the signal rises"
+    expected = 2 * (path.alpha(times).log() - path.sigma(times).log())
+    assert torch.allclose(log_snr, expected, rtol=1e-9, atol=1e-9), "the log-SNR is not log(alpha^2 / sigma^2)"
+    inside = (times > 0.02) & (times < 0.98)
+    back = {"log_snr": path.time_of_log_snr(log_snr), "sigma": path.time_of_sigma(path.sigma(times))}
+    for name, found in back.items():
+        worst = float((found - times)[inside].abs().max())
+        assert worst <= tolerance, f"times come back from {name} off by {worst:.1e}"
+    _check_conversions(path, times[inside & (times < 0.9)], tolerance)
+
+
+def check_time_law(law: TimeLaw, *, draws: int = 20_000, seed: int = 0) -> None:
+    """Checks a law of time.
+
+    Draws lie in [0, 1], follow the law's own distribution function (Kolmogorov and Smirnov, at a level of 1e-4) with
+    and without bounds, and belong to their units whatever the batch; ``quantile`` inverts ``cdf``.
+
+    Args:
+        law: The law.
+        draws: How many.
+        seed: Of the draws.
+
+    Raises:
+        AssertionError: The law breaks one of these promises.
+    """
+    step = Step(0, seed=seed)
+    whole = law.draw(draws, step=step)
+    assert whole.dtype == torch.float64, f"draws are {whole.dtype}, not float64"
+    assert whole.shape == (draws,), f"{draws} units gave the shape {tuple(whole.shape)}"
+    assert bool(((whole >= 0) & (whole <= 1)).all()), "a draw is outside [0, 1]"
+    _check_units(law, whole, step)
+    shares = (torch.arange(1, 200, dtype=torch.float64)) / 200
+    times = law.quantile(shares)
+    assert bool((times.diff() >= 0).all()), "the quantile falls"
+    assert bool((law.cdf(times) >= shares - 1e-9).all()), "the quantile is below what the distribution function says"
+    below = (times - 1e-9).clamp(min=0.0)
+    assert bool(((law.cdf(below) <= shares + 1e-6) | (times <= 1e-9)).all()), (
+        "the quantile is not the smallest such time"
+    )
+    _check_distribution(whole, law.cdf)
+    # Between the quartiles.
+    low, high = (float(law.quantile(torch.tensor(share, dtype=torch.float64))) for share in (0.25, 0.75))
+    start, end = float(law.cdf_below(low)), float(law.cdf(high))
+    bounded = law.draw(draws, step=step, name="bounded", low=low, high=torch.full((draws,), high, dtype=torch.float64))
+    assert bool(((bounded >= low) & (bounded <= high)).all()), "a draw is outside its bounds"
+    _check_distribution(bounded, lambda t: ((law.cdf(t) - start) / (end - start)).clamp(0, 1))
+
+
+def _check_units(law: TimeLaw, whole: Tensor, step: Step) -> None:
+    half = len(whole) // 3
+    parts = [law.draw(range(half), step=step), law.draw(len(whole) - half, step=replace(step, first_unit=half))]
+    assert torch.equal(torch.cat(parts), whole), "a draw depends on how the batch is split"
+    ids = torch.tensor([7, 3, len(whole) - 1])
+    assert torch.equal(law.draw(ids, step=step), whole[ids]), "a draw depends on the order of the units"
+    assert not torch.equal(law.draw(len(whole), step=step.at(1)), whole), "every step draws the same"
+    assert not torch.equal(law.draw(len(whole), step=step, name="other"), whole), "every name draws the same"
+
+
+def _check_distribution(draws: Tensor, cdf: Callable[[Tensor], Tensor]) -> None:
+    """Kolmogorov and Smirnov's distance, on both sides of every step, so that atoms are seen as well."""
+    values, counts = torch.unique(draws, return_counts=True)
+    above = counts.cumsum(0).double() / len(draws)
+    below = above - counts / len(draws)
+    # Just below an atom the distribution function lacks it.
+    beneath = cdf((values - 1e-12).clamp(min=0.0))
+    beneath = torch.where(values > 0, beneath, torch.zeros_like(beneath))
+    distance = float(torch.maximum((above - cdf(values)).abs(), (below - beneath).abs()).max())
+    # sqrt(log(2 / level) / 2) at a level of 1e-4.
+    limit = 2.23 / len(draws) ** 0.5
+    assert distance < limit, f"draws are {distance:.4f} from the distribution function, beyond {limit:.4f}"
+
+
+def _check_conversions(path: NoisePath, times: Tensor, tolerance: float) -> None:
+    count = len(times)
+    x0, noise, other = (random.normal(count, 3, step=0, name=name, dtype=torch.float64) for name in ("x", "e", "y"))
+    reference = None
+    try:
+        state = path.corrupt(x0, noise, times)
+    except ArgumentError:
+        reference = other
+        state = path.corrupt(x0, noise, times, reference=reference)
+    for kind in _KINDS:
+        value = path.convert(x0, state, times, kind="x0", to=kind, reference=reference)
+        for to in _KINDS:
+            middle = path.convert(value, state, times, kind=kind, to=to, reference=reference)
+            back = path.convert(middle, state, times, kind=to, to=kind, reference=reference)
+            # Where the signal is weak, the data are a small difference of large numbers, and no formula gets them back.
+            size = (1 + value.abs() + middle.abs()) * (1 + 1 / path.alpha(times) + 1 / path.sigma(times))[:, None]
+            worst = float(((back - value).abs() / size).max())
+            assert worst <= tolerance, f"{kind} as {to} and back is off by {worst:.1e}"
+
+
+_KINDS: tuple[Kind, ...] = ("x0", "noise", "v", "velocity", "score")

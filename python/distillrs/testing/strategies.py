@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distillrs.ops import TopK
+from distillrs.schedule import EDM, VP, CosineAlpha, LinearBeta, RectifiedFlow, Residual, SubVP, Trig
+from distillrs.schedule import Path as NoisePath
 from distillrs.step import Step
 from distillrs.trajectory import Codec, Column, DeltaInt8, HalfDelta, Lossless, Raw, Schema, Store
 from distillrs.trajectory.dtypes import dtype_of
@@ -42,6 +44,30 @@ def steps(*, maximum_index: int = 10**6) -> st.SearchStrategy[Step]:
         first_unit=st.integers(0, 2**40),
         items=st.none() | st.integers(1, 10**6),
     )
+
+
+def paths(*, referenced: bool = False) -> st.SearchStrategy[NoisePath]:
+    """Gaussian noise paths of every kind.
+
+    Args:
+        referenced: Also those between two images, whose methods take a ``reference``.
+    """
+    signals = st.one_of(
+        st.builds(LinearBeta, st.floats(0.05, 1.0), st.floats(5.0, 25.0)),
+        st.builds(CosineAlpha, st.floats(0.002, 0.05)),
+    )
+    tables = st.builds(VP.betas, st.sampled_from(["linear", "scaled_linear", "cosine"]), st.sampled_from([10, 1000]))
+    kinds: list[st.SearchStrategy[NoisePath]] = [
+        st.builds(EDM, st.floats(1.0, 200.0), st.floats(0.1, 2.0)),
+        st.just(RectifiedFlow()),
+        st.builds(Trig, st.floats(0.1, 2.0)),
+        st.builds(VP, signals),
+        st.builds(SubVP, signals),
+        tables,
+    ]
+    if referenced:
+        kinds.append(st.builds(Residual, st.integers(2, 20), st.floats(0.5, 3.0), st.floats(0.3, 3.0)))
+    return st.one_of(kinds)
 
 
 def tensors(shape: tuple[int, ...], dtype: torch.dtype | str) -> st.SearchStrategy[Tensor]:

@@ -6,6 +6,7 @@ pub mod host;
 pub mod ops;
 pub mod parallel;
 pub mod random;
+pub mod schedule;
 pub mod select;
 mod simd;
 pub mod trajectory;

@@ -6,6 +6,7 @@ mod error;
 mod host;
 mod ops;
 mod random;
+mod schedule;
 mod select;
 mod trajectory;
 
@@ -22,6 +23,8 @@ mod _core {
     use crate::ops::{memory_pass, row_divergence, row_statistics};
     #[pymodule_export]
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
+    #[pymodule_export]
+    use crate::schedule::{shortest_paths, shortest_paths_of_two};
     #[pymodule_export]
     use crate::select::{
         budget, check_points, facility_location, herding, k_center, k_means, k_medoids, max_min_items, max_min_texts,
