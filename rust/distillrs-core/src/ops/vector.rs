@@ -71,7 +71,7 @@ pub trait Vector: Copy {
 /// rounding of the result, and subnormal numbers would slow every loop down.
 pub const SMALLEST: f32 = -100.0;
 
-/// 2^x with a relative error of 2e-7 up to 2^126, infinite above; 0 below 2^-120.
+/// 2^x with a relative error of 3e-7 up to 2^126, infinite above; 0 below 2^-120.
 ///
 /// # Safety
 /// As for the vector's methods.
@@ -158,7 +158,7 @@ pub mod tests {
         // SAFETY: the caller's promise.
         for (&x, &y) in wide.iter().zip(&unsafe { map::<V>(&wide, exp2_wide) }) {
             let exact = f64::from(x).exp2();
-            assert!((f64::from(y) - exact).abs() <= 2.0e-7 * exact, "2^{x} came out as {y}");
+            assert!((f64::from(y) - exact).abs() <= 3e-7 * exact, "2^{x} came out as {y}");
         }
         let special = [f32::NEG_INFINITY, -101.0, f32::NAN, 0.0, -100.5, -1e30, -99.0, -0.0];
         let special: Vec<f32> = special.iter().copied().cycle().take(32).collect();
