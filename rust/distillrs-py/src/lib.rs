@@ -6,6 +6,7 @@ mod error;
 mod host;
 mod random;
 mod select;
+mod teacher;
 mod trajectory;
 
 use pyo3::prelude::*;
@@ -21,6 +22,8 @@ mod _core {
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
     #[pymodule_export]
     use crate::select::{k_means, nearest};
+    #[pymodule_export]
+    use crate::teacher::{TeacherRows, teacher_pack_logits, teacher_pack_top_k, teacher_row_bytes};
     #[pymodule_export]
     use crate::trajectory::{RecordView, TrajectoryStore, TrajectoryWriter, repair_store};
 
