@@ -43,9 +43,10 @@ def selected(tokens: int, k: int, seed: int) -> TopK:
 
 def fill(path: Path, k: int, tokens: int) -> tuple[float, float]:
     """Bytes a token of payload, and framing as a share of it."""
+    kinds = [selected(LENGTH, k, seed) for seed in range(4)]
     with TeacherCache.create(path, VOCABULARY, k, UNCHECKED) as cache:
         for document in range(tokens // LENGTH):
-            cache.append(f"document {document}", selected(LENGTH, k, document % 4))
+            cache.append(f"document {document}", kinds[document % 4])
         row_bytes = cache.row_bytes
     payload = row_bytes * (tokens // LENGTH) * LENGTH
     on_disk = sum(file.stat().st_size for file in path.iterdir())

@@ -55,6 +55,17 @@ pub struct RowLayout {
     pub sampled_id_bytes: usize,
     /// Bytes of a row.
     pub row_bytes: usize,
+    /// What the fast way of unpacking needs, where this machine has it.
+    pub(super) groups: Option<Groups>,
+}
+
+/// How a group of eight ids is brought together from the bytes that hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Groups {
+    /// For each id the four bytes that it lies in, of two loads of 16.
+    pub shuffle: [i8; 32],
+    /// For each id the bits before it.
+    pub shifts: [i32; 8],
 }
 
 #[derive(Deserialize)]
@@ -101,7 +112,8 @@ impl RowLayout {
         let sampled_at = partitions_at + 4 * (temperatures.len() - 1);
         let sampled_id_bytes = id_bits.div_ceil(8);
         let row_bytes = sampled_at + if sampled { sampled_id_bytes + 4 } else { 0 };
-        Ok(Self {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, reason = "only that architecture has a fast way"))]
+        let mut layout = Self {
             vocabulary,
             k,
             code,
@@ -115,7 +127,13 @@ impl RowLayout {
             sampled_at,
             sampled_id_bytes,
             row_bytes,
-        })
+            groups: None,
+        };
+        #[cfg(target_arch = "x86_64")]
+        {
+            layout.groups = super::unpack_avx2::groups(&layout);
+        }
+        Ok(layout)
     }
 
     /// A layout from JSON: `{"vocabulary", "k", "code": "u8" | "f16", "temperatures", "sampled"}`.

@@ -67,7 +67,8 @@ pub struct TeacherRows {
     verify: Verify,
     layout: RowLayout,
     column: usize,
-    runs: HashMap<u64, Run>,
+    /// By the writer's number.
+    runs: Vec<Option<Run>>,
     keys: HashMap<Box<str>, i64>,
     conflicts: Vec<Conflict>,
     tokens: u64,
@@ -129,7 +130,7 @@ impl TeacherRows {
             verify,
             layout,
             column: rows,
-            runs: HashMap::with_capacity(names.len()),
+            runs: Vec::new(),
             keys: HashMap::new(),
             conflicts: Vec::new(),
             tokens: 0,
@@ -160,7 +161,10 @@ impl TeacherRows {
             run.documents.push(document.filter(|_| key.is_some()));
             keys.push(key);
         }
-        self.runs.insert(writer, run);
+        // Below the limit of writers, as the names were chosen.
+        let index = writer as usize;
+        self.runs.resize_with(self.runs.len().max(index + 1), || None);
+        self.runs[index] = Some(run);
         for (document, key) in (0..).zip(keys) {
             let Some(key) = key else { continue };
             match self.keys.get(key.as_str()) {
@@ -207,14 +211,18 @@ impl TeacherRows {
         Some(Document { tokens, range, copy: OnceLock::new(), checked: AtomicBool::new(false) })
     }
 
+    fn run(&self, writer: u64) -> Option<&Run> {
+        self.runs.get(usize::try_from(writer).ok()?)?.as_ref()
+    }
+
     fn tokens_of(&self, writer: u64, document: u64) -> u32 {
-        let found = self.runs.get(&writer).and_then(|run| run.documents.get(document as usize));
+        let found = self.run(writer).and_then(|run| run.documents.get(document as usize));
         found.and_then(Option::as_ref).map_or(0, |document| document.tokens)
     }
 
     /// The rows of a document, checked at their first touch.
     fn bytes(&self, writer: u64, document: u64) -> Result<&[u8]> {
-        let run = self.runs.get(&writer);
+        let run = self.run(writer);
         let found = run.and_then(|run| Some((run, run.documents.get(document as usize)?.as_ref()?)));
         let (run, found) = found.ok_or_else(|| {
             let row = number(writer.min(WRITER_LIMIT - 1), document);
@@ -283,7 +291,7 @@ impl TeacherRows {
     /// Trajectory and step of a key's document.
     pub fn place(&self, key: &str) -> Option<(&str, u64)> {
         let (writer, document, _) = parts(*self.keys.get(key)?);
-        Some((self.runs.get(&writer)?.name.as_str(), document))
+        Some((self.run(writer)?.name.as_str(), document))
     }
 
     /// Unpacks rows in the order asked for; -1 gives ids of 0 without probability and a tail of mass one.
@@ -365,7 +373,7 @@ impl TeacherRows {
     fn defect(&self, first: i64, defect: &Defect) -> Error {
         let row = first + defect.row as i64;
         let (writer, document, token) = parts(row);
-        let Some(run) = self.runs.get(&writer) else { return corrupt(self.store.path(), 0, defect.reason) };
+        let Some(run) = self.run(writer) else { return corrupt(self.store.path(), 0, defect.reason) };
         let records = self.catalogue.records(&*self.fs, &run.name, run.entry);
         let place =
             records.and_then(|records| Ok((records.path().to_path_buf(), records.place(self.column, document)?)));

@@ -92,24 +92,14 @@ pub fn unpack_reference<I: Id>(layout: &RowLayout, bytes: &[u8], target: &mut Ta
 /// As [`unpack_reference`].
 pub fn unpack_rows<I: Id>(layout: &RowLayout, bytes: &[u8], target: &mut Target<'_, I>) -> Result<(), Defect> {
     #[cfg(target_arch = "x86_64")]
-    if super::unpack_avx2::serves(layout) {
-        for (row, packed) in bytes.chunks_exact(layout.row_bytes).enumerate() {
-            let entries = row * layout.k..(row + 1) * layout.k;
-            let (ids, log_probs) = (&mut target.ids[entries.clone()], &mut target.log_probs[entries]);
-            let fast = super::unpack_avx2::entries(layout, packed, ids, log_probs);
-            // What the fast way does not settle is told apart by the plain one.
-            let settled = if fast { Ok(()) } else { reference_entries(layout, packed, ids, log_probs) };
-            settled
-                .and_then(|()| rest(layout, packed, row, target.tail, target.partitions))
-                .map_err(|(offset, reason)| Defect { row, offset, reason })?;
-        }
-        return Ok(());
+    if let Some(groups) = &layout.groups {
+        return super::unpack_avx2::rows(layout, groups, bytes, target);
     }
     unpack_reference(layout, bytes, target)
 }
 
 /// Ids and log-probabilities of one row.
-fn reference_entries<I: Id>(
+pub(super) fn reference_entries<I: Id>(
     layout: &RowLayout,
     packed: &[u8],
     ids: &mut [I],
@@ -166,7 +156,7 @@ pub(super) fn head(layout: &RowLayout, packed: &[u8]) -> Result<(f32, f32), (usi
 
 /// Tail and log-partitions of one row; the first log-partition is that of temperature 1, which is 0.
 #[inline(always)]
-fn rest(
+pub(super) fn rest(
     layout: &RowLayout,
     packed: &[u8],
     row: usize,

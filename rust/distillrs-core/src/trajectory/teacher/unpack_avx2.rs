@@ -6,68 +6,96 @@
 //! sums.
 
 use std::arch::x86_64::*;
-use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::layout::{LogProbCode, RowLayout};
+use super::layout::{Groups, LogProbCode, RowLayout};
 use super::pack::NOTHING;
-use super::unpack::{Id, head};
+use super::unpack::{Defect, Id, Target, head, reference_entries, rest};
 
 /// Ids of a group.
 const GROUP: usize = 8;
 
-/// Whether this machine and layout take the fast way.
-pub(super) fn serves(layout: &RowLayout) -> bool {
-    static KNOWN: AtomicU8 = AtomicU8::new(0);
-    let machine = match KNOWN.load(Ordering::Relaxed) {
-        0 => {
-            let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
-            KNOWN.store(1 + u8::from(found), Ordering::Relaxed);
-            found
+/// What the fast way needs; `None` if this machine or layout does not take it.
+pub(super) fn groups(layout: &RowLayout) -> Option<Groups> {
+    let bits = layout.id_bits;
+    let machine = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+    if !machine || layout.k < GROUP || bits > 24 || reach(layout) > layout.row_bytes {
+        return None;
+    }
+    let mut groups = Groups { shuffle: [0; 32], shifts: [0; 8] };
+    for id in 0..GROUP {
+        // The fifth id begins the second load; of an odd number of bits in the middle of its first byte.
+        let start = if id < 4 { id * bits } else { (id - 4) * bits + (4 * bits) % 8 };
+        for byte in 0..4 {
+            groups.shuffle[4 * id + byte] = (start / 8 + byte) as i8;
         }
-        known => known == 2,
-    };
-    machine && layout.k >= GROUP && layout.id_bits <= 24 && reach(layout) <= layout.row_bytes
+        groups.shifts[id] = (start % 8) as i32;
+    }
+    Some(groups)
 }
 
 /// Where the last load of ids ends: at most at the row's end, or the row is too short for the fast way.
 fn reach(layout: &RowLayout) -> usize {
-    let groups = layout.k / GROUP;
-    (groups - 1) * layout.id_bits + layout.id_bits / 2 + 16
+    (layout.k / GROUP - 1) * layout.id_bits + layout.id_bits / 2 + 16
+}
+
+/// As [`super::unpack::unpack_reference`].
+///
+/// # Panics
+/// If `groups` is not the layout's own, or `target` has fewer rows than `bytes`.
+pub(super) fn rows<I: Id>(
+    layout: &RowLayout,
+    groups: &Groups,
+    bytes: &[u8],
+    target: &mut Target<'_, I>,
+) -> Result<(), Defect> {
+    assert!(layout.groups.as_ref() == Some(groups), "groups of another layout");
+    // SAFETY: the layout has groups only if the features were detected and every load of ids ends within the row.
+    unsafe { rows_avx2(layout, groups, bytes, target) }
+}
+
+/// # Safety
+/// The machine has AVX2 and F16C, and `groups` are those of `layout`.
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn rows_avx2<I: Id>(
+    layout: &RowLayout,
+    groups: &Groups,
+    bytes: &[u8],
+    target: &mut Target<'_, I>,
+) -> Result<(), Defect> {
+    for (row, packed) in bytes.chunks_exact(layout.row_bytes).enumerate() {
+        let place = row * layout.k..(row + 1) * layout.k;
+        let (ids, log_probs) = (&mut target.ids[place.clone()], &mut target.log_probs[place]);
+        // SAFETY: the caller's promises; `packed` is a row, and both slices have `k` elements.
+        let fast = unsafe { entries(layout, groups, packed, ids, log_probs) };
+        // What the fast way does not settle is told apart by the plain one.
+        let settled = if fast { Ok(()) } else { reference_entries(layout, packed, ids, log_probs) };
+        settled
+            .and_then(|()| rest(layout, packed, row, target.tail, target.partitions))
+            .map_err(|(offset, reason)| Defect { row, offset, reason })?;
+    }
+    Ok(())
 }
 
 /// Fills ids and log-probabilities. False if the row needs the plain way: it is damaged, or has entries without
 /// probability.
 ///
-/// # Panics
-/// If `packed` is no row of the layout, or `ids` and `log_probs` do not have `k` elements; only after [`serves`].
-#[inline(always)]
-pub(super) fn entries<I: Id>(layout: &RowLayout, packed: &[u8], ids: &mut [I], log_probs: &mut [f32]) -> bool {
-    assert!(packed.len() == layout.row_bytes && ids.len() == layout.k && log_probs.len() == layout.k);
-    // SAFETY: `serves` detected the features and that every load of ids ends within the row; the lengths were just compared.
-    unsafe { entries_avx2(layout, packed, ids, log_probs) }
-}
-
 /// # Safety
-/// The machine has AVX2 and F16C; `packed` is a row of `layout`, which [`serves`]; `ids` and `log_probs` have `k` elements.
+/// As [`rows_avx2`]; `packed` is a row of `layout`; `ids` and `log_probs` have `k` elements.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn entries_avx2<I: Id>(layout: &RowLayout, packed: &[u8], ids: &mut [I], log_probs: &mut [f32]) -> bool {
+#[inline]
+unsafe fn entries<I: Id>(
+    layout: &RowLayout,
+    plan: &Groups,
+    packed: &[u8],
+    ids: &mut [I],
+    log_probs: &mut [f32],
+) -> bool {
     let bits = layout.id_bits;
     let groups = layout.k / GROUP;
     let half = bits / 2;
-    // Of an odd number of bits the fifth id begins in the middle of a byte.
-    let start = |id: usize| if id < 4 { id * bits } else { (id - 4) * bits + (4 * bits) % 8 };
-    let mut shuffle = [0i8; 32];
-    let mut shifts = [0i32; 8];
-    for id in 0..GROUP {
-        let first = (start(id) / 8) as i8;
-        for byte in 0..4 {
-            shuffle[4 * id + byte as usize] = first + byte;
-        }
-        shifts[id] = (start(id) % 8) as i32;
-    }
     // SAFETY: both arrays have 32 bytes.
     let (shuffle, shifts) =
-        unsafe { (_mm256_loadu_si256(shuffle.as_ptr().cast()), _mm256_loadu_si256(shifts.as_ptr().cast())) };
+        unsafe { (_mm256_loadu_si256(plan.shuffle.as_ptr().cast()), _mm256_loadu_si256(plan.shifts.as_ptr().cast())) };
     let mask = _mm256_set1_epi32((1i32 << bits) - 1);
     let mut largest = _mm256_setzero_si256();
     for group in 0..groups {
@@ -117,6 +145,7 @@ unsafe fn entries_avx2<I: Id>(layout: &RowLayout, packed: &[u8], ids: &mut [I], 
 }
 
 #[target_feature(enable = "avx2")]
+#[inline]
 fn all_at_most(values: __m256i, bound: u32) -> bool {
     // Ids are below 2^24, so the signed comparison is the unsigned one.
     let above = _mm256_cmpgt_epi32(values, _mm256_set1_epi32(bound as i32));
@@ -124,8 +153,9 @@ fn all_at_most(values: __m256i, bound: u32) -> bool {
 }
 
 /// # Safety
-/// As [`entries_avx2`].
+/// As [`entries`].
 #[target_feature(enable = "avx2,f16c")]
+#[inline]
 unsafe fn halves(layout: &RowLayout, packed: &[u8], log_probs: &mut [f32]) -> bool {
     let groups = layout.k / GROUP;
     let mut sound = true;
@@ -147,8 +177,9 @@ unsafe fn halves(layout: &RowLayout, packed: &[u8], log_probs: &mut [f32]) -> bo
 }
 
 /// # Safety
-/// As [`entries_avx2`].
+/// As [`entries`].
 #[target_feature(enable = "avx2,f16c")]
+#[inline]
 unsafe fn steps(layout: &RowLayout, packed: &[u8], log_probs: &mut [f32]) -> bool {
     let Ok((top, scale)) = head(layout, packed) else { return false };
     let groups = layout.k / GROUP;
