@@ -6,6 +6,7 @@ from distillrs.trajectory.codecs import Codec, DeltaInt8, HalfDelta, Lossless, R
 from distillrs.trajectory.fingerprint import UNCHECKED, Fingerprint
 from distillrs.trajectory.layout import ParameterLayout, ParameterSlot
 from distillrs.trajectory.loader import WindowBatch, WindowIterator, WindowLoader
+from distillrs.trajectory.random_sample import random_sample
 from distillrs.trajectory.reports import CodecError, Damage, RepairReport, SealReport, VerifyReport
 from distillrs.trajectory.ring import Ring
 from distillrs.trajectory.schema import Column, Schema
@@ -44,4 +45,5 @@ __all__ = [
     "import_replay_buffers",
     "import_safetensors",
     "key_of",
+    "random_sample",
 ]
