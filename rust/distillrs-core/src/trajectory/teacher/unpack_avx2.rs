@@ -124,14 +124,14 @@ unsafe fn entries<I: Id>(
         }
     }
     let mut sound = all_at_most(largest, layout.vocabulary - 1);
-    for index in groups * GROUP..layout.k {
+    for (index, target) in ids.iter_mut().enumerate().skip(groups * GROUP) {
         let bit = index * bits;
         let mut word = [0; 4];
         let field = &packed[bit / 8..layout.row_bytes.min(bit / 8 + 4)];
         word[..field.len()].copy_from_slice(field);
         let id = u32::from_le_bytes(word) >> (bit % 8) & ((1 << bits) - 1);
         sound &= id < layout.vocabulary;
-        ids[index] = I::from_id(id);
+        *target = I::from_id(id);
     }
     if !sound {
         return false;
