@@ -126,6 +126,68 @@ def repair_store(path: str) -> str:
     "manifest_rebuilt"}`.
     """
 
+# teacher caches: `layout` is JSON, `{"vocabulary", "k", "code": "u8" | "f16", "temperatures", "sampled"}`; tensors are
+# (address, bytes) of contiguous memory that the caller answers for: ids int64, the others float32.
+def teacher_row_bytes(layout: str) -> int: ...
+def teacher_pack_logits(
+    layout: str,
+    dtype: str,
+    rows: int,
+    logits: tuple[int, int],
+    ids: tuple[int, int] | None,
+    sampled: tuple[int, int] | None,
+) -> bytes:
+    """Packs rows of logits of type `dtype`: the k largest, or the `ids` [rows, k] (-1 for none)."""
+
+def teacher_pack_top_k(
+    layout: str,
+    rows: int,
+    ids: tuple[int, int],
+    log_probs: tuple[int, int],
+    tail: tuple[int, int],
+    partitions: tuple[int, int],
+    sampled: tuple[tuple[int, int], tuple[int, int]] | None,
+) -> bytes:
+    """Packs rows that were selected before; `partitions` is [rows, temperatures]."""
+
+@final
+class TeacherRows:
+    """The rows of a teacher cache at one moment. Every method works in threads, without the GIL, and after a fork."""
+
+    @staticmethod
+    def load(store: TrajectoryStore, layout: str) -> TeacherRows: ...
+    @property
+    def size(self) -> tuple[int, int]:
+        """Documents, and their tokens."""
+
+    def keys(self) -> list[str]:
+        """Sorted."""
+
+    def conflicts(self) -> list[str]:
+        """Keys that two documents have with different rows; the first writer's counts."""
+
+    def find(self, key: str) -> tuple[int, int] | None:
+        """First row and tokens of a key's document."""
+
+    def place(self, key: str) -> tuple[str, int] | None:
+        """Trajectory and step of a key's document."""
+
+    def packed(self, key: str) -> bytes:
+        """A copy of the packed rows of a key's document."""
+
+    def gather(
+        self,
+        rows: tuple[int, int],
+        wide: bool,
+        ids: tuple[int, int],
+        log_probs: tuple[int, int],
+        tail: tuple[int, int],
+        partitions: tuple[int, int],
+    ) -> None:
+        """Unpacks rows (int64; -1 for none); `ids` is int64 if `wide`, else int32."""
+
+    def gather_sampled(self, rows: tuple[int, int], ids: tuple[int, int], log_probs: tuple[int, int]) -> None: ...
+
 # random: `units` is (first id, count) or an int64 array of ids; `out` is filled, its length is units times `per_unit`.
 def random_real(
     normal: bool, seed: int, name: str, step: int, units: tuple[int, int] | Buffer, per_unit: int, out: Buffer

@@ -8,6 +8,7 @@ mod ops;
 mod random;
 mod schedule;
 mod select;
+mod teacher;
 mod trajectory;
 
 use pyo3::prelude::*;
@@ -30,6 +31,8 @@ mod _core {
         budget, check_points, facility_location, herding, k_center, k_means, k_medoids, max_min_items, max_min_texts,
         nearest,
     };
+    #[pymodule_export]
+    use crate::teacher::{TeacherRows, teacher_pack_logits, teacher_pack_top_k, teacher_row_bytes};
     #[pymodule_export]
     use crate::trajectory::{RecordView, TrajectoryStore, TrajectoryWriter, repair_store};
 

@@ -20,9 +20,9 @@ fn json<T: serde::Serialize>(value: &T) -> CoreResult<String> {
 /// Address and bytes of memory that the caller keeps alive, in place and for the call alone: that of a contiguous CPU
 /// tensor, from `distillrs.trajectory.buffers`. Python's buffer protocol costs several microseconds a tensor, which a small
 /// record notices.
-type Memory = (usize, usize);
+pub type Memory = (usize, usize);
 
-fn source<'a>(name: &str, (address, length): Memory) -> CoreResult<&'a [u8]> {
+pub fn source<'a>(name: &str, (address, length): Memory) -> CoreResult<&'a [u8]> {
     if length == 0 {
         return Ok(&[]);
     }
@@ -32,7 +32,7 @@ fn source<'a>(name: &str, (address, length): Memory) -> CoreResult<&'a [u8]> {
     Ok(unsafe { std::slice::from_raw_parts(address as *const u8, length) })
 }
 
-fn target<'a>(name: &str, (address, length): Memory) -> CoreResult<&'a mut [u8]> {
+pub fn target<'a>(name: &str, (address, length): Memory) -> CoreResult<&'a mut [u8]> {
     if length == 0 {
         return Ok(&mut []);
     }
@@ -59,7 +59,7 @@ impl TrajectoryStore {
     }
 
     /// The open store. The lock is held for a clone only, and with the interpreter's lock, so no fork comes between.
-    fn get(&self) -> CoreResult<std::sync::Arc<Store>> {
+    pub fn get(&self) -> CoreResult<std::sync::Arc<Store>> {
         let guard = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let closed = || Error::argument("store", "a closed store", "an open one");
         Ok(guard.as_ref().ok_or_else(closed)?.clone())
@@ -181,7 +181,7 @@ impl TrajectoryStore {
 }
 
 /// Two buffers that share bytes would be written through two exclusive borrows.
-fn refuse_overlap(outs: &[Memory]) -> CoreResult<()> {
+pub fn refuse_overlap(outs: &[Memory]) -> CoreResult<()> {
     let mut ranges: Vec<Memory> = outs.iter().copied().filter(|(_, length)| *length > 0).collect();
     ranges.sort_unstable();
     let overlap = ranges.windows(2).any(|pair| pair[1].0 - pair[0].0 < pair[0].1);

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::value::RawValue;
 
 use super::codec::CodecError;
-use super::filesystem::{FileSystem, at};
+use super::filesystem::{FileSystem, Mapping, at};
 use super::log::Log;
 use super::manifest::{ErrorTable, Listed, Manifest, SegmentRecord};
 use super::names;
@@ -360,6 +360,14 @@ impl Catalogue {
                     .map(|trajectory| trajectory as &dyn Records)
                     .ok_or_else(|| corrupt(handle.path(), 8, format!("the segment does not hold {key:?}")))
             }
+        }
+    }
+
+    /// The mapped file that an entry lies in, once [`Catalogue::records`] opened it; `None` for a log.
+    pub fn mapping(&self, entry: Entry) -> Option<Arc<Mapping>> {
+        match entry {
+            Entry::Log { .. } => None,
+            Entry::Segment { index, .. } => Some(self.sealed.segments[index].opened.get()?.mapping().clone()),
         }
     }
 

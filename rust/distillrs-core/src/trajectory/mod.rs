@@ -21,6 +21,7 @@ mod seal;
 mod segment;
 mod segment_writer;
 mod store;
+pub mod teacher;
 mod writer;
 
 pub use records::Verify;

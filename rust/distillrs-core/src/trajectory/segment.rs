@@ -251,6 +251,11 @@ impl Segment {
         Err(corrupt(&self.path, self.size.saturating_sub(length), "the copy of the segment's header does not match it"))
     }
 
+    /// The mapped file.
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
     /// The trajectory of `key`.
     pub fn trajectory(&self, key: &str) -> Option<&SegmentTrajectory> {
         self.by_key.get(key).map(|&index| &self.trajectories[index])

@@ -209,6 +209,11 @@ impl Store {
         Ok(self.catalogue.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
+    /// What rooms that read records on their own need: the store at this moment, its file system, when to check.
+    pub(super) fn snapshot(&self) -> Result<(Arc<Catalogue>, Arc<dyn FileSystem>, Verify)> {
+        Ok((self.catalogue()?, self.fs.clone(), self.verify))
+    }
+
     /// Takes in what others completed, sealed or appended since.
     ///
     /// # Errors
