@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ import numpy as np
 import torch
 
 from distillrs import _core
+from distillrs.ops import TopK
 from distillrs.trajectory import UNCHECKED, TeacherCache
-from distillrs.trajectory.top_k import TopK, top_k_of
 
 VOCABULARY = 151_936
 LENGTH = 512
@@ -37,8 +38,8 @@ def selected(tokens: int, k: int, seed: int) -> TopK:
     """Rows with the spread of a language model's, made without the logits, which would take gigabytes."""
     generator = torch.Generator().manual_seed(seed)
     small = torch.randn(tokens, 1000, generator=generator).exp() * 2
-    rows = top_k_of(small, k)
-    return rows._replace(ids=rows.ids * 151 + torch.randint(0, 151, (tokens, k), generator=generator))
+    rows = TopK.from_logits(small, k)
+    return replace(rows, ids=rows.ids * 151 + torch.randint(0, 151, (tokens, k), generator=generator))
 
 
 def fill(path: Path, k: int, tokens: int) -> tuple[float, float]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from distillrs.ops import TopK
 from distillrs.trajectory import UNCHECKED, TeacherCache
-from distillrs.trajectory.top_k import top_k_of
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 
@@ -67,7 +67,7 @@ def check(path: Path, due: set[int]) -> set[int]:
         if found:
             starts = cache.index(keys)
             rows = torch.cat([start + torch.arange(n) for start, n in zip(starts, lengths, strict=True)])
-            exact = top_k_of(torch.cat([answers(number) for number in sorted(found)]), K)
+            exact = TopK.from_logits(torch.cat([answers(number) for number in sorted(found)]), K)
             topk = cache.gather(rows)
             assert torch.equal(topk.ids, exact.ids)
             assert (topk.log_probs - exact.log_probs).abs().max() < 0.02

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 
 from distillrs import _core
+from distillrs.ops import TopK
 from distillrs.trajectory import UNCHECKED, TeacherCache
-from distillrs.trajectory.top_k import top_k_of
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -67,7 +67,7 @@ def test_gathered_rows_are_those_of_the_reference(drawn, k, code, seed, threads)
     there = topk.log_probs > -torch.inf
     # Every stored value belongs to its id, and the ids are as probable as those of the reference.
     mine = log_probs.gather(1, topk.ids)
-    due = top_k_of(exact, k, temperatures)
+    due = TopK.from_logits(exact, k, temperatures)
     assert torch.equal(mine, due.log_probs)
     assert torch.equal(there, mine > -torch.inf)
     # The scale is at most the largest step over 254, and a row is shifted by at most half of it.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from distillrs import ops
 from distillrs.errors import ArgumentError
+from distillrs.ops._top_k import log1mexp
 
 DIVERGENCES = [ops.ForwardKL(), ops.ReverseKL(), ops.JensenShannon(0.3), ops.TotalVariation()]
 
@@ -228,3 +229,30 @@ def test_large_scores_and_common_shifts_do_no_harm():
     wide = ops.plackett_luce(5e3 * student, 5e3 * teacher, labels)
     assert torch.isfinite(wide)
     assert torch.isfinite(torch.autograd.grad(wide, student)[0]).all()
+
+
+def test_log1mexp_is_exact_near_both_ends_and_differentiable():
+    x = torch.tensor([-1e-9, -0.5, -0.7, -40.0, 0.0, -torch.inf], dtype=torch.float64, requires_grad=True)
+    due = [math.log(1e-9), math.log(-math.expm1(-0.5)), math.log1p(-math.exp(-0.7)), -math.exp(-40.0), -math.inf, 0.0]
+    assert torch.allclose(log1mexp(x).detach(), torch.tensor(due, dtype=torch.float64), rtol=1e-9)
+    log1mexp(x)[:4].sum().backward()
+    assert torch.isfinite(x.grad[:4]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_an_entry_without_probability_is_none_whatever_its_id(dtype):
+    student = logits(2, 8).requires_grad_()
+    known = torch.tensor([[0.5, 0.2], [0.6, 0.3]], dtype=torch.float64).log()
+    nothing = torch.full((2, 1), -torch.inf, dtype=torch.float64)
+    tail = torch.tensor([0.3, 0.1], dtype=torch.float64).log()
+    ids = torch.tensor([[1, 4], [7, 0]])
+    found = []
+    for other in (-1, 3):
+        padded = torch.cat([ids, torch.full((2, 1), other)], 1).to(dtype)
+        topk = ops.TopK(padded, torch.cat([known, nothing], 1), tail)
+        loss = ops.sparse_row_divergence(student, topk, ops.ReverseKL(), reduction="none")
+        found.append((loss.detach(), torch.autograd.grad(loss.sum(), student)[0]))
+    plain = ops.sparse_row_divergence(student, ops.TopK(ids, known, tail), ops.ReverseKL(), reduction="none")
+    for loss, gradient in found:
+        torch.testing.assert_close(loss, plain.detach())
+        torch.testing.assert_close(gradient, torch.autograd.grad(plain.sum(), student, retain_graph=True)[0])

@@ -144,8 +144,9 @@ def _some_rows(flat: Tensor, sparse: SparseRows, chosen: Tensor, losses: Tensor,
     temperature = rows.student_temperature[chosen, None].to(dtype)
     logits = flat[chosen, : rows.vocabulary].to(dtype)
     log_q = ((logits - logits.amax(-1, keepdim=True)) / temperature).log_softmax(-1)
-    ids = top.ids.reshape(rows.count, k)[chosen]
-    missing = ids < 0
+    ids = top.ids.reshape(rows.count, k)[chosen].long()
+    log_probs = top.log_probs.reshape(rows.count, k)[chosen].to(dtype)
+    missing = (ids < 0) | (log_probs == -torch.inf)
     # An absent entry must not touch column 0: a column beyond the last takes what is written for it.
     places = ids.masked_fill(missing, rows.vocabulary)
     padded = torch.nn.functional.pad(log_q, (0, 1), value=-torch.inf)
@@ -153,8 +154,9 @@ def _some_rows(flat: Tensor, sparse: SparseRows, chosen: Tensor, losses: Tensor,
     outside = padded.scatter(-1, places, -torch.inf)[:, :-1]
     # From the entries themselves: one less the sum of the others would lose a small tail to rounding.
     events_q = torch.cat([entries, outside.logsumexp(-1, keepdim=True)], -1)
-    log_probs = top.log_probs.reshape(rows.count, k)[chosen].to(dtype).masked_fill(missing, -torch.inf)
-    events_p = torch.cat([log_probs, top.tail_log_mass.reshape(rows.count, 1)[chosen].to(dtype)], -1)
+    events_p = torch.cat(
+        [log_probs.masked_fill(missing, -torch.inf), top.tail_log_mass.reshape(rows.count, 1)[chosen].to(dtype)], -1
+    )
     absent = (events_q == -torch.inf) & (events_p == -torch.inf)
     scale = rows.divergence_scale[chosen].to(dtype)
     losses[chosen] = scale * divergence.value(events_p, events_q).masked_fill(absent, 0).sum(-1)

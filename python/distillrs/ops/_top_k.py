@@ -21,8 +21,8 @@ class TopK:
     temperature that will be used is kept too: ``log sum_v p_v^(1 / T)``.
 
     Attributes:
-        ids: int64 ``[..., k]``, distinct in a row; -1 where a row has fewer.
-        log_probs: ``[..., k]``: natural logarithms; minus infinity where the id is -1.
+        ids: int64 or int32 ``[..., k]``, distinct in a row; -1 where a row has fewer.
+        log_probs: ``[..., k]``: natural logarithms; minus infinity where there is no entry, whatever the id.
         tail_log_mass: ``[...]``: logarithm of the probability of all other entries.
         log_partition: For each temperature other than 1 that can be asked for, ``[...]``.
     """
@@ -33,9 +33,9 @@ class TopK:
     log_partition: Mapping[float, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.ids.dtype != torch.int64 or self.ids.dim() == 0:
+        if self.ids.dtype not in (torch.int64, torch.int32) or self.ids.dim() == 0:
             got = f"{self.ids.dtype} {list(self.ids.shape)}"
-            raise argument_error("ids", got, "an int64 tensor [..., k]")
+            raise argument_error("ids", got, "an int64 or int32 tensor [..., k]")
         if self.log_probs.shape != self.ids.shape:
             raise argument_error(
                 "log_probs", list(self.log_probs.shape), f"the shape of the ids, {list(self.ids.shape)}"
@@ -84,6 +84,21 @@ class TopK:
             known = ", ".join(str(value) for value in sorted({1.0, *self.log_partition}))
             raise argument_error("temperature", temperature, f"one whose log-partition is kept: {known}")
         log_probs = self.log_probs / temperature - partition[..., None]
-        # Rounding may bring the entries' mass to 1 or a little above: then nothing is left.
-        inside = log_probs.logsumexp(-1).clamp(max=0)
-        return TopK(self.ids, log_probs, torch.log(-torch.expm1(inside)))
+        tail = log1mexp(log_probs.double().logsumexp(-1)).to(self.tail_log_mass.dtype)
+        return TopK(self.ids, log_probs, tail)
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """``log(1 - e^x)`` without cancellation; minus infinity from 0 on, where rounding may bring a sum of masses.
+
+    Martin Maechler, "Accurately computing log(1 - exp(-|a|))", 2012.
+
+    Args:
+        x: ``[...]``: logarithms of masses.
+    """
+    x = x.clamp(max=0.0)
+    near = x > -math.log(2)
+    # Each branch sees only what it is for, so that no gradient of the other one is infinite or not a number.
+    low = torch.where(near, torch.full_like(x, -1.0), x)
+    high = torch.where(near, x, torch.full_like(x, -0.5))
+    return torch.where(near, torch.log(-torch.expm1(high)), torch.log1p(-torch.exp(low)))

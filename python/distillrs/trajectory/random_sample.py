@@ -7,8 +7,8 @@ from torch import Tensor
 
 from distillrs import random
 from distillrs.errors import argument_error
+from distillrs.ops import TopK
 from distillrs.step import Step
-from distillrs.trajectory.top_k import TopK
 
 # Rows whose cumulative sums, in float64, are held at once.
 _ROWS = 64
@@ -63,4 +63,4 @@ def random_sample(logits: Tensor, draws: int, *, key: str, seed: int = 0, first:
     order = counts.argsort(dim=-1, descending=True, stable=True)
     log_probs = (counts.gather(-1, order).double() / draws).log().float()
     nothing = torch.full((tokens,), -torch.inf, device=logits.device)
-    return TopK(distinct.gather(-1, order), log_probs, nothing, {1.0: torch.zeros_like(nothing)})
+    return TopK(distinct.gather(-1, order), log_probs, nothing)

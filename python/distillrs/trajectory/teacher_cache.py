@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,13 +26,15 @@ from distillrs.errors import (
     StoreVersionError,
     argument_error,
 )
+from distillrs.ops import TopK
 from distillrs.trajectory.buffers import announce_write, describe, memory, output_tensor
 from distillrs.trajectory.fingerprint import UNCHECKED, Fingerprint, _Unchecked
 from distillrs.trajectory.reports import VerifyReport
 from distillrs.trajectory.schema import Column, Schema
 from distillrs.trajectory.store import Store, Verify
-from distillrs.trajectory.top_k import TopK, top_k_of
 from distillrs.trajectory.writer import Writer
+
+T = TypeVar("T")
 
 _FORMAT = 0
 _METADATA = "teacher_cache"
@@ -344,7 +346,7 @@ class TeacherCache:
             rows: [...] Numbers from :meth:`index` plus positions; -1 for no row.
             device: Where the result goes; ``None`` is the CPU.
             out: A result of an earlier call for the same shape, to be filled again.
-            dtype: Of the ids: int64, which torch indexes with, or int32.
+            dtype: Of the ids: int64, or int32 in half the memory.
 
         Returns:
             [..., k] entries, sorted by falling probability; of a row -1 ids 0, log-probabilities minus infinity and a
@@ -367,7 +369,7 @@ class TeacherCache:
         shape = tuple(numbers.shape)
         local = out if out is not None and target.type == "cpu" else None
         pinned = target.type == "cuda"
-        reused = (None, None, None) if local is None else local[:3]
+        reused = (None, None, None) if local is None else (local.ids, local.log_probs, local.tail_log_mass)
         ids = _filled("ids", reused[0], (*shape, self.k), dtype, pinned)
         log_probs = _filled("log_probs", reused[1], (*shape, self.k), torch.float32, pinned)
         tail = _filled("tail_log_mass", reused[2], shape, torch.float32, pinned)
@@ -383,19 +385,21 @@ class TeacherCache:
                 memory(partitions),
             )
         )
-        columns = {each: partitions[..., index] for index, each in enumerate(self.temperatures)}
-        found = TopK(ids, log_probs, tail, columns)
-        if target.type == "cpu":
-            return found
-        if out is None:
-            moved = [each.to(target, non_blocking=True) for each in (ids, log_probs, tail, partitions)]
-            columns = {each: moved[3][..., index] for index, each in enumerate(self.temperatures)}
-            return TopK(moved[0], moved[1], moved[2], columns)
-        for there, here in zip(out[:3], found[:3], strict=True):
-            there.copy_(here, non_blocking=True)
-        for each, column in columns.items():
-            out.log_partition[each].copy_(column)
-        return out
+        if target.type != "cpu" and out is not None:
+            out.ids.copy_(ids, non_blocking=True)
+            out.log_probs.copy_(log_probs, non_blocking=True)
+            out.tail_log_mass.copy_(tail, non_blocking=True)
+            for each, column in self._columns(partitions).items():
+                out.log_partition[each].copy_(column)
+            return out
+        ids, log_probs, tail, partitions = (
+            each.to(target, non_blocking=True) for each in (ids, log_probs, tail, partitions)
+        )
+        return TopK(ids, log_probs, tail, self._columns(partitions))
+
+    def _columns(self, partitions: Tensor) -> dict[float, Tensor]:
+        """The log-partitions by temperature; that of temperature 1 is 0 and goes without saying."""
+        return {each: partitions[..., index] for index, each in enumerate(self.temperatures) if index}
 
     def gather_sampled(self, rows: Tensor | Sequence[int], *, device: torch.device | str | None = None) -> Sampled:
         """The sampled token of each row.
@@ -514,7 +518,7 @@ class TeacherCache:
 
     def _pack_on_device(self, logits: Tensor, drawn: Tensor | None) -> tuple[bytes, int]:
         """Selects where the logits are, so that a few hundred numbers a row cross the bus and not the vocabulary."""
-        rows = top_k_of(logits, self.k, self.temperatures)
+        rows = TopK.from_logits(logits, self.k, self.temperatures)
         token = None
         if drawn is not None:
             there = drawn.to(logits.device)
@@ -562,7 +566,7 @@ class TeacherCache:
         if known is not None:
             same = known == digest
         elif self._rows.find(key) is not None:
-            same = self._rows.packed(key) == packed
+            same = self._retried(lambda: self._rows.packed(key)) == packed
             if same and places is not None:
                 same = torch.equal(self.offsets(key), places)
         else:
@@ -631,15 +635,15 @@ class TeacherCache:
             raise KeyNotFound(f"{absent[0]!r} is not in {self.path}{others}")
         return torch.tensor([place[part] for place in found if place is not None], dtype=torch.int64)
 
-    def _retried(self, action: Callable[[], None]) -> None:
+    def _retried(self, action: Callable[[], T]) -> T:
         try:
-            action()
+            return action()
         except StoreIOError as failure:
             if not isinstance(failure, OSError) or failure.errno != 2:
                 raise
             # Another process sealed the log since it was listed; row numbers stay the same.
             self.refresh()
-            action()
+            return action()
 
 
 _LAYOUT = ("vocabulary", "k", "code", "temperatures", "sampled")
