@@ -25,8 +25,8 @@ FASHION_EXPERTS = recipes.datm_experts(None, TrainingSettings(epochs=20, batch_s
 FASHION_WINDOWS = {"early": (0, 4), "middle": (7, 11), "late": (14, 18)}
 FASHION_RATE = 0.05
 FASHION_STEPS = 15
-FASHION_UPDATES = {1: 100, 50: 50}
-FASHION_IMAGE_RATES = {1: ("30", "100"), 50: ("300", "1000")}
+FASHION_UPDATES = {1: 100, 50: 150}
+FASHION_IMAGE_RATES = {1: ("30", "100"), 50: ("100", "300")}
 
 
 def digits_condensed(
