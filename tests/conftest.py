@@ -4,6 +4,7 @@ The profile is taken from ``HYPOTHESIS_PROFILE``: "quick" while writing code, "c
 """
 
 import os
+import signal
 
 import pytest
 import torch
@@ -15,6 +16,10 @@ settings.register_profile("quick", max_examples=15, derandomize=True, **_COMMON)
 settings.register_profile("ci", max_examples=60, derandomize=True, print_blob=True, **_COMMON)
 settings.register_profile("deep", max_examples=2000, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A shell's background job ignores interrupts, and so would every process that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(int(os.environ.get("DISTILLRS_TEST_THREADS", "1")))
 
