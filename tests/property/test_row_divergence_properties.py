@@ -175,8 +175,9 @@ def gradient_rounding(student, teacher, divergence, arguments):
     q = log_q.exp()
     of_entry = of_derivative + q * of_derivative.sum(-1, keepdim=True)
     of_entry = of_entry + q * uncertain * exact.sum(-1, keepdim=True).abs()
-    # The vector exponential takes what is below 2^-100 as 0; a ratio of probabilities can raise that to some 1e-21.
-    of_entry = of_entry + 1e-20 * (1 + log_q.amin(-1).abs() + log_p.amin(-1).abs())[..., None]
+    # The vector exponential takes what is below 2^-100 as 0.
+    largest = 1 + log_q.amin(-1).abs() + log_p.amin(-1).abs() + exact.abs().sum(-1)
+    of_entry = of_entry + 2.0**-99 * largest[..., None]
 
     losses = torch.zeros(student.shape[:-1], dtype=torch.float64, requires_grad=True)
     _, shares = gradients(lambda rows: reduced(rows, exact_student, temperature, arguments), losses)
