@@ -67,25 +67,23 @@ pub(super) struct Buffers {
 
 /// What the pass over exponentials takes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Exponents {
-    /// Entries, a multiple of [`WIDEST`].
-    pub padded: usize,
-    /// The block's logits as `f32`, padded with minus infinity.
-    pub student: *const f32,
-    pub teacher: *const f32,
+pub(super) struct Exponents<T> {
+    /// Entries of the block; what rounds them up to a multiple of [`WIDEST`] counts as minus infinity.
+    pub count: usize,
+    /// The block's logits: the student's, the teacher's. So are all pairs.
+    pub logits: [*const T; 2],
     /// Taken off the logits.
-    pub student_reference: f32,
-    pub teacher_reference: f32,
+    pub references: [f32; 2],
     /// log2(e) / T.
-    pub student_factor: f32,
-    pub teacher_factor: f32,
+    pub factors: [f32; 2],
     /// What to ask the memory for meanwhile, and by how much to go on for each vector.
     pub ahead: [(*const u8, usize); 2],
 }
 
-/// Sums over a block, relative to its references.
+/// Sums over a block, relative to its references, and its largest logits: the student's, the teacher's.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sums {
+    pub largest: [f32; 2],
     pub student: f32,
     pub teacher: f32,
     pub plain: f32,
@@ -129,17 +127,24 @@ pub(super) struct Label {
 
 /// The loops for one instruction set.
 pub(super) trait Passes {
-    /// Copies a block as `f32`, padded with minus infinity; its largest value.
+    /// Copies a block as `f32`; its largest value.
     ///
     /// # Safety
-    /// `count` values are at `from`, room for them rounded up to [`WIDEST`] is at `to`; the processor has the instructions.
+    /// `count` values are at `from`, room for as many is at `to`; the processor has the instructions.
     unsafe fn load<T: Element>(from: *const T, count: usize, to: *mut f32) -> f32;
+
+    /// The largest value of a block.
+    ///
+    /// # Safety
+    /// `count` values are at `from`; the processor has the instructions.
+    unsafe fn largest<T: Element>(from: *const T, count: usize) -> f32;
 
     /// Exponentials of a block, and their sums.
     ///
     /// # Safety
-    /// The pointers that the mode uses have room for `padded` values; the processor has the instructions.
-    unsafe fn exponentials(mode: Mode, with_plain: bool, task: &Exponents, out: &Buffers) -> Sums;
+    /// The logits are there; the pointers that the mode uses have room for `count` values rounded up to [`WIDEST`]; the
+    /// processor has the instructions.
+    unsafe fn exponentials<T: Element>(mode: Mode, with_plain: bool, task: &Exponents<T>, out: &Buffers) -> Sums;
 
     /// Writes (or with `add` adds) `weight h`; the sums of d and h.
     ///
@@ -162,83 +167,137 @@ pub(super) trait Passes {
     );
 }
 
+/// The largest of some values; with `COPY` they are written as `f32` too.
 #[inline(always)]
-unsafe fn load<V: Vector, T: Element>(from: *const T, count: usize, to: *mut f32) -> f32 {
-    // SAFETY: the caller's promise; every index is below `count` rounded up.
+unsafe fn largest<V: Vector, T: Element, const COPY: bool>(from: *const T, count: usize, to: *mut f32) -> f32 {
+    // SAFETY: the caller's promise; every index is below `count`.
     unsafe {
         let mut largest = [V::splat(f32::NEG_INFINITY); 2];
         let whole = count - count % V::LANES;
         for index in (0..whole).step_by(V::LANES) {
             let values: V = T::load(from.add(index));
-            values.store(to.add(index));
+            if COPY {
+                values.store(to.add(index));
+            }
             let slot = &mut largest[index / V::LANES % 2];
             *slot = slot.max(values);
         }
         let mut largest = largest[0].max(largest[1]).largest();
         for index in whole..count {
             let value = (*from.add(index)).wide();
-            *to.add(index) = value;
+            if COPY {
+                *to.add(index) = value;
+            }
             largest = if value > largest { value } else { largest };
-        }
-        for index in count..count.next_multiple_of(WIDEST) {
-            *to.add(index) = f32::NEG_INFINITY;
         }
         largest
     }
 }
 
+/// What the pass over exponentials keeps in registers.
+#[derive(Clone, Copy)]
+struct Running<V> {
+    references: [V; 2],
+    factors: [V; 2],
+    largest: [V; 2],
+    student: V,
+    teacher: V,
+    plain: V,
+    forward: V,
+    reverse: V,
+}
+
+/// One vector of logits of each side, from `index` on. A function, not a closure: see `gradient_at`.
 #[inline(always)]
-unsafe fn exponentials<V: Vector, const MODE: u8, const PLAIN: bool>(task: &Exponents, out: &Buffers) -> Sums {
+unsafe fn exponentials_at<V: Vector, const MODE: u8, const PLAIN: bool>(
+    [student_logits, teacher_logits]: [V; 2],
+    index: usize,
+    out: &Buffers,
+    running: &mut Running<V>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Running { references, factors, .. } = *running;
+        running.largest = [running.largest[0].max(student_logits), running.largest[1].max(teacher_logits)];
+        let centred = student_logits.sub(references[0]);
+        let student_log = centred.mul(factors[0]);
+        let teacher_log = teacher_logits.sub(references[1]).mul(factors[1]);
+        let student = student_log.exp2();
+        let teacher = teacher_log.exp2();
+        running.student = running.student.add(student);
+        running.teacher = running.teacher.add(teacher);
+        student.store(out.student.add(index));
+        if MODE != REVERSE {
+            teacher.store(out.teacher.add(index));
+        }
+        if matches!(MODE, FORWARD | PAIR | ALL) {
+            // Where p is 0 the entry adds nothing, however far its exponents are.
+            running.forward = teacher.fma(teacher_log.sub(student_log).zero_without(teacher), running.forward);
+        }
+        if matches!(MODE, REVERSE | PAIR | ALL) {
+            let difference = student_log.sub(teacher_log).zero_without(student);
+            running.reverse = student.fma(difference, running.reverse);
+            difference.store(out.difference.add(index));
+        }
+        if matches!(MODE, LOGS | ALL) {
+            student_log.store(out.student_log.add(index));
+            teacher_log.store(out.teacher_log.add(index));
+        }
+        if PLAIN {
+            let plain = centred.mul(V::splat(std::f32::consts::LOG2_E)).exp2();
+            running.plain = running.plain.add(plain);
+            plain.store(out.plain.add(index));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn exponentials<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>(
+    task: &Exponents<T>,
+    out: &Buffers,
+) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let zero = V::splat(0.0);
-        let references = [V::splat(task.student_reference), V::splat(task.teacher_reference)];
-        let factors = [V::splat(task.student_factor), V::splat(task.teacher_factor)];
-        let plain_factor = V::splat(std::f32::consts::LOG2_E);
-        let (mut student_sum, mut teacher_sum, mut plain_sum) = (zero, zero, zero);
-        let (mut forward, mut reverse) = (zero, zero);
+        let mut running = Running {
+            references: [V::splat(task.references[0]), V::splat(task.references[1])],
+            factors: [V::splat(task.factors[0]), V::splat(task.factors[1])],
+            largest: [V::splat(f32::NEG_INFINITY); 2],
+            student: zero,
+            teacher: zero,
+            plain: zero,
+            forward: zero,
+            reverse: zero,
+        };
         let [mut first, mut second] = task.ahead;
-        for index in (0..task.padded).step_by(V::LANES) {
+        let whole = task.count - task.count % V::LANES;
+        for index in (0..whole).step_by(V::LANES) {
             V::prefetch(first.0);
             V::prefetch(second.0);
             first.0 = first.0.wrapping_add(first.1 * V::LANES);
             second.0 = second.0.wrapping_add(second.1 * V::LANES);
-            let centred = V::load(task.student.add(index)).sub(references[0]);
-            let student_log = centred.mul(factors[0]);
-            let teacher_log = V::load(task.teacher.add(index)).sub(references[1]).mul(factors[1]);
-            let student = student_log.exp2();
-            let teacher = teacher_log.exp2();
-            student_sum = student_sum.add(student);
-            teacher_sum = teacher_sum.add(teacher);
-            student.store(out.student.add(index));
-            if MODE != REVERSE {
-                teacher.store(out.teacher.add(index));
+            let logits = [T::load(task.logits[0].add(index)), T::load(task.logits[1].add(index))];
+            exponentials_at::<V, MODE, PLAIN>(logits, index, out, &mut running);
+        }
+        let padded = task.count.next_multiple_of(WIDEST);
+        if whole < padded {
+            let mut rest = [[f32::NEG_INFINITY; WIDEST]; 2];
+            for index in whole..task.count {
+                rest[0][index - whole] = (*task.logits[0].add(index)).wide();
+                rest[1][index - whole] = (*task.logits[1].add(index)).wide();
             }
-            if matches!(MODE, FORWARD | PAIR | ALL) {
-                // Where p is 0 the entry adds nothing, however far its exponents are.
-                forward = teacher.fma(teacher_log.sub(student_log).zero_without(teacher), forward);
-            }
-            if matches!(MODE, REVERSE | PAIR | ALL) {
-                let difference = student_log.sub(teacher_log).zero_without(student);
-                reverse = student.fma(difference, reverse);
-                difference.store(out.difference.add(index));
-            }
-            if matches!(MODE, LOGS | ALL) {
-                student_log.store(out.student_log.add(index));
-                teacher_log.store(out.teacher_log.add(index));
-            }
-            if PLAIN {
-                let plain = centred.mul(plain_factor).exp2();
-                plain_sum = plain_sum.add(plain);
-                plain.store(out.plain.add(index));
+            for index in (whole..padded).step_by(V::LANES) {
+                let logits = [0, 1].map(|side| V::load(rest[side].as_ptr().add(index - whole)));
+                exponentials_at::<V, MODE, PLAIN>(logits, index, out, &mut running);
             }
         }
         Sums {
-            student: student_sum.sum(),
-            teacher: teacher_sum.sum(),
-            plain: plain_sum.sum(),
-            forward: forward.sum(),
-            reverse: reverse.sum(),
+            largest: [running.largest[0].largest(), running.largest[1].largest()],
+            student: running.student.sum(),
+            teacher: running.teacher.sum(),
+            plain: running.plain.sum(),
+            forward: running.forward.sum(),
+            reverse: running.reverse.sum(),
         }
     }
 }
@@ -376,26 +435,37 @@ macro_rules! passes {
             $(#[target_feature(enable = $features)])?
             unsafe fn load<T: Element>(from: *const T, count: usize, to: *mut f32) -> f32 {
                 // SAFETY: the caller's promise.
-                unsafe { load::<$name, T>(from, count, to) }
+                unsafe { largest::<$name, T, true>(from, count, to) }
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn exponentials(mode: Mode, with_plain: bool, task: &Exponents, out: &Buffers) -> Sums {
+            unsafe fn largest<T: Element>(from: *const T, count: usize) -> f32 {
+                // SAFETY: the caller's promise; nothing is written.
+                unsafe { largest::<$name, T, false>(from, count, std::ptr::null_mut()) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn exponentials<T: Element>(
+                mode: Mode,
+                with_plain: bool,
+                task: &Exponents<T>,
+                out: &Buffers,
+            ) -> Sums {
                 // SAFETY: the caller's promise.
                 unsafe {
                     match (mode, with_plain) {
-                        (Mode::Forward, false) => exponentials::<$name, FORWARD, false>(task, out),
-                        (Mode::Reverse, false) => exponentials::<$name, REVERSE, false>(task, out),
-                        (Mode::Pair, false) => exponentials::<$name, PAIR, false>(task, out),
-                        (Mode::Point, false) => exponentials::<$name, POINT, false>(task, out),
-                        (Mode::Logs, false) => exponentials::<$name, LOGS, false>(task, out),
-                        (Mode::All, false) => exponentials::<$name, ALL, false>(task, out),
-                        (Mode::Forward, true) => exponentials::<$name, FORWARD, true>(task, out),
-                        (Mode::Reverse, true) => exponentials::<$name, REVERSE, true>(task, out),
-                        (Mode::Pair, true) => exponentials::<$name, PAIR, true>(task, out),
-                        (Mode::Point, true) => exponentials::<$name, POINT, true>(task, out),
-                        (Mode::Logs, true) => exponentials::<$name, LOGS, true>(task, out),
-                        (Mode::All, true) => exponentials::<$name, ALL, true>(task, out),
+                        (Mode::Forward, false) => exponentials::<$name, T, FORWARD, false>(task, out),
+                        (Mode::Reverse, false) => exponentials::<$name, T, REVERSE, false>(task, out),
+                        (Mode::Pair, false) => exponentials::<$name, T, PAIR, false>(task, out),
+                        (Mode::Point, false) => exponentials::<$name, T, POINT, false>(task, out),
+                        (Mode::Logs, false) => exponentials::<$name, T, LOGS, false>(task, out),
+                        (Mode::All, false) => exponentials::<$name, T, ALL, false>(task, out),
+                        (Mode::Forward, true) => exponentials::<$name, T, FORWARD, true>(task, out),
+                        (Mode::Reverse, true) => exponentials::<$name, T, REVERSE, true>(task, out),
+                        (Mode::Pair, true) => exponentials::<$name, T, PAIR, true>(task, out),
+                        (Mode::Point, true) => exponentials::<$name, T, POINT, true>(task, out),
+                        (Mode::Logs, true) => exponentials::<$name, T, LOGS, true>(task, out),
+                        (Mode::All, true) => exponentials::<$name, T, ALL, true>(task, out),
                     }
                 }
             }

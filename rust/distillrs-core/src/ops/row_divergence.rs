@@ -4,13 +4,15 @@
 //! elementwise functions where the divergence is not linear, the gradient. The gradient of a row is written between the
 //! first step's blocks of the next row, so that the arithmetic of one hides the memory traffic of the other.
 
+use std::any::TypeId;
 use std::f64::consts::{LN_2, LOG2_E};
 use std::ops::Range;
+use std::ptr;
 
 use super::Level;
 use super::element::Element;
 use super::matrix::Matrix;
-use super::passes::{BLOCK, Coefficients, Exponents, Label, Mode, Passes, Scales, Sums, WIDEST};
+use super::passes::{BLOCK, Buffers, Coefficients, Exponents, Label, Mode, Passes, Scales, Sums, WIDEST};
 use super::point::Divergence;
 use super::portable::Portable;
 use super::scratch::{Line, Pending, SCRATCH, Scratch};
@@ -24,6 +26,10 @@ const LOGITS_AT_ONCE: usize = 1 << 25;
 
 /// Bytes of buffers that the second cache of a common processor holds beside the rows on their way.
 const CACHE: usize = 768 << 10;
+
+/// Powers of two by which a row's exponentials may exceed 1 before its reference moves: little, because what is summed
+/// relative to a far reference cancels.
+const NEAR: f64 = 4.0;
 
 /// A weight for all rows, or one for each.
 #[derive(Debug, Clone, Copy)]
@@ -349,23 +355,24 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
             // SAFETY: the row has `count` elements from `start` on, and a block of raw values has room for them; the
             // slot's streams have room for every block of the vocabulary.
             unsafe {
-                let largest =
-                    [P::load(student.add(start), count, raw), P::load(teacher.add(start), count, raw.add(BLOCK))];
-                let references = [0, 1].map(|side| larger(totals.references[side], largest[side]));
-                let task = Exponents {
-                    padded: count.next_multiple_of(WIDEST),
-                    student: raw,
-                    teacher: raw.add(BLOCK),
-                    student_reference: finite(references[0]),
-                    teacher_reference: finite(references[1]),
-                    student_factor: factors[0] as f32,
-                    teacher_factor: factors[1] as f32,
+                let block_of = BlockOf {
+                    mode: self.mode,
+                    with_plain,
+                    count,
+                    before: totals.references,
+                    factors,
                     ahead: [(ahead_student.cast(), size_of::<S>()), (ahead_teacher.cast(), size_of::<T>())],
                 };
-                let slot = &mut self.scratch.slots[self.current];
-                let out = slot.buffers(self.mode, block);
-                let sums = P::exponentials(self.mode, with_plain, &task, &out);
-                slot.references[block] = references;
+                let out = self.scratch.slots[self.current].buffers(self.mode, block);
+                let (from_student, from_teacher) = (student.add(start), teacher.add(start));
+                let (sums, references) = if TypeId::of::<S>() == TypeId::of::<T>() {
+                    block_of.exponentials::<P, S>([from_student, from_teacher.cast()], &out)
+                } else {
+                    P::load(from_student, count, raw);
+                    P::load(from_teacher, count, raw.add(BLOCK));
+                    block_of.exponentials::<P, f32>([raw, raw.add(BLOCK)], &out)
+                };
+                self.scratch.slots[self.current].references[block] = references;
                 totals.add(references, &sums, factors);
                 self.last_step::<P>(1 - self.current, block);
             }
@@ -479,6 +486,62 @@ impl Totals {
         self.student = self.student * student_shift + student_sum;
         self.teacher = self.teacher * teacher_shift + teacher_sum;
         self.plain = self.plain * plain_shift + f64::from(block.plain);
+    }
+}
+
+/// A block of the first step.
+struct BlockOf {
+    mode: Mode,
+    with_plain: bool,
+    count: usize,
+    /// The row's references up to it.
+    before: [f32; 2],
+    factors: [f64; 2],
+    ahead: [(*const u8, usize); 2],
+}
+
+impl BlockOf {
+    /// Sums of the block, and what they are relative to: the references so far, as long as no logit is far above them.
+    ///
+    /// To look for the largest logit first would be one more pass, and a pass that waits for the memory.
+    ///
+    /// # Safety
+    /// As for [`Passes::exponentials`].
+    unsafe fn exponentials<P: Passes, E: Element>(&self, logits: [*const E; 2], out: &Buffers) -> (Sums, [f32; 2]) {
+        let mut references = self.before;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for side in [0, 1] {
+                if references[side] == f32::NEG_INFINITY {
+                    references[side] = P::largest(logits[side], self.count);
+                }
+            }
+            let sums = self.once::<P, E>(logits, references, self.ahead, out);
+            let is_near = |side: usize| {
+                let above = f64::from(sums.largest[side]) - f64::from(finite(references[side]));
+                above * self.factors[side] <= NEAR
+            };
+            if is_near(0) && is_near(1) {
+                return (sums, references);
+            }
+            let references = [0, 1].map(|side| larger(references[side], sums.largest[side]));
+            (self.once::<P, E>(logits, references, [(ptr::null(), 0); 2], out), references)
+        }
+    }
+
+    /// # Safety
+    /// As for [`Passes::exponentials`].
+    unsafe fn once<P: Passes, E: Element>(
+        &self,
+        logits: [*const E; 2],
+        references: [f32; 2],
+        ahead: [(*const u8, usize); 2],
+        out: &Buffers,
+    ) -> Sums {
+        let factors = self.factors.map(|factor| factor as f32);
+        let task = Exponents { count: self.count, logits, references: references.map(finite), factors, ahead };
+        // SAFETY: the caller's promise.
+        unsafe { P::exponentials(self.mode, self.with_plain, &task, out) }
     }
 }
 

@@ -125,13 +125,10 @@ unsafe fn one_row<P: Passes, T: Element>(
                 raw.write_bytes(0, BLOCK);
                 references[1] = larger(references[1], block_best);
                 let task = Exponents {
-                    padded: count.next_multiple_of(WIDEST),
-                    student: raw,
-                    teacher: raw.add(BLOCK),
-                    student_reference: 0.0,
-                    teacher_reference: finite(references[1]),
-                    student_factor: 0.0,
-                    teacher_factor: factor as f32,
+                    count,
+                    logits: [raw, raw.add(BLOCK)],
+                    references: [0.0, finite(references[1])],
+                    factors: [0.0, factor as f32],
                     ahead: [(ptr::null(), 0), (row.wrapping_add(start + BLOCK).cast(), size_of::<T>())],
                 };
                 let sums = P::exponentials(Mode::Forward, false, &task, &slot.buffers(Mode::Forward, 0));

@@ -102,9 +102,13 @@ fn compute(
 
 #[test]
 fn every_level_agrees_with_double_precision() {
-    for (rows, columns, vocabulary) in [(3, 5, 5), (2, 1024, 1024), (3, 2500, 2477), (1, 17, 16)] {
-        let mut student: Vec<f32> = noise("student", rows * columns).into_iter().map(|x| 3.0 * x + 20.0).collect();
-        let mut teacher: Vec<f32> = noise("teacher", rows * columns).into_iter().map(|x| 3.0 * x).collect();
+    // With a slope later blocks rise above the references of earlier ones.
+    let shapes = [(3, 5, 5, 0.0), (2, 1024, 1024, 0.0), (3, 2500, 2477, 0.0), (1, 17, 16, 0.0)];
+    for (rows, columns, vocabulary, slope) in shapes.into_iter().chain([(2, 4100, 4099, 3.0), (2, 4100, 4099, 60.0)]) {
+        let rise = |index: usize| slope * (index % columns / BLOCK) as f32;
+        let logits = |name: &str| noise(name, rows * columns).into_iter().enumerate();
+        let mut student: Vec<f32> = logits("student").map(|(index, x)| 3.0 * x + 20.0 + rise(index)).collect();
+        let mut teacher: Vec<f32> = logits("teacher").map(|(index, x)| 3.0 * x + rise(index)).collect();
         let labels: Vec<i64> = (0..rows).map(|row| ((vocabulary - 1 + row * 3) % vocabulary) as i64).collect();
         let mut mixtures: Vec<Vec<Part<'_>>> =
             TABLE.iter().map(|&divergence| vec![Part { divergence, weights: Weights::Same(1.0) }]).collect();
