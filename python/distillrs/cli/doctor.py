@@ -26,6 +26,7 @@ EXTRAS = {
     "plot": "pictures of condensed sets and curves",
     "demo": "the digits of scikit-learn, image folders, and pictures",
     "diffusers": "schedules held to the ones of diffusers, in the tests",
+    "transformers": "caches of language models' answers, and distillation within their Trainer",
     "testing": "strategies and checks of distillrs.testing for your own parts",
     "cuda12": "cupy for kernels on NVIDIA GPUs with CUDA 12; there is none yet",
     "cuda13": "cupy for kernels on NVIDIA GPUs with CUDA 13; there is none yet",
