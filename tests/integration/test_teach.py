@@ -137,7 +137,7 @@ def test_shares_of_many_processes_make_one_cache(folder, texts, tmp_path, capsys
 
 
 KILLED = """
-import sys
+import sys, time
 from distillrs import cli
 from distillrs.integrations.transformers import teaching
 
@@ -150,7 +150,7 @@ def slow(self, *arguments, **settings):
     done = append(self, *arguments, **settings)
     self.flush()
     print("written", count, flush=True)
-        time.sleep(0.05)
+    time.sleep(0.05)
     return done
 
 teaching.TeacherCache.append = slow
