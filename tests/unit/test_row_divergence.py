@@ -598,3 +598,17 @@ def test_a_leaf_is_not_consumed():
 def test_bad_parameters_are_named(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("skewed", "plain"), [(ops.SkewReverseKL(0.0), ops.ReverseKL()), (ops.SkewKL(0.0), ops.ForwardKL())]
+)
+def test_skewed_divergences_without_a_share_are_the_plain_ones_at_any_ratio(backend, skewed, plain):
+    teacher = torch.tensor([[120.0, 0.0]])
+    found, exact = [], []
+    for divergence, into in ((skewed, found), (plain, exact)):
+        student = torch.tensor([[0.0, 120.0]], requires_grad=True)
+        loss = ops.row_divergence(student, teacher, divergence, backend=backend)
+        into += [loss.detach(), gradient_of(loss, student)]
+    torch.testing.assert_close(found, exact)
+    assert float(exact[0]) == pytest.approx(120.0)

@@ -25,8 +25,10 @@ FORMAT = 1
 EXTRAS = {
     "plot": "pictures of condensed sets and curves",
     "demo": "the digits of scikit-learn, image folders, and pictures",
-    "diffusers": "schedules held to the ones of diffusers, in the tests",
-    "transformers": "caches of language models' answers, and distillation within their Trainer",
+    "diffusers": "grids and paths as schedulers of diffusers, and back",
+    "transformers": "teacher caches from language models, and the hook of its Trainer",
+    "lightning": "the hook of Lightning's Trainer",
+    "accelerate": "the hook of Accelerate's loop",
     "testing": "strategies and checks of distillrs.testing for your own parts",
     "cuda12": "cupy for kernels on NVIDIA GPUs with CUDA 12; there is none yet",
     "cuda13": "cupy for kernels on NVIDIA GPUs with CUDA 13; there is none yet",

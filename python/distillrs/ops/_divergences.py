@@ -157,7 +157,9 @@ class SkewReverseKL(RowDivergence):
     def derivative(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """``q (log(q / M) + 1 - alpha q / M)``."""
         log_ratio = log_q - _log_mixture(log_p, log_q, 1 - self.alpha)
-        return _weighted(log_q.exp(), log_ratio + 1 - self.alpha * log_ratio.exp())
+        # Without a share of the student the ratio is unbounded, and its exponential may overflow.
+        share = self.alpha * log_ratio.exp() if self.alpha else 0.0
+        return _weighted(log_q.exp(), log_ratio + 1 - share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,12 @@
 //! The fuzzing corpus of the codecs, and every one-byte change and truncation of it: damage is reported, never a panic.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-use std::fs;
-use std::path::PathBuf;
+#[path = "support/corpus.rs"]
+mod corpus;
 
 use distillrs_core::trajectory::codec::{CodecSpec, Dtype, Encoder, hostile};
 
-fn corpus() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/codec")
-}
+use corpus::Corpus;
 
 /// A chain of each codec and type, as the fuzzer reads it.
 fn seeds() -> Vec<(String, Vec<u8>)> {
@@ -40,37 +38,22 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
+fn corpus() -> Corpus {
+    Corpus { target: "codec", seeds: seeds(), read: hostile::codec }
+}
+
 #[test]
 fn the_corpus_and_its_neighbours_do_no_harm() {
-    let mut count = 0;
-    for entry in fs::read_dir(corpus()).unwrap() {
-        let bytes = fs::read(entry.unwrap().path()).unwrap();
-        hostile::codec(&bytes);
-        for place in 0..bytes.len() {
-            let mut changed = bytes.clone();
-            for value in [0, 1, 0x7F, 0x80, 0xFF, bytes[place].wrapping_add(1)] {
-                changed[place] = value;
-                hostile::codec(&changed);
-            }
-            hostile::codec(&bytes[..place]);
-        }
-        count += 1;
-    }
-    assert_eq!(count, seeds().len());
+    corpus().does_no_harm();
 }
 
 #[test]
 fn the_corpus_is_what_this_build_writes() {
-    for (name, bytes) in seeds() {
-        assert!(fs::read(corpus().join(&name)).unwrap() == bytes, "{name}: the payload format changed");
-    }
+    corpus().is_what_this_build_writes();
 }
 
 #[test]
 #[ignore = "writes the committed corpus"]
 fn write_the_corpus() {
-    fs::create_dir_all(corpus()).unwrap();
-    for (name, bytes) in seeds() {
-        fs::write(corpus().join(name), bytes).unwrap();
-    }
+    corpus().write();
 }
