@@ -15,7 +15,7 @@ from rich.table import Table
 from distillrs.cli import exit_codes
 from distillrs.cli.progress import choose
 from distillrs.cli.report import size
-from distillrs.errors import StoreCorrupt, StoreError, argument_error
+from distillrs.errors import DistillrsError, StoreCorrupt, argument_error
 
 if TYPE_CHECKING:
     from distillrs import trajectory
@@ -88,7 +88,7 @@ def _cache(store: trajectory.Store) -> dict[str, Any] | None:
                 counts = {"documents": len(cache)} if isinstance(cache, TeacherCache) else {"views": len(cache.views())}
                 sizes = {"rows": rows, "row_bytes": cache.row_bytes, "payload_bytes": rows * cache.row_bytes}
                 return {"kind": name, **counts, **sizes, "settings": form, "conflicts": len(cache.conflicts)}
-        except StoreError as failure:
+        except DistillrsError as failure:
             return {"kind": name, "settings": form, "unreadable": str(failure)}
     return None
 

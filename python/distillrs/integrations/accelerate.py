@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distillrs.integrations.bookkeeping import (
     average_gradients,
     count_items,
+    examples_of,
     own_parameters,
     single_turn,
     total_over_processes,
@@ -123,10 +124,5 @@ class Distil:
         counts = torch.stack([count_items(self.objective, batch).to(device) for batch in window])
         self._items = max(1, int(total_over_processes(counts.sum())))
         self._left, self._first = len(window), 0
-        self._batch_size = _examples(window[0])
+        self._batch_size = examples_of(window[0])
         return window
-
-
-def _examples(batch: Any) -> int:
-    values = batch.values() if hasattr(batch, "values") else batch if isinstance(batch, list | tuple) else [batch]
-    return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 1)

@@ -51,6 +51,16 @@ def count_items(objective: Any, batch: Any) -> Tensor:
     return (labels != IGNORED).sum()
 
 
+def examples_of(batch: Any) -> int:
+    """Length of the first axis of a batch's first tensor, 1 if it has none.
+
+    Args:
+        batch: A mapping, a list or tuple, or a tensor.
+    """
+    values = batch.values() if hasattr(batch, "values") else batch if isinstance(batch, list | tuple) else [batch]
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 1)
+
+
 def single_turn(objective: Any) -> None:
     """Refuses an objective that needs more optimisers than the trainer has."""
     turns = objective.turns(0)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillrs.integrations.accelerate import _examples
 from distillrs.integrations.bookkeeping import (
     average_gradients,
     count_items,
+    examples_of,
     own_parameters,
     single_turn,
     total_over_processes,
@@ -88,7 +88,7 @@ class _Hooks:
             trainer.global_step,
             seed=self.seed,
             total=int(steps) if steps < float("inf") else None,
-            first_unit=(self._micro_batch * trainer.world_size + trainer.global_rank) * _examples(batch),
+            first_unit=(self._micro_batch * trainer.world_size + trainer.global_rank) * examples_of(batch),
             items=self._unit,
         )
         loss = self.objective(batch, step)
