@@ -150,6 +150,9 @@ def teacher_pack_top_k(
 ) -> bytes:
     """Packs rows that were selected before; `partitions` is [rows, temperatures]."""
 
+def teacher_pack_dense(layout: str, rows: int, logits: tuple[int, int]) -> bytes:
+    """Packs every class of rows of logits; the layout has `"dense": true`."""
+
 @final
 class TeacherRows:
     """The rows of a teacher cache at one moment. Every method works in threads, without the GIL, and after a fork."""
@@ -165,6 +168,9 @@ class TeacherRows:
 
     def conflicts(self) -> list[str]:
         """Keys that two documents have with different rows; the first writer's counts."""
+
+    def conflict_rows(self) -> list[tuple[str, int, int]]:
+        """Of each conflict the key, the first row that counts, and the other document's first row."""
 
     def find(self, key: str) -> tuple[int, int] | None:
         """First row and tokens of a key's document."""
@@ -187,6 +193,11 @@ class TeacherRows:
         """Unpacks rows (int64; -1 for none); `ids` is int64 if `wide`, else int32."""
 
     def gather_sampled(self, rows: tuple[int, int], ids: tuple[int, int], log_probs: tuple[int, int]) -> None: ...
+    def gather_dense(self, rows: tuple[int, int], out: tuple[int, int]) -> None:
+        """Unpacks rows that hold every class into float32 `out`: log-probabilities less the row's largest."""
+
+    def gather_packed(self, rows: tuple[int, int], out: tuple[int, int]) -> None:
+        """Copies the bytes of rows as they are stored."""
 
 # random: `units` is (first id, count) or an int64 array of ids; `out` is filled, its length is units times `per_unit`.
 def random_real(

@@ -150,3 +150,34 @@ def test_info_of_a_damaged_store_says_what_cannot_be_read(store, capsys):
     assert segment.name in found["unreadable"]["expert-0"]
     code, out, _ = run(capsys, "info", store)
     assert "store verify" in " ".join(out.split())
+
+
+def test_info_of_a_label_cache_tells_views_labels_and_bytes(tmp_path, capsys):
+    path = tmp_path / "labels"
+    with trajectory.LabelCache.create(path, 10, trajectory.UNCHECKED, augmentation="words") as cache:
+        for view in range(3):
+            cache.append(range(40), view, torch.randn(40, 10))
+    code, out, _ = run(capsys, "info", path, "--json")
+    assert code == exit_codes.SUCCESS
+    found = json.loads(out)["cache"]
+    assert (found["kind"], found["views"], found["rows"], found["row_bytes"]) == ("label_cache", 3, 120, 20)
+    assert found["payload_bytes"] == 2400
+    code, out, _ = run(capsys, "info", path)
+    assert code == exit_codes.SUCCESS
+    shown = " ".join(out.split())
+    for part in ("label cache 3 views, 120 labels", "20 of them payload", "all 10 classes, code f16", "UNCHECKED"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("form", [{"format": 0}, {"k": 0, "vocabulary": 0}])
+def test_info_of_a_cache_that_cannot_be_read_says_why(form, tmp_path, capsys):
+    path = tmp_path / "cache"
+    whole = {"format": 0, "vocabulary": 10, "k": 2, "code": "u8", "temperatures": [1.0], "sampled": False}
+    whole |= {"offsets": False, "fingerprint": None}
+    schema = trajectory.Schema(rows=trajectory.Column((), "uint8", ragged=True))
+    trajectory.Store.create(path, schema, {"teacher_cache": form if len(form) == 1 else whole | form}).close()
+    code, out, _ = run(capsys, "info", path)
+    assert code == exit_codes.SUCCESS
+    assert "teacher cache cannot be read: " in " ".join(out.split())
+    code, out, _ = run(capsys, "info", path, "--json")
+    assert json.loads(out)["cache"]["unreadable"]

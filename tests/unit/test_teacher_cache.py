@@ -221,8 +221,8 @@ def test_an_error_in_the_block_keeps_what_was_appended(tmp_path):
 
 
 def test_a_full_log_is_followed_by_another(tmp_path, monkeypatch):
-    monkeypatch.setattr("distillrs.trajectory.teacher_cache._ROLL_BYTES", 2000)
-    monkeypatch.setattr("distillrs.trajectory.teacher_cache._FLUSH_BYTES", 500)
+    monkeypatch.setattr("distillrs.trajectory.documents._ROLL_BYTES", 2000)
+    monkeypatch.setattr("distillrs.trajectory.documents._FLUSH_BYTES", 500)
     with make(tmp_path / "c") as cache:
         for seed in range(6):
             cache.append(f"d{seed}", logits(20, seed))

@@ -15,7 +15,7 @@ from rich.table import Table
 from distillrs.cli import exit_codes
 from distillrs.cli.progress import choose
 from distillrs.cli.report import size
-from distillrs.errors import StoreCorrupt, argument_error
+from distillrs.errors import DistillrsError, StoreCorrupt, argument_error
 
 if TYPE_CHECKING:
     from distillrs import trajectory
@@ -28,7 +28,7 @@ Json = Annotated[bool, tyro.conf.arg(help="Print JSON for programs.", help_behav
 
 @dataclass(frozen=True)
 class Info:
-    """Show what a store holds: columns, trajectories, bytes, the codec's measured error. Reads no records."""
+    """Show what a store or a cache holds: columns, trajectories, bytes, the codec's measured error."""
 
     path: StorePath
     json: Json = False
@@ -70,7 +70,27 @@ def describe(store: trajectory.Store) -> dict[str, Any]:
         "missing": missing,
         "unreadable": unreadable,
         "codec_error": errors,
+        "cache": _cache(store),
     }
+
+
+def _cache(store: trajectory.Store) -> dict[str, Any] | None:
+    """What is known of a cache of a teacher's answers or of labels; nothing of another store."""
+    from distillrs.trajectory import UNCHECKED, LabelCache, TeacherCache
+
+    for kind, name in ((TeacherCache, "teacher_cache"), (LabelCache, "label_cache")):
+        form = store.metadata.get(name)
+        if not isinstance(form, dict):
+            continue
+        try:
+            with kind.open(store.path, UNCHECKED) as cache:
+                rows = cache.tokens if isinstance(cache, TeacherCache) else len(cache)
+                counts = {"documents": len(cache)} if isinstance(cache, TeacherCache) else {"views": len(cache.views())}
+                sizes = {"rows": rows, "row_bytes": cache.row_bytes, "payload_bytes": rows * cache.row_bytes}
+                return {"kind": name, **counts, **sizes, "settings": form, "conflicts": len(cache.conflicts)}
+        except DistillrsError as failure:
+            return {"kind": name, "settings": form, "unreadable": str(failure)}
+    return None
 
 
 def show(found: Mapping[str, Any], output: Console) -> None:
@@ -84,6 +104,8 @@ def show(found: Mapping[str, Any], output: Console) -> None:
     facts.add_row("complete", f"{len(lengths)} trajectories, {sum(lengths.values()):,} records")
     facts.add_row("incomplete", ", ".join(f"{key} ({count})" for key, count in found["incomplete"].items()) or "none")
     facts.add_row("bytes", size(found["bytes"]))
+    if found["cache"] is not None:
+        _show_cache(found["cache"], found["bytes"], facts)
     if found["missing"]:
         facts.add_row("missing", f"{sum(map(len, found['missing'].values()))} records dropped by a repair")
     if found["unreadable"]:
@@ -98,6 +120,29 @@ def show(found: Mapping[str, Any], output: Console) -> None:
         worst = "" if error is None else f"{error['maximum']:.2%} of a step"
         table.add_row(column["name"], column["dtype"], shape, column["codec"]["name"], worst)
     output.print(table, highlight=False, markup=False)
+
+
+def _show_cache(cache: Mapping[str, Any], stored: int, facts: Table) -> None:
+    settings, is_teacher = cache["settings"], cache["kind"] == "teacher_cache"
+    if "unreadable" in cache:
+        facts.add_row(cache["kind"].replace("_", " "), f"cannot be read: {cache['unreadable']}")
+        return
+    unit = "token" if is_teacher else "label"
+    counts = f"{cache['documents']:,} documents" if is_teacher else f"{cache['views']:,} views"
+    facts.add_row(cache["kind"].replace("_", " "), f"{counts}, {cache['rows']:,} {unit}s")
+    if cache["rows"]:
+        each = f"{stored / cache['rows']:.1f} bytes a {unit}, {cache['row_bytes']} of them payload"
+        facts.add_row("", f"{each}; framing {stored / max(1, cache['payload_bytes']) - 1:.1%}")
+    kept = f"the likeliest {settings['k']} of {settings['vocabulary']:,}" if settings["k"] else "sampled tokens only"
+    if settings.get("dense"):
+        kept = f"all {settings['vocabulary']:,} classes"
+    facts.add_row("keeps", f"{kept}, code {settings['code']}" + (", sampled tokens" if settings["sampled"] else ""))
+    facts.add_row("temperatures", ", ".join(map(str, settings["temperatures"])))
+    fingerprint = settings["fingerprint"]
+    words = "UNCHECKED" if fingerprint is None else ", ".join(f"{name} {value}" for name, value in fingerprint.items())
+    facts.add_row("fingerprint", words)
+    if cache["conflicts"]:
+        facts.add_row("conflicts", f"{cache['conflicts']:,}: two writers differ; the lower-numbered one's count")
 
 
 @dataclass(frozen=True)

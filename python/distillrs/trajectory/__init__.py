@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distillrs.trajectory.codecs import Codec, DeltaInt8, HalfDelta, Lossless, Raw
 from distillrs.trajectory.fingerprint import UNCHECKED, Fingerprint
+from distillrs.trajectory.label_cache import LabelCache
 from distillrs.trajectory.layout import ParameterLayout, ParameterSlot
 from distillrs.trajectory.loader import WindowBatch, WindowIterator, WindowLoader
 from distillrs.trajectory.random_sample import random_sample
@@ -24,6 +25,7 @@ __all__ = [
     "DeltaInt8",
     "Fingerprint",
     "HalfDelta",
+    "LabelCache",
     "Lossless",
     "ParameterLayout",
     "ParameterSlot",

@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from distillrs import _core
-from distillrs.errors import (
-    KeyConflict,
-    KeyNotFound,
-    SchemaMismatch,
-    StoreCorrupt,
-    StoreIOError,
-    StoreLocked,
-    StoreMissing,
-    StoreVersionError,
-    argument_error,
-)
+from distillrs.errors import KeyNotFound, argument_error
 from distillrs.ops import TopK
-from distillrs.trajectory.buffers import announce_write, describe, memory, output_tensor
-from distillrs.trajectory.fingerprint import UNCHECKED, Fingerprint, _Unchecked
-from distillrs.trajectory.reports import VerifyReport
-from distillrs.trajectory.schema import Column, Schema
-from distillrs.trajectory.store import Store, Verify
-from distillrs.trajectory.writer import Writer
+from distillrs.trajectory.buffers import describe, memory
+from distillrs.trajectory.documents import Documents, check_fingerprint, checked_temperatures
+from distillrs.trajectory.fingerprint import Fingerprint, _Unchecked
+from distillrs.trajectory.packed_rows import integers, row_numbers, token_count
+from distillrs.trajectory.schema import Column
 
-T = TypeVar("T")
-
-_FORMAT = 0
-_METADATA = "teacher_cache"
 _LOGITS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_TOKENS = 1 << 24
-_DOCUMENTS = 1 << 24
-_WRITERS = 1 << 15
-_FLUSH_BYTES = 64 << 20
-_ROLL_BYTES = 1 << 30
 
 
 class Sampled(NamedTuple):
@@ -68,7 +44,7 @@ def key_of(text: str | bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-class TeacherCache:
+class TeacherCache(Documents):
     """A teacher's most probable tokens for every position of many documents, in a store.
 
     A row of about 200 bytes keeps the ids and log-probabilities of ``k`` tokens, the mass of all others, and the
@@ -79,16 +55,10 @@ class TeacherCache:
     of the block.
     """
 
-    def __init__(self, store: Store, form: dict[str, Any]) -> None:
-        self._store = store
-        self._form = form
-        self._layout = json.dumps({name: form[name] for name in _LAYOUT})
-        self._row_bytes = _core.teacher_row_bytes(self._layout)
-        self._rows = _core.TeacherRows.load(store._core, self._layout)
-        self._written: dict[str, bytes] = {}
-        self._writer: Writer | None = None
-        self._unflushed = 0
-        self._in_log = 0
+    _METADATA: ClassVar[str] = "teacher_cache"
+    _WHAT: ClassVar[str] = "teacher cache"
+    _FORMAT: ClassVar[int] = 0
+    _SETTINGS: ClassVar[tuple[str, ...]] = ("offsets",)
 
     @classmethod
     def create(
@@ -122,88 +92,24 @@ class TeacherCache:
             SchemaMismatch: The cache there has other settings or another fingerprint.
             ArgumentError: An argument is not allowed.
         """
-        if not isinstance(fingerprint, (Fingerprint, _Unchecked)):
-            raise argument_error("fingerprint", fingerprint, "Fingerprint.of(...), or UNCHECKED by name")
+        check_fingerprint(fingerprint)
         form = {
-            "format": _FORMAT,
+            "format": cls._FORMAT,
             "vocabulary": _count("vocabulary", vocabulary),
             "k": _count("k", k),
             "code": code,
-            "temperatures": _temperatures(temperatures),
+            "temperatures": checked_temperatures(temperatures),
             "sampled": bool(sampled),
             "offsets": bool(offsets),
             "fingerprint": fingerprint.to_dict() if isinstance(fingerprint, Fingerprint) else None,
         }
-        row_bytes = _core.teacher_row_bytes(json.dumps({name: form[name] for name in _LAYOUT}))
-        columns = {"rows": Column((row_bytes,), "uint8", ragged=True), "key": Column((), "uint8", ragged=True)}
-        if offsets:
-            columns["offsets"] = Column((), "int64", ragged=True)
-        if exist_ok:
-            try:
-                with Store.open(path) as there:
-                    form["fingerprint"] = _checked_fingerprint(there, fingerprint)
-            except StoreMissing:
-                pass
-        cache = cls(Store.create(path, Schema(**columns), {_METADATA: form}, exist_ok=exist_ok), form)
-        cache._complete_dead_writers()
-        return cache
-
-    @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], fingerprint: Fingerprint | _Unchecked, *, verify: Verify = "first"
-    ) -> TeacherCache:
-        """Opens a cache to read. Documents that living writers flushed, and those of dead ones, are seen.
-
-        Args:
-            path: Its directory.
-            fingerprint: That of the teacher, tokenizer and template in use, or ``UNCHECKED``.
-            verify: When checksums are looked at: at a document's first touch in this process, at each, or never.
-
-        Raises:
-            StoreMissing: There is none.
-            SchemaMismatch: The fingerprint differs, or the store is no teacher cache.
-        """
-        if not isinstance(fingerprint, (Fingerprint, _Unchecked)):
-            raise argument_error("fingerprint", fingerprint, "Fingerprint.of(...), or UNCHECKED by name")
-        store = Store.open(path, verify=verify)
-        _checked_fingerprint(store, fingerprint)
-        return cls(store, store.metadata[_METADATA])
-
-    @property
-    def path(self) -> Path:
-        """The cache's directory."""
-        return self._store.path
-
-    @property
-    def writable(self) -> bool:
-        """Whether :meth:`append` is allowed."""
-        return self._store.writable
+        columns = {"offsets": Column((), "int64", ragged=True)} if offsets else {}
+        return cls._create(path, form, columns, fingerprint, exist_ok)
 
     @property
     def vocabulary(self) -> int:
         """Size of the teacher's vocabulary."""
         return int(self._form["vocabulary"])
-
-    @property
-    def k(self) -> int:
-        """Tokens kept at each position."""
-        return int(self._form["k"])
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """Temperatures whose log-partition is kept; the first is 1."""
-        return tuple(self._form["temperatures"])
-
-    @property
-    def fingerprint(self) -> Fingerprint | _Unchecked:
-        """What the answers depend on, as it was given to :meth:`create`."""
-        form = self._form["fingerprint"]
-        return UNCHECKED if form is None else Fingerprint(**form)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of payload for each token."""
-        return self._row_bytes
 
     @property
     def tokens(self) -> int:
@@ -245,40 +151,9 @@ class TeacherCache:
             ArgumentError: An argument does not fit; nothing is written then.
             StoreIOError: The disk refused; what was flushed is intact, and append may be tried again.
         """
-        if not self.writable:
-            raise argument_error("cache", "one opened to read", "one from TeacherCache.create(..., exist_ok=True)")
-        name = _key_bytes(key)
         packed, tokens = self._pack(answers, sampled, ids)
         places = self._offsets(offsets, tokens)
-        digest = hashlib.blake2b(packed, digest_size=16)
-        if places is not None:
-            digest.update(places.numpy().data)
-        if self._is_there(key, digest.digest(), packed, places):
-            return False
-        columns: list[tuple[str, tuple[int, int], int | None]] = [
-            ("rows", _address(packed), tokens),
-            ("key", _address(name), len(name)),
-        ]
-        if places is not None:
-            columns.append(("offsets", memory(places), len(places)))
-        self._room()._core.append(columns)
-        self._written[key] = digest.digest()
-        self._unflushed += len(packed)
-        self._in_log += len(packed)
-        if self._unflushed >= _FLUSH_BYTES:
-            self.flush()
-        return True
-
-    def flush(self) -> None:
-        """Makes every appended document durable: they survive a power cut once this returns."""
-        if self._writer is not None:
-            self._writer.flush()
-        self._unflushed = 0
-
-    def refresh(self) -> None:
-        """Takes in what other processes wrote since. Numbers of rows stay the same."""
-        self._store.refresh()
-        self._rows = _core.TeacherRows.load(self._store._core, self._layout)
+        return self._append_document(_checked_key(key), packed, tokens, {} if places is None else {"offsets": places})
 
     def keys(self) -> list[str]:
         """Keys of the documents, sorted."""
@@ -356,50 +231,12 @@ class TeacherCache:
             ArgumentError: A row is not there, or ``out`` does not fit.
             StoreCorrupt: The bytes contradict their checksum or the format.
         """
-        numbers = _row_numbers(rows)
+        numbers = row_numbers(rows)
         if self.k == 0:
             raise argument_error(
                 "cache", "one of sampled tokens only (k=0)", "one with k of at least 1, or gather_sampled"
             )
-        target = torch.device("cpu" if device is None else device)
-        if out is not None and not isinstance(out, TopK):
-            raise argument_error("out", type(out).__name__, "a TopK")
-        if dtype not in (torch.int32, torch.int64):
-            raise argument_error("dtype", str(dtype), "torch.int32 or torch.int64")
-        shape = tuple(numbers.shape)
-        local = out if out is not None and target.type == "cpu" else None
-        pinned = target.type == "cuda"
-        reused = (None, None, None) if local is None else (local.ids, local.log_probs, local.tail_log_mass)
-        ids = _filled("ids", reused[0], (*shape, self.k), dtype, pinned)
-        log_probs = _filled("log_probs", reused[1], (*shape, self.k), torch.float32, pinned)
-        tail = _filled("tail_log_mass", reused[2], shape, torch.float32, pinned)
-        partitions = torch.empty((*shape, len(self.temperatures)), dtype=torch.float32, pin_memory=pinned)
-        announce_write([ids, log_probs, tail])
-        self._retried(
-            lambda: self._rows.gather(
-                memory(numbers),
-                dtype is torch.int64,
-                memory(ids),
-                memory(log_probs),
-                memory(tail),
-                memory(partitions),
-            )
-        )
-        if target.type != "cpu" and out is not None:
-            out.ids.copy_(ids, non_blocking=True)
-            out.log_probs.copy_(log_probs, non_blocking=True)
-            out.tail_log_mass.copy_(tail, non_blocking=True)
-            for each, column in self._columns(partitions).items():
-                out.log_partition[each].copy_(column)
-            return out
-        ids, log_probs, tail, partitions = (
-            each.to(target, non_blocking=True) for each in (ids, log_probs, tail, partitions)
-        )
-        return TopK(ids, log_probs, tail, self._columns(partitions))
-
-    def _columns(self, partitions: Tensor) -> dict[float, Tensor]:
-        """The log-partitions by temperature; that of temperature 1 is 0 and goes without saying."""
-        return {each: partitions[..., index] for index, each in enumerate(self.temperatures) if index}
+        return self._gather_top_k(numbers, device, out, dtype)
 
     def gather_sampled(self, rows: Tensor | Sequence[int], *, device: torch.device | str | None = None) -> Sampled:
         """The sampled token of each row.
@@ -415,7 +252,7 @@ class TeacherCache:
             ArgumentError: The cache keeps none, or a row is not there.
             StoreCorrupt: The bytes contradict their checksum or the format.
         """
-        numbers = _row_numbers(rows)
+        numbers = row_numbers(rows)
         ids, log_probs = torch.empty(numbers.shape, dtype=torch.int64), torch.empty(numbers.shape)
         self._retried(lambda: self._rows.gather_sampled(memory(numbers), memory(ids), memory(log_probs)))
         target = "cpu" if device is None else device
@@ -445,33 +282,6 @@ class TeacherCache:
         """The store's files and sizes, and what the cache holds."""
         return {**self._store.info(), "documents": len(self), "tokens": self.tokens, "row_bytes": self.row_bytes}
 
-    def verify(self) -> VerifyReport:
-        """Reads everything and names every damaged place."""
-        return self._store.verify()
-
-    def close(self) -> None:
-        """Completes what this process wrote, durably, and lets go of files and locks without sealing."""
-        try:
-            self._end_writer()
-        finally:
-            self._store.close()
-
-    def __enter__(self) -> TeacherCache:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Documents are appended whole, so they count whatever ended the block.
-        try:
-            self._end_writer()
-        finally:
-            self._store.__exit__(kind, failure, trace)
-
-    def __reduce__(self) -> tuple[Callable[[str, Verify], TeacherCache], tuple[str, Verify]]:
-        """Pickles the path; whoever unpickles it opens the cache to read."""
-        return (_reopen, (os.path.abspath(self.path), self._store._verify))
-
     def __repr__(self) -> str:
         return f"TeacherCache({str(self.path)!r}, vocabulary={self.vocabulary}, k={self.k})"
 
@@ -500,9 +310,9 @@ class TeacherCache:
         if isinstance(sampled, Sampled):
             raise argument_error("sampled", "a Sampled beside logits", "the tokens alone: the logits have the rest")
         logits = answers.detach()
-        tokens = _token_count(logits.shape[0])
-        chosen = _integers("ids", ids, (tokens, self.k))
-        drawn = _integers("sampled", sampled, (tokens,))
+        tokens = token_count(logits.shape[0])
+        chosen = integers("ids", ids, (tokens, self.k))
+        drawn = integers("sampled", sampled, (tokens,))
         if logits.device.type != "cpu" and self.k > 0 and chosen is None:
             return self._pack_on_device(logits, drawn)
         logits = logits.cpu().contiguous()
@@ -525,29 +335,6 @@ class TeacherCache:
             token = Sampled(drawn, torch.log_softmax(logits.float(), -1).gather(-1, there[:, None]).squeeze(-1))
         return self._pack_top_k(rows, token)
 
-    def _pack_top_k(self, rows: TopK, sampled: Sampled | None) -> tuple[bytes, int]:
-        tokens = _token_count(rows.ids.shape[0] if rows.ids.ndim == 2 else -1)
-        ids = _integers("ids", rows.ids, (tokens, self.k))
-        assert ids is not None
-        log_probs = _reals("log_probs", rows.log_probs, (tokens, self.k))
-        tail = _reals("tail_log_mass", rows.tail_log_mass, (tokens,))
-        zeros = torch.zeros(tokens)
-        absent = [each for each in self.temperatures[1:] if each not in rows.log_partition]
-        if absent:
-            raise argument_error("log_partition", f"none for {absent}", f"one for each of {self.temperatures}")
-        columns = [zeros, *(_reals("log_partition", rows.log_partition[T], (tokens,)) for T in self.temperatures[1:])]
-        partitions = torch.stack(columns, 1).contiguous()
-        token = None
-        if sampled is not None:
-            drawn = _integers("sampled.ids", sampled.ids, (tokens,))
-            assert drawn is not None
-            drawn_log_probs = _reals("sampled.log_probs", sampled.log_probs, (tokens,))
-            token = (memory(drawn), memory(drawn_log_probs))
-        packed = _core.teacher_pack_top_k(
-            self._layout, tokens, memory(ids), memory(log_probs), memory(tail), memory(partitions), token
-        )
-        return packed, tokens
-
     def _offsets(self, offsets: Tensor | Sequence[int] | None, tokens: int) -> Tensor | None:
         kept = self._form["offsets"]
         if (offsets is not None) != kept:
@@ -555,73 +342,11 @@ class TeacherCache:
             raise argument_error("offsets", "None" if offsets is None else "offsets", allowed)
         if offsets is None:
             return None
-        found = _integers("offsets", torch.as_tensor(offsets), (tokens + 1,))
+        found = integers("offsets", torch.as_tensor(offsets), (tokens + 1,))
         assert found is not None
         if int(found[0]) < 0 or bool((found[1:] < found[:-1]).any()):
             raise argument_error("offsets", "offsets that fall", "byte offsets that rise from 0 or more")
         return found
-
-    def _is_there(self, key: str, digest: bytes, packed: bytes, places: Tensor | None) -> bool:
-        known = self._written.get(key)
-        if known is not None:
-            same = known == digest
-        elif self._rows.find(key) is not None:
-            same = self._retried(lambda: self._rows.packed(key)) == packed
-            if same and places is not None:
-                same = torch.equal(self.offsets(key), places)
-        else:
-            return False
-        if not same:
-            raise KeyConflict(
-                f"{key!r} is already in {self.path} with other content: another text or teacher, or one that does not "
-                "repeat itself bit for bit; use missing(keys) to write what is not there only"
-            )
-        return True
-
-    def _room(self) -> Writer:
-        """The writer, a new one when the last one's log is full."""
-        if self._writer is not None and (self._in_log >= _ROLL_BYTES or len(self._writer) >= _DOCUMENTS):
-            self._end_writer()
-            self._store.seal()
-        if self._writer is None:
-            self._writer = self._new_writer()
-        return self._writer
-
-    def _new_writer(self) -> Writer:
-        numbers = [int(name.removeprefix("writer-")) for name in self._store.lengths(incomplete=True)]
-        for number in range(max(numbers, default=-1) + 1, _WRITERS):
-            try:
-                writer = self._store.begin(f"writer-{number:05d}")
-            except (StoreLocked, KeyConflict):
-                continue  # another process was faster
-            if len(writer) == 0:
-                return writer
-            writer.complete()
-        raise argument_error(
-            "cache", f"one with {_WRITERS} writers", f"fewer than {_WRITERS}; write fewer, longer ones"
-        )
-
-    def _end_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        self._unflushed = self._in_log = 0
-        if writer is not None:
-            writer.complete()
-
-    def _complete_dead_writers(self) -> None:
-        complete = self._store.lengths()
-        for name in self._store.lengths(incomplete=True):
-            if name in complete:
-                continue
-            try:
-                self._store.begin(name).complete()
-            except (StoreLocked, KeyConflict, StoreCorrupt):
-                continue  # alive, completed meanwhile, or a case for a repair
-
-    def _see_written(self) -> None:
-        if any(self._rows.find(key) is None for key in self._written):
-            self.refresh()
-        if self._writer is None:
-            self._written.clear()
 
     def _found(self, keys: Sequence[str], part: int) -> Tensor:
         if isinstance(keys, str):
@@ -635,41 +360,6 @@ class TeacherCache:
             raise KeyNotFound(f"{absent[0]!r} is not in {self.path}{others}")
         return torch.tensor([place[part] for place in found if place is not None], dtype=torch.int64)
 
-    def _retried(self, action: Callable[[], T]) -> T:
-        try:
-            return action()
-        except StoreIOError as failure:
-            if not isinstance(failure, OSError) or failure.errno != 2:
-                raise
-            # Another process sealed the log since it was listed; row numbers stay the same.
-            self.refresh()
-            return action()
-
-
-_LAYOUT = ("vocabulary", "k", "code", "temperatures", "sampled")
-
-
-def _checked_fingerprint(store: Store, fingerprint: Fingerprint | _Unchecked) -> dict[str, Any] | None:
-    """The fingerprint of the cache there, after it was compared with the one in use."""
-    form = store.metadata.get(_METADATA)
-    if not isinstance(form, dict) or any(name not in form for name in ("format", "fingerprint", "offsets", *_LAYOUT)):
-        raise SchemaMismatch(f"{store.path} is a store, but no teacher cache")
-    if form["format"] != _FORMAT:
-        raise StoreVersionError(f"{store.path} has teacher cache format {form['format']}; this build reads {_FORMAT}")
-    there: dict[str, Any] | None = form["fingerprint"]
-    if isinstance(fingerprint, Fingerprint):
-        if there is None:
-            raise SchemaMismatch(
-                f"fingerprint of {store.path} differs: UNCHECKED there, {fingerprint} in use; "
-                "pass UNCHECKED to take it as it is"
-            )
-        Fingerprint(**there).check(fingerprint, str(store.path))
-    return there
-
-
-def _reopen(path: str, verify: Verify) -> TeacherCache:
-    return TeacherCache.open(path, UNCHECKED, verify=verify)
-
 
 def _count(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -677,59 +367,7 @@ def _count(name: str, value: int) -> int:
     return value
 
 
-def _temperatures(temperatures: Sequence[float]) -> list[float]:
-    allowed = "positive numbers, each once"
-    try:
-        found = [float(each) for each in temperatures]
-    except TypeError as failure:
-        raise argument_error("temperatures", temperatures, allowed) from failure
-    if len(set(found)) != len(found) or not all(0 < each < float("inf") for each in found):
-        raise argument_error("temperatures", temperatures, allowed)
-    return [1.0, *(each for each in found if each != 1.0)]
-
-
-def _key_bytes(key: str) -> bytes:
+def _checked_key(key: str) -> str:
     if not isinstance(key, str) or not key:
         raise argument_error("key", key, "a string that is not empty; key_of(text) makes one")
-    return key.encode()
-
-
-def _address(content: bytes) -> tuple[int, int]:
-    return (np.frombuffer(content, np.uint8).ctypes.data if content else 0), len(content)
-
-
-def _token_count(tokens: int) -> int:
-    if not 0 <= tokens < _TOKENS:
-        raise argument_error("answers", f"{tokens} tokens", f"rows of shape [tokens, ...], fewer than {_TOKENS}")
-    return tokens
-
-
-def _integers(name: str, value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    if value is None:
-        return None
-    if not isinstance(value, Tensor) or value.is_floating_point() or tuple(value.shape) != shape:
-        got = describe(value) if isinstance(value, Tensor) else type(value).__name__
-        raise argument_error(name, got, f"integers of shape {list(shape)}")
-    return value.detach().to("cpu", torch.int64).contiguous()
-
-
-def _reals(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
-        got = describe(value) if isinstance(value, Tensor) else type(value).__name__
-        raise argument_error(name, got, f"a floating tensor of shape {list(shape)}")
-    return value.detach().to("cpu", torch.float32).contiguous()
-
-
-def _row_numbers(rows: Tensor | Sequence[int]) -> Tensor:
-    numbers = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
-    if numbers.is_floating_point() or numbers.dtype is torch.bool:
-        if numbers.numel():
-            raise argument_error("rows", describe(numbers), "int64 row numbers")
-        numbers = numbers.long()
-    return numbers.detach().to("cpu", torch.int64).contiguous()
-
-
-def _filled(name: str, out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, pinned: bool) -> Tensor:
-    if out is None and pinned:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
-    return output_tensor(f"out.{name}", out, shape, dtype)
+    return key

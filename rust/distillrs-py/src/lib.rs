@@ -32,7 +32,7 @@ mod _core {
         nearest,
     };
     #[pymodule_export]
-    use crate::teacher::{TeacherRows, teacher_pack_logits, teacher_pack_top_k, teacher_row_bytes};
+    use crate::teacher::{TeacherRows, teacher_pack_dense, teacher_pack_logits, teacher_pack_top_k, teacher_row_bytes};
     #[pymodule_export]
     use crate::trajectory::{RecordView, TrajectoryStore, TrajectoryWriter, repair_store};
 

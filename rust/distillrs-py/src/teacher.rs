@@ -146,6 +146,25 @@ pub fn teacher_pack_top_k<'py>(
     Ok(PyBytes::new(py, &out))
 }
 
+#[pyfunction]
+pub fn teacher_pack_dense<'py>(
+    py: Python<'py>,
+    layout: &str,
+    rows: usize,
+    logits: Memory,
+) -> CoreResult<Bound<'py, PyBytes>> {
+    let layout = RowLayout::parse(layout)?;
+    let logits: &[f32] = elements("logits", logits)?;
+    let mut out = buffer(&layout, rows)?;
+    py.detach(|| {
+        in_parts(&layout, &mut out, |first, out| {
+            let rows = out.len() / layout.row_bytes;
+            teacher::pack_dense(&layout, part(logits, first, rows, layout.vocabulary as usize), first, out)
+        })
+    })?;
+    Ok(PyBytes::new(py, &out))
+}
+
 #[pyclass(frozen, module = "distillrs._core")]
 pub struct TeacherRows {
     rows: Arc<Rows>,
@@ -171,6 +190,14 @@ impl TeacherRows {
 
     fn conflicts(&self) -> Vec<&str> {
         self.rows.conflicts().iter().map(|conflict| conflict.key.as_str()).collect()
+    }
+
+    fn conflict_rows(&self) -> Vec<(&str, i64, i64)> {
+        self.rows
+            .conflicts()
+            .iter()
+            .map(|conflict| (conflict.key.as_str(), conflict.kept_row(), conflict.other_row()))
+            .collect()
     }
 
     fn find(&self, key: &str) -> Option<(i64, u32)> {
@@ -204,6 +231,16 @@ impl TeacherRows {
         } else {
             self.fill(py, rows, elements_mut::<i32>("ids", ids)?, log_probs, tail, partitions)
         }
+    }
+
+    fn gather_dense(&self, py: Python<'_>, rows: Memory, out: Memory) -> CoreResult<()> {
+        let (rows, out) = (elements("rows", rows)?, elements_mut("out", out)?);
+        Ok(py.detach(|| self.rows.gather_dense(rows, out))?)
+    }
+
+    fn gather_packed(&self, py: Python<'_>, rows: Memory, out: Memory) -> CoreResult<()> {
+        let (rows, out) = (elements("rows", rows)?, target("out", out)?);
+        Ok(py.detach(|| self.rows.gather_packed(rows, out))?)
     }
 
     fn gather_sampled(&self, py: Python<'_>, rows: Memory, ids: Memory, log_probs: Memory) -> CoreResult<()> {

@@ -1,5 +1,6 @@
 //! What the fuzzer runs: bytes that may be anything, read as packed rows.
 
+use super::dense::unpack_dense;
 use super::layout::{LogProbCode, RowLayout};
 use super::unpack::{Defect, Id, Target, sampled, unpack_reference, unpack_rows};
 
@@ -23,8 +24,22 @@ fn unpack<I: Id + Into<i64>>(
     Ok((ids, values))
 }
 
+/// Unpacks rows of every class.
+///
+/// # Panics
+/// When what is no log-probability comes out, or a row without a largest one.
+pub fn dense(classes: u64, code: LogProbCode, bytes: &[u8]) {
+    let Ok(layout) = RowLayout::dense(classes, code) else { return };
+    let rows = bytes.len() / layout.row_bytes;
+    let mut out = vec![f32::NAN; rows * layout.vocabulary as usize];
+    if unpack_dense(&layout, bytes, &mut out).is_ok() {
+        assert!(out.iter().all(|&value| value <= 0.0));
+        assert!(out.chunks(layout.vocabulary as usize).all(|row| row.contains(&0.0)));
+    }
+}
+
 /// Unpacks rows whose layout leads the bytes: vocabulary (u32), `k` (u16), a byte of flags (`f16`, sampled, number of
-/// temperatures).
+/// temperatures, every class).
 ///
 /// # Panics
 /// When a wrong id or what is no log-probability comes out, or two ways of unpacking differ.
@@ -33,6 +48,10 @@ pub fn rows(bytes: &[u8]) {
     let vocabulary = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
     let k = u16::from_le_bytes([head[4], head[5]]);
     let code = if head[6] & 1 == 0 { LogProbCode::Steps } else { LogProbCode::Half };
+    if head[6] & 16 != 0 {
+        dense(u64::from(vocabulary & 0xFFFF), code, bytes);
+        return;
+    }
     let temperatures = (0..=head[6] >> 2 & 3).map(|index| 1.0 + f64::from(index)).collect();
     let layout = RowLayout::new(u64::from(vocabulary), u64::from(k), code, temperatures, head[6] & 2 != 0);
     let Ok(layout) = layout else { return };

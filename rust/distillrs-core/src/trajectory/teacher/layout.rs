@@ -10,6 +10,8 @@ pub const MAX_VOCABULARY: u32 = 1 << 24;
 pub const MAX_K: usize = 4096;
 /// Most temperatures of a row.
 pub const MAX_TEMPERATURES: usize = 64;
+/// Most classes of a dense row.
+pub const MAX_CLASSES: u32 = 1 << 16;
 
 /// How log-probabilities are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,9 @@ pub enum LogProbCode {
 /// [`LogProbCode::Half`] `k` times an `f16`); the tail's log-mass, `f16`; an `f32` log-partition for each temperature but
 /// the first; if asked for the sampled token's id in whole bytes and its log-probability, `f32`. With `k = 0` only the
 /// last two.
+///
+/// A dense row has every class in its order instead: how far its log-probability lies below the largest one, of
+/// [`LogProbCode::Half`] an `f16` each, of [`LogProbCode::Steps`] a byte each and the scale's `f16`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowLayout {
     /// Ids are below this.
@@ -39,11 +44,14 @@ pub struct RowLayout {
     pub temperatures: Vec<f64>,
     /// Whether a row ends with the sampled token.
     pub sampled: bool,
+    /// Whether a row has every class and nothing else; `k` is 0 then.
+    pub dense: bool,
     /// Bits of an id.
     pub id_bits: usize,
     /// Where the log-probabilities begin.
     pub codes_at: usize,
-    /// Where the top's log-probability and the scale lie; of [`LogProbCode::Half`] the same as `tail_at`.
+    /// Where the top's log-probability and the scale lie, in a dense row the scale; of [`LogProbCode::Half`] the same as
+    /// `tail_at`.
     pub head_at: usize,
     /// Where the tail's log-mass lies.
     pub tail_at: usize,
@@ -76,6 +84,8 @@ struct LayoutForm {
     code: String,
     temperatures: Vec<f64>,
     sampled: bool,
+    #[serde(default)]
+    dense: bool,
 }
 
 impl RowLayout {
@@ -119,6 +129,7 @@ impl RowLayout {
             code,
             temperatures,
             sampled,
+            dense: false,
             id_bits,
             codes_at,
             head_at,
@@ -136,7 +147,40 @@ impl RowLayout {
         Ok(layout)
     }
 
-    /// A layout from JSON: `{"vocabulary", "k", "code": "u8" | "f16", "temperatures", "sampled"}`.
+    /// A layout of rows that hold every class.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] names the part.
+    pub fn dense(classes: u64, code: LogProbCode) -> Result<Self> {
+        let classes = u32::try_from(classes)
+            .ok()
+            .filter(|size| (1..=MAX_CLASSES).contains(size))
+            .ok_or_else(|| Error::argument("classes", classes, format!("a number from 1 to {MAX_CLASSES}")))?;
+        let (head_at, row_bytes) = match code {
+            LogProbCode::Steps => (classes as usize, classes as usize + 2),
+            LogProbCode::Half => (2 * classes as usize, 2 * classes as usize),
+        };
+        Ok(Self {
+            vocabulary: classes,
+            k: 0,
+            code,
+            temperatures: vec![1.0],
+            sampled: false,
+            dense: true,
+            id_bits: 0,
+            codes_at: 0,
+            head_at,
+            tail_at: row_bytes,
+            partitions_at: row_bytes,
+            sampled_at: row_bytes,
+            sampled_id_bytes: 0,
+            row_bytes,
+            groups: None,
+        })
+    }
+
+    /// A layout from JSON: `{"vocabulary", "k", "code": "u8" | "f16", "temperatures", "sampled"}`, and `"dense"` for rows
+    /// that hold every class.
     ///
     /// # Errors
     /// [`Error::Argument`] names the part.
@@ -148,6 +192,16 @@ impl RowLayout {
             "f16" => LogProbCode::Half,
             other => return Err(Error::argument("code", format_args!("{other:?}"), "\"u8\" or \"f16\"")),
         };
+        if form.dense {
+            if form.k != 0 || form.sampled || form.temperatures != [1.0] {
+                return Err(Error::argument(
+                    "layout",
+                    "a dense one with k, sampled or temperatures",
+                    "0, false, [1.0]",
+                ));
+            }
+            return Self::dense(form.vocabulary, code);
+        }
         Self::new(form.vocabulary, form.k, code, form.temperatures, form.sampled)
     }
 }

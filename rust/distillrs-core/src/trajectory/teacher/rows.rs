@@ -14,6 +14,7 @@ use super::super::catalogue::{Catalogue, Entry};
 use super::super::filesystem::{FileSystem, Mapping};
 use super::super::records::{Records, Verify, corrupt, stored};
 use super::super::store::Store;
+use super::dense::unpack_dense;
 use super::layout::RowLayout;
 use super::unpack::{Defect, Id, Target, sampled, unpack_rows};
 use crate::{Error, Result, parallel};
@@ -29,6 +30,8 @@ pub const WRITER_LIMIT: u64 = 1 << 15;
 const PREFIX: &str = "writer-";
 /// Rows of one task.
 const PIECE: usize = 1024;
+/// Rows of one task where they hold every class.
+const DENSE_PIECE: usize = 64;
 
 /// Documents of one key whose rows differ; the first one counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +42,18 @@ pub struct Conflict {
     pub kept: (u64, u64),
     /// Writer and document that do not.
     pub other: (u64, u64),
+}
+
+impl Conflict {
+    /// First row of the document that counts.
+    pub fn kept_row(&self) -> i64 {
+        number(self.kept.0, self.kept.1)
+    }
+
+    /// First row of the other one.
+    pub fn other_row(&self) -> i64 {
+        number(self.other.0, self.other.1)
+    }
 }
 
 /// One document.
@@ -309,7 +324,7 @@ impl TeacherRows {
             return Err(Error::argument("out", "tensors of another size", format!("those of {} rows", rows.len())));
         }
         if k == 0 {
-            return Err(Error::argument("cache", "one of sampled tokens only", "one with k of at least 1"));
+            return Err(Error::argument("cache", "one without entries", "one with k of at least 1"));
         }
         let pieces: Vec<_> = rows
             .chunks(PIECE)
@@ -320,6 +335,54 @@ impl TeacherRows {
             .map(|((((rows, ids), log_probs), tail), partitions)| (rows, Target { ids, log_probs, tail, partitions }))
             .collect();
         parallel::map(pieces, |(rows, target)| self.gather_piece(rows, target)).into_iter().collect()
+    }
+
+    /// Unpacks rows that hold every class, `[rows, classes]`; -1 gives zeros, which are an even distribution.
+    ///
+    /// # Errors
+    /// As [`TeacherRows::gather`].
+    pub fn gather_dense(&self, rows: &[i64], out: &mut [f32]) -> Result<()> {
+        let classes = self.layout.vocabulary as usize;
+        if !self.layout.dense {
+            return Err(Error::argument("cache", "one of top-k rows", "one that holds every class"));
+        }
+        if rows.len().checked_mul(classes) != Some(out.len()) {
+            return Err(Error::argument("out", "a tensor of another size", format!("that of {} rows", rows.len())));
+        }
+        let pieces: Vec<_> = rows.chunks(DENSE_PIECE).zip(out.chunks_mut(DENSE_PIECE * classes)).collect();
+        let done = parallel::map(pieces, |(rows, out)| {
+            let mut start = 0;
+            while start < rows.len() {
+                let (packed, length) = self.span(&rows[start..])?;
+                let target = &mut out[start * classes..(start + length) * classes];
+                match packed {
+                    Some(packed) => unpack_dense(&self.layout, packed, target)
+                        .map_err(|defect| self.defect(rows[start], &defect))?,
+                    None => target.fill(0.0),
+                }
+                start += length;
+            }
+            Ok(())
+        });
+        done.into_iter().collect()
+    }
+
+    /// The bytes of rows as they are stored, in the order asked for; -1 is refused.
+    ///
+    /// # Errors
+    /// As [`TeacherRows::gather`].
+    pub fn gather_packed(&self, rows: &[i64], out: &mut [u8]) -> Result<()> {
+        if rows.len().checked_mul(self.layout.row_bytes) != Some(out.len()) {
+            return Err(Error::argument("out", "bytes of another size", format!("those of {} rows", rows.len())));
+        }
+        let mut start = 0;
+        while start < rows.len() {
+            let (packed, length) = self.span(&rows[start..])?;
+            let packed = packed.ok_or_else(|| Error::argument("rows", -1, "rows of this cache, from index(keys)"))?;
+            out[start * self.layout.row_bytes..][..packed.len()].copy_from_slice(packed);
+            start += length;
+        }
+        Ok(())
     }
 
     fn gather_piece<I: Id>(&self, rows: &[i64], target: Target<'_, I>) -> Result<()> {

@@ -1,0 +1,9 @@
+"""Hugging Face transformers: caches of its models' answers, and objectives in its Trainer."""
+
+from __future__ import annotations
+
+from distillrs.integrations.transformers.teaching import Taught, TeachProgress, fingerprint, load, teach
+from distillrs.integrations.transformers.texts import read_texts
+from distillrs.integrations.transformers.trainer import Distil
+
+__all__ = ["Distil", "Taught", "TeachProgress", "fingerprint", "load", "read_texts", "teach"]

@@ -1,0 +1,208 @@
+"""Bringing a student's and a teacher's tensor to one shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from distillrs import random
+from distillrs.errors import argument_error
+from distillrs.step import Step
+
+Side: TypeAlias = Any
+"""A tensor, a tuple of tensors for a term with several taps, or an ``ops.TopK``."""
+
+
+class Alignment(Protocol):
+    """Maps both sides to the same index set; one that is a module has its parameters trained and then discarded."""
+
+    def __call__(self, student: Side, teacher: Side) -> tuple[Side, Side]:
+        """Both sides, aligned."""
+        ...
+
+
+def identity(student: Side, teacher: Side) -> tuple[Side, Side]:
+    """Both sides as they are."""
+    return student, teacher
+
+
+class Projector(nn.Module):
+    """A trained linear map of the student's features to the teacher's width, thrown away after training.
+
+    Drawn from U(-1/sqrt(in), 1/sqrt(in)) by the library's own randomness, so that every rank and every run has the same
+    one. Of maps ``[B, C, H, W]`` it maps the channels, as a convolution of size 1 does.
+
+    Args:
+        in_features: The student's width.
+        out_features: The teacher's.
+        bias: Whether to add one.
+        axis: The axis of the features; ``None`` is 1 for tensors of four or more axes and the last for others.
+        seed: Of the draw.
+
+    Raises:
+        ArgumentError: Widths that are not positive.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = True, axis: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise argument_error(name, value, "a positive integer")
+        self.axis = axis
+        bound = 1 / math.sqrt(in_features)
+        drawn = random.uniform(out_features, in_features + 1, step=Step(0, seed=seed), name="projector")
+        drawn = (2 * drawn - 1) * bound
+        self.weight = nn.Parameter(drawn[:, :-1].clone())
+        self.bias = nn.Parameter(drawn[:, -1].clone()) if bias else None
+
+    def project(self, features: Tensor) -> Tensor:
+        """The student's features at the teacher's width.
+
+        Args:
+            features: ``[..., in]``, or ``[B, in, ...]`` with the axis 1.
+
+        Raises:
+            ArgumentError: They have another width.
+        """
+        axis = self.axis if self.axis is not None else (1 if features.ndim >= 4 else -1)
+        if not -features.ndim <= axis < features.ndim or features.shape[axis] != self.weight.shape[1]:
+            allowed = f"{self.weight.shape[1]} features on axis {axis}, as the Projector was made"
+            raise argument_error("student", f"shape {tuple(features.shape)}", allowed)
+        moved = features.movedim(axis, -1)
+        if not torch.is_autocast_enabled(features.device.type):
+            moved = moved.to(self.weight.dtype)
+        projected: Tensor = nn.functional.linear(moved, self.weight, self.bias)
+        return projected.movedim(-1, axis)
+
+    def forward(self, student: Tensor, teacher: Side) -> tuple[Tensor, Side]:
+        """The student's side projected, the teacher's as it is."""
+        return self.project(student), teacher
+
+    def extra_repr(self) -> str:
+        """The widths."""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, bias={self.bias is not None}"
+
+
+class Through(nn.Module):
+    """Each side through a module of its own: a regressor, an embedding head.
+
+    Args:
+        student: For the student's side; ``None`` leaves it.
+        teacher: For the teacher's. It is trained too, so a divergence of distances alone would let both collapse: it is
+            for contrastive ones.
+    """
+
+    def __init__(self, student: nn.Module | None = None, teacher: nn.Module | None = None) -> None:
+        super().__init__()
+        for name, module in (("student", student), ("teacher", teacher)):
+            if module is not None and not isinstance(module, nn.Module):
+                raise argument_error(name, type(module).__name__, "None or a module")
+        self.student = student
+        self.teacher = teacher
+
+    def forward(self, student: Side, teacher: Side) -> tuple[Side, Side]:
+        """Both sides through their modules."""
+        return (
+            student if self.student is None else self.student(student),
+            teacher if self.teacher is None else self.teacher(teacher),
+        )
+
+
+class Chain(nn.Module):
+    """Alignments one after the other: ``Chain(Pooled(), Projector(16, 32))``.
+
+    Args:
+        *parts: The alignments, in order.
+    """
+
+    def __init__(self, *parts: Alignment) -> None:
+        super().__init__()
+        if not parts or not all(callable(part) for part in parts):
+            raise argument_error("parts", parts, "at least one alignment")
+        self.parts = list(parts)
+        self.trained = nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
+
+    def forward(self, student: Side, teacher: Side) -> tuple[Side, Side]:
+        """Both sides after all parts."""
+        for part in self.parts:
+            student, teacher = part(student, teacher)
+        return student, teacher
+
+
+class Pooled:
+    """Maps ``[B, C, ...]`` averaged to a common spatial size: the smaller of both sides in each axis, or a given one.
+
+    Args:
+        size: Of each spatial axis; ``None`` takes the smaller one, 1 the mean over all places.
+    """
+
+    def __init__(self, size: int | Sequence[int] | None = None) -> None:
+        self.size = size
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides at the common size.
+
+        Raises:
+            ArgumentError: Sides without spatial axes, or with different numbers of them.
+        """
+        axes = student.ndim - 2
+        if axes not in (1, 2, 3) or teacher.ndim != student.ndim:
+            got = f"shapes {tuple(student.shape)} and {tuple(teacher.shape)}"
+            raise argument_error("student", got, "maps with one to three spatial axes on both sides")
+        if self.size is None:
+            size = [min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+        else:
+            size = [self.size] * axes if isinstance(self.size, int) else list(self.size)
+        return _pooled(student, size), _pooled(teacher, size)
+
+
+def _pooled(maps: Tensor, size: list[int]) -> Tensor:
+    if list(maps.shape[2:]) == size:
+        return maps
+    pool: Any = (
+        nn.functional.adaptive_avg_pool1d,
+        nn.functional.adaptive_avg_pool2d,
+        nn.functional.adaptive_avg_pool3d,
+    )[len(size) - 1]
+    pooled: Tensor = pool(maps, size)
+    return pooled
+
+
+def layer_pairs(
+    student_layers: int, teacher_layers: int, how: Literal["uniform", "last", "first"] | list[int] = "uniform"
+) -> list[tuple[int, int]]:
+    """Which teacher layer each student layer follows, from 0.
+
+    Args:
+        student_layers: How many the student has.
+        teacher_layers: How many the teacher has, at least as many.
+        how: "uniform": student layer i follows teacher layer ``(i + 1) t / s - 1`` rounded down, so the last ones
+            belong together (TinyBERT's map); "last" or "first": the teacher's last or first ones; or a list.
+
+    Returns:
+        Pairs (student layer, teacher layer).
+
+    Raises:
+        ArgumentError: Counts or a map that make no sense.
+    """
+    if not 1 <= student_layers <= teacher_layers:
+        raise argument_error("student_layers", student_layers, f"a number from 1 to the teacher's, {teacher_layers}")
+    if how == "uniform":
+        chosen = [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
+    elif how == "last":
+        chosen = list(range(teacher_layers - student_layers, teacher_layers))
+    elif how == "first":
+        chosen = list(range(student_layers))
+    else:
+        chosen = list(how) if isinstance(how, list) else []
+        if len(chosen) != student_layers or not all(0 <= layer < teacher_layers for layer in chosen):
+            raise argument_error(
+                "how", how, f"'uniform', 'last', 'first' or {student_layers} layers below {teacher_layers}"
+            )
+    return list(enumerate(chosen))

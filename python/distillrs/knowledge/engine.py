@@ -1,0 +1,280 @@
+"""The objective: terms of stages over one student and named teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillrs.errors import argument_error, unknown_name_error
+from distillrs.frozen import Frozen
+from distillrs.knowledge.alignments import Side
+from distillrs.knowledge.balance import Balance
+from distillrs.knowledge.inputs import Inputs, InputsFunction, counted_labels, read_batch
+from distillrs.knowledge.rows import at_step, row_parts
+from distillrs.knowledge.stages import Stage, checked_stages, stage_at
+from distillrs.knowledge.taps import OneTap, Record, record, unwrapped
+from distillrs.knowledge.teachers import Request, Teacher, ask, named_teachers
+from distillrs.knowledge.terms import Term
+from distillrs.step import Loss, Step
+
+TURN = "student"
+
+
+class Objective(nn.Module):
+    """Smaller or other models: a sum of terms, each of which matches what the student gives with what a teacher gives.
+
+    ``total = sum_i scale_i(step) term_i``. Every network runs once per call: teachers without a graph and in evaluation
+    mode, the student as it is. ``terms`` of the returned loss are the terms before their scales, and ``factor/name``
+    where a balance is used; over micro-batches of one step they add up as the total does.
+
+    The objective owns what its parts train (projectors, banks, tables), and neither the student nor frozen teachers:
+    those follow its ``.to()``, but are not among its parameters and not in its state.
+
+    With ``step.items`` every term is brought to a global count of items: a term over labelled rows is its local sum by
+    ``items``, any other its local mean times the local share of the items. So gradients of micro-batches and of
+    ranks add up to those of one batch; relations within a batch remain those of the micro-batch. Items are labels
+    that are not ignored, or examples if the batch has no class labels.
+
+    Args:
+        student: The network to train; a call may override it with the same one wrapped.
+        teachers: ``dr.Frozen(module)`` or a teacher, which terms know as "main", or several by name; ``None`` if no
+            term needs one.
+        terms: What is minimised. Either these or ``stages``.
+        stages: Terms one after the other.
+        balance: Factors beside the scales; ``None`` for none.
+        inputs: Reads a batch of a user's own form; ``None`` reads mappings, pairs, triples and tensors.
+        labels: Name of the labels in the batch.
+        ids: Name of the examples' ids.
+        withheld: Further entries of a mapping that the networks do not get.
+        seed: Of steps that are given as plain numbers.
+
+    Raises:
+        ArgumentError: Parts that are not allowed or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Any = None,
+        terms: Sequence[Term] | None = None,
+        *,
+        stages: Sequence[Stage] | None = None,
+        balance: Balance | None = None,
+        inputs: InputsFunction | None = None,
+        labels: str = "labels",
+        ids: str = "ids",
+        withheld: Iterable[str] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(student, nn.Module) or isinstance(student, Frozen):
+            raise argument_error("student", type(student).__name__, "a module that is to be trained")
+        if (terms is None) == (stages is None):
+            raise argument_error("terms", terms, "a list of terms, or stages=[...] instead")
+        self.stages = checked_stages(stages if stages is not None else [Stage(list(terms or ()))])
+        self.teachers = nn.ModuleDict(named_teachers(teachers))
+        self.balance = balance
+        self.inputs = inputs
+        self.labels = labels
+        self.ids = ids
+        self.withheld = (*withheld, *(name for teacher in self._teachers().values() for name in teacher.withheld))
+        self.seed = seed
+        # Kept outside the module registry: given, not owned.
+        object.__setattr__(self, "_student", student)
+        self._stage: int | None = None
+        self._given_gradients: dict[str, bool] | None = None
+        self._names: dict[int, str] = {}
+        parts: list[nn.Module] = []
+        for term in self._all_terms():
+            self._names[id(term)] = self._unique(term.label)
+            if term.teacher_taps and term.teacher_name not in self.teachers:
+                raise unknown_name_error("teacher_name", term.teacher_name, list(self.teachers))
+            owned = (term.align, term.divergence, term.target, term.scale, *row_parts(term.rows))
+            parts += [
+                part for part in owned if isinstance(part, nn.Module) and all(part is not other for other in parts)
+            ]
+        self.parts = nn.ModuleList({id(part): part for part in parts}.values())
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that was given."""
+        student: nn.Module = object.__getattribute__(self, "_student")
+        return student
+
+    def forward(
+        self, batch: Any, step: Step | int = 0, *, turn: str | None = None, student: nn.Module | None = None
+    ) -> Loss:
+        """The loss of a batch at a step.
+
+        Args:
+            batch: A mapping, of which the networks get all but labels, ids and what is withheld as named arguments;
+                ``(inputs, labels)`` or ``(inputs, labels, ids)``, of which they get the first; or a tensor.
+            step: Of the run; a plain number takes the objective's ``seed``.
+            turn: ``None`` or "student".
+            student: Takes the place of the one from construction: the same network, wrapped.
+
+        Raises:
+            ArgumentError: A batch, a tap or shapes that do not fit; the message names which.
+        """
+        if turn not in (None, TURN):
+            raise argument_error("turn", turn, f"None or {TURN!r}")
+        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        network = self.student if student is None else student
+        if not isinstance(network, nn.Module):
+            raise argument_error("student", type(network).__name__, "None or the student, wrapped")
+        inputs = self.inputs(batch) if self.inputs else read_batch(batch, self.labels, self.ids, self.withheld)
+        number, local = stage_at(self.stages, step)
+        self._enter(number, network)
+        scales = {id(term): at_step(term.scale, local) for term in self.stages[number].terms}
+        terms = [term for term in self.stages[number].terms if scales[id(term)] != 0]
+        found, answers = self._run(terms, inputs, step, network)
+        values = {}
+        for term in terms:
+            values[self._names[id(term)]] = term.value(
+                _side(term.student_taps, found.values),
+                _side(term.teacher_taps, answers.get(term.teacher_name, {})),
+                inputs,
+                step,
+                local,
+                self.labels,
+                step.items if term.counts(self.labels) else None,
+            )
+        return self._sum(terms, values, scales, found, inputs, step, network)
+
+    def turns(self, step: Step | int) -> tuple[str, ...]:
+        """One turn, "student", steps all groups."""
+        return (TURN,)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The student's parameters that require a gradient, as "student", and the objective's own, as "objective".
+
+        With stages the student's are all that some stage trains.
+        """
+        self._restore(self.student)
+        own = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = {TURN: [parameter for parameter in self.student.parameters() if parameter.requires_grad]}
+        return groups | ({"objective": own} if own else {})
+
+    def _teachers(self) -> dict[str, Teacher]:
+        return {name: each for name, each in self.teachers.items() if isinstance(each, Teacher)}
+
+    def _all_terms(self) -> list[Term]:
+        return list({id(term): term for stage in self.stages for term in stage.terms}.values())
+
+    def _unique(self, label: str) -> str:
+        taken = set(self._names.values())
+        number, name = 2, label
+        while name in taken:
+            name, number = f"{label}#{number}", number + 1
+        return name
+
+    def _run(
+        self, terms: list[Term], inputs: Inputs, step: Step, network: nn.Module
+    ) -> tuple[Record, dict[str, dict[OneTap, Side]]]:
+        """The student's record and the answers of every teacher that a term asks."""
+        asked: dict[str, tuple[OneTap, ...]] = {}
+        for term in terms:
+            if term.teacher_taps:
+                asked[term.teacher_name] = asked.get(term.teacher_name, ()) + term.teacher_taps
+        teachers = {name: self._teachers()[name] for name in asked}
+        is_training = torch.is_grad_enabled()
+        if is_training:
+            for teacher in self._teachers().values():
+                teacher.before(step, network)
+        answers = {
+            name: ask(teacher, Request(inputs, asked[name], step, network))
+            for name, teacher in teachers.items()
+            # Before the student, so that their activations do not lie beside its graph.
+            if not teacher.from_student
+        }
+        taps = [tap for term in terms for tap in term.student_taps]
+        for name, teacher in teachers.items():
+            taps += teacher.student_taps(asked[name])
+        found = record(network, taps, inputs, who="student")
+        requests = {name: Request(inputs, asked[name], step, network, found) for name in teachers}
+        for name, teacher in teachers.items():
+            if teacher.from_student:
+                answers[name] = ask(teacher, requests[name])
+        if is_training:
+            for name, teacher in teachers.items():
+                teacher.after(requests[name])
+        return found, answers
+
+    def _sum(
+        self,
+        terms: list[Term],
+        values: dict[str, Tensor],
+        scales: dict[int, float],
+        found: Record,
+        inputs: Inputs,
+        step: Step,
+        network: nn.Module,
+    ) -> Loss:
+        if step.items is not None:
+            share = self._share(inputs, step.items)
+            for term in terms:
+                if isinstance(term.normaliser, str) and not term.counts(self.labels):
+                    values[self._names[id(term)]] = values[self._names[id(term)]] * share
+        scaled = {self._names[id(term)]: scales[id(term)] * values[self._names[id(term)]] for term in terms}
+        factors = self.balance(scaled, network) if self.balance is not None and scaled else {}
+        total: Tensor | None = None
+        for name, part in scaled.items():
+            part = part * factors[name] if name in factors else part
+            total = part if total is None else total + part
+        logged = {name: value.detach() for name, value in values.items()}
+        logged |= {f"factor/{name}": torch.as_tensor(factor).detach() for name, factor in factors.items()}
+        if total is None:
+            # Of nothing, but with a graph: a trainer may call backward() at every step.
+            total = _first_tensor(found.output).flatten()[:0].sum()
+        return Loss(total, logged)
+
+    def _share(self, inputs: Inputs, items: int) -> float | Tensor:
+        """The part of all items that this batch has."""
+        labels = inputs.fields.get(self.labels)
+        if isinstance(labels, Tensor) and labels.dtype == torch.int64:
+            return counted_labels(labels) / items
+        return inputs.examples / items
+
+    def _enter(self, number: int, network: nn.Module) -> None:
+        if number == self._stage:
+            return
+        self._restore(network)
+        stage = self.stages[number]
+        if stage.trainable is not None:
+            named = dict(unwrapped(network).named_parameters())
+            chosen = stage.trains(network)
+            self._given_gradients = {name: parameter.requires_grad for name, parameter in named.items()}
+            for name, parameter in named.items():
+                parameter.requires_grad_(name in chosen)
+                if name not in chosen:
+                    # A gradient of the stage before would be stepped again.
+                    parameter.grad = None
+        self._stage = number
+
+    def _restore(self, network: nn.Module) -> None:
+        """Gives the student's parameters back the flags that they came with."""
+        if self._given_gradients is not None:
+            for name, parameter in unwrapped(network).named_parameters():
+                parameter.requires_grad_(self._given_gradients.get(name, parameter.requires_grad))
+        self._given_gradients = None
+        self._stage = None
+
+
+def _side(taps: tuple[OneTap, ...], values: Any) -> Side:
+    if not taps:
+        return None
+    return values[taps[0]] if len(taps) == 1 else tuple(values[tap] for tap in taps)
+
+
+def _first_tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    for value in output.values() if hasattr(output, "values") else output:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    raise argument_error(
+        "student", type(output).__name__, "a network that returns a tensor, a tuple or a mapping of some"
+    )

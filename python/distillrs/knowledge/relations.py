@@ -1,0 +1,155 @@
+"""Alignments that compare relations inside each side, so that widths may differ and nothing is trained."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distillrs.errors import argument_error
+
+
+class AttentionMap:
+    """Where a convolutional network looks: ``sum_c |A_c|^p`` over the places, each map brought to length 1.
+
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017.
+
+    Args:
+        p: The power, above 0.
+    """
+
+    def __init__(self, p: float = 2.0) -> None:
+        if not p > 0:
+            raise argument_error("p", p, "a number above 0")
+        self.p = p
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, C, H, W]`` to ``[B, H W]`` on both sides; sizes must agree (:class:`Pooled` before it)."""
+        return self._map("student", student), self._map("teacher", teacher)
+
+    def _map(self, name: str, maps: Tensor) -> Tensor:
+        if maps.ndim < 3:
+            raise argument_error(name, f"shape {tuple(maps.shape)}", "maps [B, C, ...]")
+        flat = _wide(maps).abs().pow(self.p).mean(1).flatten(1)
+        return torch.nn.functional.normalize(flat, dim=1)
+
+
+class Gram:
+    """Inner products between the tokens, channels or examples of each side.
+
+    ``of="examples"``: ``[B, ...]`` to ``[B, B]``; "tokens": ``[..., L, D]`` to ``[..., L, L]``; "channels":
+    ``[B, C, ...]`` to ``[B, C, C]``.
+
+    Args:
+        of: What is related to what.
+        normalise: "vectors": of each one the direction alone, so the products are cosines; "rows": each row of the
+            products is brought to length 1 (Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019);
+            "size": divided by the length of the vectors, as in style transfer; "none".
+    """
+
+    def __init__(
+        self,
+        of: Literal["examples", "tokens", "channels"],
+        normalise: Literal["vectors", "rows", "size", "none"] = "vectors",
+    ) -> None:
+        if of not in ("examples", "tokens", "channels"):
+            raise argument_error("of", of, "'examples', 'tokens' or 'channels'")
+        if normalise not in ("vectors", "rows", "size", "none"):
+            raise argument_error("normalise", normalise, "'vectors', 'rows', 'size' or 'none'")
+        self.of = of
+        self.normalise = normalise
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The products of both sides."""
+        return self._products("student", student), self._products("teacher", teacher)
+
+    def _products(self, name: str, features: Tensor) -> Tensor:
+        if features.ndim < (2 if self.of == "examples" else 3 if self.of == "channels" else 2):
+            raise argument_error(name, f"shape {tuple(features.shape)}", f"features of {self.of}")
+        vectors = _wide(features)
+        if self.of == "examples":
+            vectors = vectors.flatten(1)
+        elif self.of == "channels":
+            vectors = vectors.flatten(2)
+        if self.normalise == "vectors":
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        products = vectors @ vectors.mT
+        if self.normalise == "rows":
+            return torch.nn.functional.normalize(products, dim=-1)
+        return products / vectors.shape[-1] if self.normalise == "size" else products
+
+
+class HeadRelations:
+    """Scaled products between tokens within re-split heads, as logits of a distribution for each token.
+
+    Of every tensor A ``[B, L, D]`` (queries, keys, values) the relation of head r is ``softmax(A_r A_r^T / sqrt(D /
+    heads))``; the softmax is the row divergence's. Only the number of heads must agree. Source: Wang et al., MiniLMv2,
+    2021. Padding takes part in the softmax as any token does; a row mask leaves out its rows alone.
+
+    Args:
+        heads: Relation heads, which divide both widths.
+    """
+
+    def __init__(self, heads: int) -> None:
+        if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
+            raise argument_error("heads", heads, "a positive integer")
+        self.heads = heads
+
+    def __call__(
+        self, student: Tensor | tuple[Tensor, ...], teacher: Tensor | tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """``[B, L, D]``, or several, to ``[B, L, tensors, heads, L]``: tokens first, so that masks of tokens fit."""
+        return self._scores("student", student), self._scores("teacher", teacher)
+
+    def _scores(self, name: str, tensors: Tensor | tuple[Tensor, ...]) -> Tensor:
+        found = []
+        for each in tensors if isinstance(tensors, tuple) else (tensors,):
+            if each.ndim != 3 or each.shape[-1] % self.heads:
+                allowed = f"[batch, tokens, width] with a width that {self.heads} heads divide"
+                raise argument_error(name, f"shape {tuple(each.shape)}", allowed)
+            split = _wide(each).reshape(*each.shape[:2], self.heads, -1).transpose(1, 2)
+            found.append(split @ split.mT / math.sqrt(split.shape[-1]))
+        return torch.stack(found, 1).permute(0, 3, 1, 2, 4)
+
+
+class PairDistances:
+    """Distances between the examples of a batch, each side's divided by its mean over different examples: [B, B].
+
+    Source: Park et al., Relational Knowledge Distillation, CVPR 2019.
+    """
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, ...]`` to ``[B, B]`` on both sides."""
+        return self._distances(student), self._distances(teacher)
+
+    @staticmethod
+    def _distances(features: Tensor) -> Tensor:
+        flat = _wide(features).flatten(1)
+        # From differences, not from products: near examples would lose their digits, and the root has no slope at 0.
+        squares = (flat[:, None] - flat[None]).square().sum(-1)
+        apart = squares > 0
+        distances = torch.where(apart, squares.where(apart, 1.0).sqrt(), 0.0)
+        return distances / (distances.sum() / apart.sum().clamp(min=1)).clamp(min=torch.finfo(flat.dtype).tiny)
+
+
+class TripletAngles:
+    """Cosines of the angles that each two examples span at a third.
+
+    Source: Park et al., Relational Knowledge Distillation, CVPR 2019.
+    """
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, ...]`` to ``[B, B B]`` on both sides, a row for each vertex i."""
+        return self._angles(student), self._angles(teacher)
+
+    @staticmethod
+    def _angles(features: Tensor) -> Tensor:
+        flat = _wide(features).flatten(1)
+        edges = torch.nn.functional.normalize(flat[None] - flat[:, None], dim=2)
+        return (edges @ edges.mT).flatten(1)
+
+
+def _wide(features: Tensor) -> Tensor:
+    return features if features.dtype == torch.float64 else features.float()
