@@ -22,6 +22,7 @@ from distillrs.step import Loss, Step
 if TYPE_CHECKING:
     import distillrs.condense as condense
     import distillrs.evaluate as evaluate
+    import distillrs.integrations as integrations
     import distillrs.ops as ops
     import distillrs.random as random
     import distillrs.recipes as recipes
@@ -42,6 +43,7 @@ _MODULES = (
     "condense",
     "evaluate",
     "experimental",
+    "integrations",
     "ops",
     "random",
     "recipes",
@@ -64,6 +66,7 @@ __all__ = [
     "errors",
     "evaluate",
     "fit",
+    "integrations",
     "ops",
     "random",
     "recipe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distillrs.schedule.buffers import BufferMove, MovingBuffer
 from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, Trig
 from distillrs.schedule.grids import Grid, ddim, karras, shifted, spaced
 from distillrs.schedule.laws import (
@@ -43,12 +44,22 @@ from distillrs.schedule.solvers import (
 from distillrs.schedule.tables import Table
 from distillrs.schedule.trajectories import Trajectories
 from distillrs.schedule.variance_preserving import VP, AlphaTable, CosineAlpha, LinearBeta, Signal, SubVP
+from distillrs.schedule.weights import (
+    LossWeight,
+    MinSNR,
+    PreconditionedWeight,
+    SigmoidWeight,
+    TruncatedSNR,
+    UniformWeight,
+    error_scale,
+)
 
 __all__ = [
     "EDM",
     "VP",
     "AlphaTable",
     "BinnedLogNormal",
+    "BufferMove",
     "CacheOperation",
     "Clock",
     "Coefficients",
@@ -67,19 +78,24 @@ __all__ = [
     "LinearRamp",
     "LogNormal",
     "LogitNormal",
+    "LossWeight",
     "Method",
+    "MinSNR",
     "MixedGrid",
     "Move",
     "Moved",
+    "MovingBuffer",
     "Nested",
     "PairLaw",
     "Path",
+    "PreconditionedWeight",
     "Ramp",
     "RectifiedFlow",
     "Residual",
     "RolloutPlan",
     "Segments",
     "Shifted",
+    "SigmoidWeight",
     "Signal",
     "Solver",
     "Stratified",
@@ -90,12 +106,15 @@ __all__ = [
     "Trajectories",
     "Triangle",
     "Trig",
+    "TruncatedSNR",
     "UShaped",
     "Uniform",
+    "UniformWeight",
     "Velocity",
     "WarmUp",
     "coefficients",
     "ddim",
+    "error_scale",
     "evaluations",
     "integrate",
     "karras",
