@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, NamedTuple
 
 import torch
@@ -87,7 +88,8 @@ def path_of(scheduler: Any) -> Path:
     Raises:
         ArgumentError: For a scheduler that is not one of those of :func:`from_scheduler`.
     """
-    name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
+    name = type(scheduler).__name__
+    config: Any = getattr(scheduler, "config", None)
     if name == "FlowMatchEulerDiscreteScheduler":
         if config.invert_sigmas:
             raise argument_error("scheduler", "invert_sigmas=True", "levels that fall")
@@ -103,44 +105,43 @@ def path_of(scheduler: Any) -> Path:
 
 
 def _flow(grid: Grid, kind: Kind, solver: Solver) -> ExportedScheduler:
-    import diffusers
-
     _require("solver", solver, ("euler", "ddim"), "a rectified flow")
     _require("kind", kind, ("velocity",), "a rectified flow")
-    return _set(diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0), sigmas=grid.sigmas[:-1].tolist())
+    return _set(_make("FlowMatchEulerDiscreteScheduler", shift=1.0), sigmas=grid.sigmas[:-1].tolist())
 
 
 def _edm(grid: Grid, path: EDM, kind: Kind, solver: Solver) -> ExportedScheduler:
-    import diffusers
-
     # On this path the time is the level, so both are one step.
     _require("solver", solver, ("euler", "ddim"), "EDM")
     _require("kind", kind, ("F",), "EDM")
     sigmas = grid.sigmas[:-1]
     rho, high, low = 7.0, float(sigmas[0]), min(float(sigmas[-1]), float(sigmas[0]) / 2)
-    scheduler = diffusers.EDMEulerScheduler(sigma_min=low, sigma_max=high, sigma_data=path.sigma_data, rho=rho)
+    scheduler = _make("EDMEulerScheduler", sigma_min=low, sigma_max=high, sigma_data=path.sigma_data, rho=rho)
     # It takes positions on its own curve of levels: those at which the curve has ours.
     top, bottom = high ** (1 / rho), low ** (1 / rho)
     return _set(scheduler, sigmas=(top - sigmas ** (1 / rho)) / (top - bottom))
 
 
 def _table(grid: Grid, path: VP, kind: Kind, solver: Solver) -> ExportedScheduler:
-    import diffusers
-
     _require("kind", kind, tuple(_NAMES), "a table")
     _require("solver", solver, ("ddim", "dpm++2m"), "a table")
     betas = _betas(path)
     settings: dict[str, Any] = {"trained_betas": betas.tolist(), "num_train_timesteps": len(betas)}
     settings["prediction_type"] = _NAMES[kind]
     if solver == "ddim":
-        return _set(diffusers.EulerDiscreteScheduler(**settings), sigmas=grid.ratios.tolist())
+        return _set(_make("EulerDiscreteScheduler", **settings), sigmas=grid.ratios.tolist())
     rows = path.clock(grid.times[:-1], to="index")
     away = (rows - rows.round()).abs()
     if float(away.max()) > 1e-6:
         allowed = "levels that are rows of the table: this scheduler takes no others; the solver 'ddim' takes any"
         raise argument_error("grid", f"row {float(rows[away.argmax()]):.6g}", allowed)
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        **settings, solver_order=2, final_sigmas_type="zero", lower_order_final=False, euler_at_final=True
+    scheduler = _make(
+        "DPMSolverMultistepScheduler",
+        **settings,
+        solver_order=2,
+        final_sigmas_type="zero",
+        lower_order_final=False,
+        euler_at_final=True,
     )
     return _set(scheduler, timesteps=rows.round().int().tolist())
 
@@ -154,6 +155,10 @@ def _betas(path: VP) -> Tensor:
 def _require(name: str, got: str, known: tuple[str, ...], what: str) -> None:
     if got not in known:
         raise argument_error(name, got, f"one of {', '.join(known)} for {what}")
+
+
+def _make(name: str, **settings: Any) -> Any:
+    return getattr(importlib.import_module("diffusers"), name)(**settings)
 
 
 def _set(scheduler: Any, **call: Any) -> ExportedScheduler:

@@ -20,6 +20,7 @@ from distillrs.schedule.optimise import FoundGrid, Method, MixedGrid, optimise_g
 from distillrs.schedule.pair_laws import BinnedLogNormal, Nested, PairLaw, Segments, Times, Triangle
 from distillrs.schedule.path import Clock, Kind, Moved, Path
 from distillrs.schedule.plans import CacheOperation, Move, RolloutPlan
+from distillrs.schedule.predictions import Convention, Prediction, guide
 from distillrs.schedule.ramps import (
     Constant,
     Cosine,
@@ -64,6 +65,7 @@ __all__ = [
     "Clock",
     "Coefficients",
     "Constant",
+    "Convention",
     "Cosine",
     "CosineAlpha",
     "Doubling",
@@ -89,6 +91,7 @@ __all__ = [
     "PairLaw",
     "Path",
     "PreconditionedWeight",
+    "Prediction",
     "Ramp",
     "RectifiedFlow",
     "Residual",
@@ -116,6 +119,7 @@ __all__ = [
     "ddim",
     "error_scale",
     "evaluations",
+    "guide",
     "integrate",
     "karras",
     "momentum_displacement",
