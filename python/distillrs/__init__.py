@@ -21,6 +21,7 @@ from distillrs.step import Loss, Step
 
 if TYPE_CHECKING:
     import distillrs.condense as condense
+    import distillrs.diffusion as diffusion
     import distillrs.evaluate as evaluate
     import distillrs.integrations as integrations
     import distillrs.ops as ops
@@ -41,6 +42,7 @@ if _core.__version__ != __version__:
 
 _MODULES = (
     "condense",
+    "diffusion",
     "evaluate",
     "experimental",
     "integrations",
@@ -63,6 +65,7 @@ __all__ = [
     "RecipeCard",
     "Step",
     "condense",
+    "diffusion",
     "errors",
     "evaluate",
     "fit",

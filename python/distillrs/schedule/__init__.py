@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillrs.schedule.buffers import BufferMove, MovingBuffer
+from distillrs.schedule.derived_pairs import Adjacent, Neighbouring, ScheduledPairs, WithDiagonal
 from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, Trig
 from distillrs.schedule.grids import Grid, ddim, karras, shifted, spaced
 from distillrs.schedule.laws import (
@@ -58,6 +59,7 @@ from distillrs.schedule.weights import (
 __all__ = [
     "EDM",
     "VP",
+    "Adjacent",
     "AlphaTable",
     "BinnedLogNormal",
     "BufferMove",
@@ -87,6 +89,7 @@ __all__ = [
     "Move",
     "Moved",
     "MovingBuffer",
+    "Neighbouring",
     "Nested",
     "PairLaw",
     "Path",
@@ -96,6 +99,7 @@ __all__ = [
     "RectifiedFlow",
     "Residual",
     "RolloutPlan",
+    "ScheduledPairs",
     "Segments",
     "Shifted",
     "SigmoidWeight",
@@ -115,6 +119,7 @@ __all__ = [
     "UniformWeight",
     "Velocity",
     "WarmUp",
+    "WithDiagonal",
     "coefficients",
     "ddim",
     "error_scale",
