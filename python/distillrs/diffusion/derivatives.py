@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs.diffusion.conditions import Condition
+from distillrs.diffusion.forward import jvp
 from distillrs.diffusion.heads import Jump
 from distillrs.diffusion.randomness import Replay
 from distillrs.diffusion.scores import Score, velocity_of
@@ -63,11 +64,11 @@ class JVP(Derivative):
     ) -> Sloped:
         """See :class:`Derivative`."""
         try:
-            found: Any = replay(lambda: torch.func.jvp(function, point, direction))
+            found: Any = replay(lambda: jvp(function, point, direction))
         except (RuntimeError, NotImplementedError) as failure:
             if isinstance(failure, ArgumentError) or not _lacks_forward(failure):
                 raise
-            raise _refusal(module, lambda: torch.func.jvp(function, point, direction), failure) from failure
+            raise _refusal(module, lambda: jvp(function, point, direction), failure) from failure
         value, slope = found
         return Sloped(value, slope if graph else slope.detach())
 

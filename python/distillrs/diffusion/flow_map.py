@@ -204,7 +204,8 @@ class FlowMap(nn.Module):
             return prediction, target, finite
         here = prediction.detach()
         tangent = target - here
-        if any(isinstance(rule, MaskNonFinite) for rule in self._rules):
+        masks = any(isinstance(rule, MaskNonFinite) for rule in self._rules)
+        if masks:
             finite = tangent.flatten(1).isfinite().all(1)
             mask = finite.reshape(-1, *(1,) * (tangent.dim() - 1))
             tangent = torch.where(mask, tangent, torch.zeros_like(tangent))
@@ -214,7 +215,7 @@ class FlowMap(nn.Module):
         changed = tangent
         for rule in self._rules:
             changed = rule.tangent(changed)
-        return prediction, target if changed is tangent and bool(finite.all()) else here + changed, finite
+        return prediction, target if changed is tangent and not masks else here + changed, finite
 
     def _split(
         self, on: Residual, off: Residual, problem: Problem, call: Call, diagonal: Tensor

@@ -18,6 +18,7 @@ from torch import Tensor
 from distillrs import random
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.derivatives import JVP, Derivative, Solver
+from distillrs.diffusion.forward import jvp
 from distillrs.diffusion.heads import Head, HeadWeights
 from distillrs.diffusion.randomness import Replay
 from distillrs.diffusion.scores import Score, velocity_of
@@ -438,7 +439,7 @@ def _rates(head: Head, path: Path, t: Tensor, r: Tensor, which: int) -> tuple[He
     """Coefficients and their derivatives by ``t`` (0) or ``r`` (1), float64."""
     times = (t.detach(), r.detach())
     direction = tuple(torch.full_like(time, float(place == which)) for place, time in enumerate(times))
-    found: Any = torch.func.jvp(lambda t, r: head.weights(path, t, r), times, direction)
+    found: Any = jvp(lambda t, r: head.weights(path, t, r), times, direction)
     weights, rates = found
     return HeadWeights(*weights), HeadWeights(*rates)
 
