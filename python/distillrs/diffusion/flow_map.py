@@ -220,7 +220,7 @@ class FlowMap(nn.Module):
     def _split(
         self, on: Residual, off: Residual, problem: Problem, call: Call, diagonal: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        pieces, order, terms = [], [], {}
+        pieces, terms = [], {}
         for name, residual, chosen in (("on_diagonal", on, diagonal), ("off_diagonal", off, ~diagonal)):
             rows = chosen.nonzero()[:, 0]
             if not len(rows):
@@ -229,9 +229,8 @@ class FlowMap(nn.Module):
             piece = self._rows(residual, _rows_of(problem, there, rows), call.rows(there))
             terms[name] = piece[0].detach().sum() / piece[2].sum().clamp(min=1)
             pieces.append(piece)
-            order.append(rows)
-        back = torch.cat(order).argsort().to(problem.x.device)
-        raw, weighted, finite = (torch.cat(parts)[back] for parts in zip(*pieces, strict=True))
+        # In another order than the batch's; only sums are taken of them.
+        raw, weighted, finite = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         return raw, weighted, finite, terms
 
     def _check(self) -> None:

@@ -29,6 +29,7 @@ class Call:
         noise: Their noise.
         null_condition: What stands for no condition.
         dropped: bool ``[n]``: rows whose condition was dropped.
+        chosen: Which rows of the batch these are; ``None`` for all.
     """
 
     map: StateMap
@@ -37,6 +38,7 @@ class Call:
     noise: Tensor | None
     null_condition: Condition
     dropped: Tensor | None
+    chosen: Tensor | None = None
 
     @property
     def path(self) -> Path:
@@ -51,6 +53,7 @@ class Call:
             noise=rows_of(self.noise, rows),
             null_condition=select(self.null_condition, rows),
             dropped=rows_of(self.dropped, rows),
+            chosen=rows if self.chosen is None else self.chosen[rows],
         )
 
 
@@ -177,7 +180,9 @@ class Guided(Source):
 
     def bind(self, call: Call) -> Score:
         """The guided velocity of this call."""
-        null = call.null_condition if self.null is None else self.null
+        null = call.null_condition
+        if self.null is not None:
+            null = self.null if call.chosen is None else select(self.null, call.chosen)
         if null is None:
             raise argument_error("null_condition", None, "the condition that stands for none: guidance needs one")
         own = Self().bind(call) if isinstance(self.score, Data) else None
