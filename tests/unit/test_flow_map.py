@@ -55,6 +55,7 @@ from distillrs.schedule import (
     RectifiedFlow,
     Residual,
     Segments,
+    Times,
     Triangle,
     Uniform,
     WithDiagonal,
@@ -101,7 +102,15 @@ def test_it_owns_no_network_and_its_turn_is_the_students():
         objective(Batch(X0), 0, turn="critic")
 
 
-@pytest.mark.parametrize("residual", [Eulerian(), Semigroup(middle="uniform"), OnAndOff(Diagonal(), Lagrangian())])
+@pytest.mark.parametrize(
+    "residual",
+    [
+        Eulerian(),
+        Semigroup(middle="uniform"),
+        OnAndOff(Diagonal(), Lagrangian()),
+        OnAndOff(Diagonal(), Semigroup(middle="uniform")),
+    ],
+)
 def test_micro_batches_add_up_to_the_batch(residual):
     """The draws belong to global rows, and items normalises."""
     objective = build(residual=residual)
@@ -571,6 +580,34 @@ def test_laws_of_neighbours_and_diagonals():
     on = mixed.t == mixed.r
     assert float(on.double().mean()) == pytest.approx(0.6, abs=0.04)
     assert bool(((mixed.t[on] >= 0.2) & (mixed.t[on] <= 0.3)).all())
+
+
+@pytest.mark.parametrize("method", ["renoise", "anchor"])
+def test_samplers_go_up_again_with_the_noise_they_name(method):
+    network = Net()
+    student = StateMap(Network(network), PATH, AverageVelocity())
+    grid, x = spaced(3, PATH), X0
+    one = torch.ones(16, dtype=torch.float64)
+    for index, (t, r) in enumerate(((1.0, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0.0))):
+        x = x - t * network(x, t * one, 0 * one)
+        fresh = random.normal(16, 3, step=4, name=f"renoise/{index}", dtype=torch.float64)
+        x = (1 - r) * x + r * (fresh if method == "renoise" else X0)
+    found = sample(student, X0, grid, method=method, step=4)
+    assert torch.allclose(found, x, rtol=1e-9, atol=1e-12)
+
+
+def test_stored_states_are_those_of_the_nearest_times():
+    states = torch.arange(5.0).expand(6, 5).clone()[..., None] + 10 * torch.arange(6.0)[:, None, None]
+    t = torch.tensor([1.0, 0.9, 0.52, 0.51, 0.3, 0.02], dtype=torch.float64)
+    r = torch.tensor([0.0, 0.9, 0.48, 0.27, 0.3, 0.01], dtype=torch.float64)
+    middle = torch.tensor([0.6, 0.9, 0.5, 0.4, 0.3, 0.015], dtype=torch.float64)
+    drawn = TeacherPath(GRID).draw(Batch(path_states=states), Times(t, r, middle), PATH, Step(0))
+    assert drawn.t.tolist() == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    # The third and the last met and are a step apart now; the second and the fifth were meant to meet.
+    assert drawn.r.tolist() == [0.0, 1.0, 0.25, 0.25, 0.25, 0.0]
+    assert drawn.middle.tolist() == [0.5, 1.0, 0.5, 0.5, 0.25, 0.0]
+    assert drawn.x[:, 0].tolist() == [0, 10, 22, 32, 43, 53]
+    assert drawn.end[:, 0].tolist() == [4, 10, 23, 33, 43, 54]
 
 
 def test_only_the_asked_calls_of_a_sampler_are_differentiated():

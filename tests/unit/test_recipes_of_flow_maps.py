@@ -136,6 +136,7 @@ def test_curricula_are_the_published_ones():
     assert [doubling_levels(index, 8000, 10, 1280) for index in (0, 999, 1000, 2000, 7000, 7999, 10**6)] == [
         11, 11, 21, 41, 1281, 1281, 1281
     ]  # fmt: skip
+    assert doubling_levels(125, 1003, 10, 1280) == 21
     assert growing_levels(0, 1000, 2, 150) == 2
     assert growing_levels(1000, 1000, 2, 150) == 151
     assert growing_levels(500, 1000, 2, 150) == math.ceil(math.sqrt(0.5 * (151**2 - 4) + 4) - 1) + 1
