@@ -21,7 +21,9 @@ from distillrs.step import Loss, Step
 
 if TYPE_CHECKING:
     import distillrs.condense as condense
+    import distillrs.diffusion as diffusion
     import distillrs.evaluate as evaluate
+    import distillrs.integrations as integrations
     import distillrs.knowledge as knowledge
     import distillrs.ops as ops
     import distillrs.random as random
@@ -41,8 +43,10 @@ if _core.__version__ != __version__:
 
 _MODULES = (
     "condense",
+    "diffusion",
     "evaluate",
     "experimental",
+    "integrations",
     "knowledge",
     "ops",
     "random",
@@ -63,9 +67,11 @@ __all__ = [
     "RecipeCard",
     "Step",
     "condense",
+    "diffusion",
     "errors",
     "evaluate",
     "fit",
+    "integrations",
     "knowledge",
     "ops",
     "random",

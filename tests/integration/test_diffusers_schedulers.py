@@ -1,5 +1,6 @@
 """The published schedules against the package that most people take them from: ``pip install distillrs[diffusers]``."""
 
+import math
 import os
 import warnings
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from distillrs.errors import ArgumentError
+from distillrs.integrations.diffusers import from_scheduler, to_scheduler
 from distillrs.schedule import EDM, VP, Grid, RectifiedFlow, coefficients, ddim, integrate, karras, shifted, spaced
 
 with warnings.catch_warnings():
@@ -132,3 +135,92 @@ def test_equal_steps_of_the_logarithm():
     path = EDM(sigma_max=10.0)
     grid = spaced(8, path, of="log_sigma", end=0.02 / 10, then_data=True)
     assert torch.allclose(grid.sigmas, peer.sigmas.double(), rtol=1e-6, atol=0)
+
+
+def network(x, t):
+    return torch.tanh(x) * 0.5 + 0.1 * t
+
+
+def play(exported, x, told):
+    """A pipeline's loop: its scheduler set anew by the exported arguments."""
+    scheduler = exported.scheduler.from_config(exported.scheduler.config)
+    scheduler.set_timesteps(**exported.call)
+    for index, timestep in enumerate(scheduler.timesteps):
+        # Flow-matching schedulers do not scale what the network sees.
+        seen = scheduler.scale_model_input(x.clone(), timestep) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(network(seen, told[index]).to(x), timestep, x).prev_sample.double()
+    return x
+
+
+def test_a_grid_of_a_rectified_flow_exports_and_comes_back():
+    grid = Grid([0.99, 0.7, 0.41, 0.05, 0.0], RectifiedFlow())
+    for solver in ("euler", "ddim"):
+        exported = to_scheduler(grid, kind="velocity", solver=solver)
+        back = from_scheduler(exported.scheduler)
+        assert back.path == grid.path
+        assert torch.allclose(back.times, grid.times, atol=1e-7)
+        found = play(exported, X, grid.times)
+        ours = integrate(grid, X, network, solver=solver)
+        assert torch.allclose(found, ours, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["noise", "x0", "v"])
+def test_a_grid_of_a_table_exports_and_comes_back(kind):
+    path = VP.betas()
+    grid = Grid([*path.clock(torch.tensor([999.0, 700.0, 333.3, 40.0]).double(), of="index").tolist(), 0.0], path)
+    exported = to_scheduler(grid, kind=kind)
+    back = from_scheduler(exported.scheduler)
+    assert torch.allclose(back.ratios, grid.ratios, rtol=1e-6)
+    assert torch.allclose(back.times, grid.times, atol=1e-4)
+    # Their state is ours over alpha; what the network sees is ours.
+    found = play(exported, X / path.alpha(grid.times[0]), grid.times)
+    ours = integrate(grid, X, network, solver="ddim", kind=kind)
+    assert torch.allclose(found, ours, rtol=1e-5, atol=1e-5)
+    rows = exported.scheduler.timesteps
+    assert torch.allclose(rows.double(), path.clock(grid.times[:-1], to="index"), atol=0.05)
+
+
+def test_rows_of_a_table_export_to_the_multistep_solver():
+    path = VP.betas()
+    grid = ddim(20, path)
+    exported = to_scheduler(grid, kind="x0", solver="dpm++2m")
+    assert exported.scheduler.timesteps.tolist() == path.clock(grid.times[:-1], to="index").round().int().tolist()
+    assert torch.allclose(from_scheduler(exported.scheduler).ratios, grid.ratios, rtol=1e-4)
+    found = play(exported, X, grid.times)
+    ours = integrate(grid, X, network, solver="dpm++2m", kind="x0")
+    assert torch.allclose(found, ours, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ArgumentError, match=r"^grid: got 'row 199.3'"):
+        to_scheduler(Grid([0.5, 0.2003, 0.0], path), kind="x0", solver="dpm++2m")
+
+
+def test_any_levels_of_edm_export():
+    path = EDM(sigma_data=0.7)
+    grid = Grid([0.9, 0.31, 0.02, 0.001, 0.0], path)
+    exported = to_scheduler(grid, kind="F")
+    back = from_scheduler(exported.scheduler)
+    assert back.path.sigma_data == 0.7
+    assert torch.allclose(back.sigmas, grid.sigmas, rtol=1e-6)
+    start = X * grid.sigmas[0]
+    found = play(exported, start, grid.times)
+    scaled = lambda x, t: network(x / torch.hypot(path.sigma(t), torch.tensor(0.7).double()), t)  # noqa: E731
+    ours = integrate(grid, start, scaled, solver="euler", kind="F")
+    assert torch.allclose(found, ours, rtol=1e-5, atol=1e-5)
+    assert float(exported.scheduler.timesteps[0]) == pytest.approx(0.25 * math.log(72.0), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: to_scheduler(Grid([0.9, 0.1], RectifiedFlow()), kind="velocity"), "^grid: got 'a last time of 0.1'"),
+        (lambda: to_scheduler(shifted(4, 1.0), kind="x0"), "^kind: got 'x0'"),
+        (lambda: to_scheduler(shifted(4, 1.0), kind="velocity", solver="heun"), "^solver: got 'heun'"),
+        (lambda: to_scheduler(ddim(4, VP.betas()), kind="noise", solver="euler"), "^solver: got 'euler'"),
+        (lambda: to_scheduler(spaced(4, VP()), kind="noise"), "^grid: got"),
+        (lambda: to_scheduler(karras(4), kind="x0"), "^kind: got 'x0'"),
+        (lambda: from_scheduler(diffusers.PNDMScheduler()), "scheduler.*'PNDMScheduler'"),
+        (lambda: from_scheduler(diffusers.EulerDiscreteScheduler()), "^scheduler: got 'one that is not set'"),
+    ],
+)
+def test_what_no_scheduler_has_is_refused_by_name(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call()

@@ -14,7 +14,7 @@ from distillrs.registry import RecipeCard
 
 # What the command line itself hands to each part; the rest of a signature are options.
 _GIVEN = {
-    "options": ("store", "network", "synthetic", "seed"),
+    "options": ("store", "network", "synthetic", "seed", "teacher", "average"),
     "experts": ("network", "training"),
     "initial": ("x", "y", "per_class", "store", "network", "seed"),
 }
@@ -49,6 +49,8 @@ def functions(card: RecipeCard) -> dict[str, Callable[..., Any]]:
     """The functions of a recipe by the part of the configuration that holds their options."""
     from distillrs.cli import defaults
 
+    if card.engine != "condense":
+        return {"options": card.function}
     return {
         "options": card.function,
         "experts": card.experts or defaults.plain_experts,

@@ -12,7 +12,7 @@ beside random real examples of the same count, labels, views and tuning budget, 
 
 from __future__ import annotations
 
-from distillrs.evaluate import accounting, data, networks, scores, statistics
+from distillrs.evaluate import accounting, beds, data, generation, networks, scores, statistics
 from distillrs.evaluate.comparison import Comparison, compare
 from distillrs.evaluate.data.bundle import DataBundle
 from distillrs.evaluate.measure import accuracy, predictions
@@ -31,9 +31,11 @@ __all__ = [
     "Validation",
     "accounting",
     "accuracy",
+    "beds",
     "choose_best",
     "compare",
     "data",
+    "generation",
     "networks",
     "predictions",
     "random_real",

@@ -1,8 +1,8 @@
-"""Thin hooks into other people's packages: ``transformers``, ``accelerate`` and ``lightning``.
+"""Thin hooks into other people's packages: ``transformers``, ``accelerate``, ``lightning`` and ``diffusers``.
 
 Each is a module or package of its own, named after the package that it serves, and is imported by name:
-``from distillrs.integrations import transformers``. None of them imports its package before it is used. With all of
-them, and in a plain loop, an objective gives the same losses.
+``from distillrs.integrations import transformers``. None of them imports its package before it is used. With each of
+the trainers, and in a plain loop, an objective gives the same losses.
 """
 
 from __future__ import annotations

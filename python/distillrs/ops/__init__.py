@@ -17,6 +17,7 @@ from distillrs.ops._divergences import (
     SkewReverseKL,
     TotalVariation,
 )
+from distillrs.ops._mixture import mixture_denoiser, mixture_log_density
 from distillrs.ops._ranking import plackett_luce
 from distillrs.ops._row_divergence import row_divergence
 from distillrs.ops._row_statistics import RowStatistics, row_statistics
@@ -37,6 +38,8 @@ __all__ = [
     "SkewReverseKL",
     "TopK",
     "TotalVariation",
+    "mixture_denoiser",
+    "mixture_log_density",
     "plackett_luce",
     "row_divergence",
     "row_statistics",

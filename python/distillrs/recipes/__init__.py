@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from distillrs.recipes.consistency import (
+    consistency_average_rate,
+    consistency_distillation,
+    consistency_training,
+    ict,
+)
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
+from distillrs.recipes.instaflow import instaflow
+from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mtt import mtt
+from distillrs.recipes.progressive_distillation import progressive_distillation
+from distillrs.recipes.shortcut import shortcut
 from distillrs.recipes.smooth_expert import smooth_expert, smooth_expert_experts, smooth_expert_initial
 from distillrs.recipes.tesla import tesla
 
 __all__ = [
+    "consistency_average_rate",
+    "consistency_distillation",
+    "consistency_training",
     "datm",
     "datm_experts",
     "datm_initial",
     "ftd",
     "ftd_experts",
     "ftd_initial",
+    "ict",
+    "instaflow",
+    "mean_flow",
     "mtt",
+    "progressive_distillation",
+    "shortcut",
     "smooth_expert",
     "smooth_expert_experts",
     "smooth_expert_initial",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from distillrs.schedule.buffers import BufferMove, MovingBuffer
+from distillrs.schedule.derived_pairs import Adjacent, Neighbouring, ScheduledPairs, WithDiagonal
 from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, Trig
 from distillrs.schedule.grids import Grid, ddim, karras, shifted, spaced
 from distillrs.schedule.laws import (
@@ -19,6 +21,7 @@ from distillrs.schedule.optimise import FoundGrid, Method, MixedGrid, optimise_g
 from distillrs.schedule.pair_laws import BinnedLogNormal, Nested, PairLaw, Segments, Times, Triangle
 from distillrs.schedule.path import Clock, Kind, Moved, Path
 from distillrs.schedule.plans import CacheOperation, Move, RolloutPlan
+from distillrs.schedule.predictions import Convention, Prediction, guide
 from distillrs.schedule.ramps import (
     Constant,
     Cosine,
@@ -43,16 +46,28 @@ from distillrs.schedule.solvers import (
 from distillrs.schedule.tables import Table
 from distillrs.schedule.trajectories import Trajectories
 from distillrs.schedule.variance_preserving import VP, AlphaTable, CosineAlpha, LinearBeta, Signal, SubVP
+from distillrs.schedule.weights import (
+    LossWeight,
+    MinSNR,
+    PreconditionedWeight,
+    SigmoidWeight,
+    TruncatedSNR,
+    UniformWeight,
+    error_scale,
+)
 
 __all__ = [
     "EDM",
     "VP",
+    "Adjacent",
     "AlphaTable",
     "BinnedLogNormal",
+    "BufferMove",
     "CacheOperation",
     "Clock",
     "Coefficients",
     "Constant",
+    "Convention",
     "Cosine",
     "CosineAlpha",
     "Doubling",
@@ -67,19 +82,27 @@ __all__ = [
     "LinearRamp",
     "LogNormal",
     "LogitNormal",
+    "LossWeight",
     "Method",
+    "MinSNR",
     "MixedGrid",
     "Move",
     "Moved",
+    "MovingBuffer",
+    "Neighbouring",
     "Nested",
     "PairLaw",
     "Path",
+    "PreconditionedWeight",
+    "Prediction",
     "Ramp",
     "RectifiedFlow",
     "Residual",
     "RolloutPlan",
+    "ScheduledPairs",
     "Segments",
     "Shifted",
+    "SigmoidWeight",
     "Signal",
     "Solver",
     "Stratified",
@@ -90,13 +113,18 @@ __all__ = [
     "Trajectories",
     "Triangle",
     "Trig",
+    "TruncatedSNR",
     "UShaped",
     "Uniform",
+    "UniformWeight",
     "Velocity",
     "WarmUp",
+    "WithDiagonal",
     "coefficients",
     "ddim",
+    "error_scale",
     "evaluations",
+    "guide",
     "integrate",
     "karras",
     "momentum_displacement",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
@@ -48,13 +49,13 @@ class Signal(Protocol):
         ...
 
 
-class _Logarithmic:
+class _Logarithmic(ABC):
     """What follows when the logarithm of alpha is the simple thing."""
 
     __slots__ = ()
 
-    def log_alpha(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor: ...
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.log_alpha(t).exp()

@@ -1,0 +1,159 @@
+"""Adapters: any network as ``F(x, t, r, condition)``, whatever its signature and its clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from distillrs.diffusion.conditions import Condition
+from distillrs.errors import argument_error, unknown_name_error
+from distillrs.schedule import Clock, Path
+
+Times: TypeAlias = Literal["t", "t_r", "t_gap"]
+"""Which times a network is given: the first; both; the first and the way to the second, ``t - r``."""
+
+
+class NetworkAdapter(Protocol):
+    """What the engine calls."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself, for its parameters and its mode."""
+        ...
+
+    @property
+    def two_times(self) -> bool:
+        """Whether the second time reaches the network."""
+        ...
+
+    def __call__(self, x: Tensor, t: Tensor, r: Tensor, condition: Condition = None) -> Tensor:
+        """Of the shape of ``x``, for float64 times ``[n]`` of the path."""
+        ...
+
+    def replaced(self, module: nn.Module) -> NetworkAdapter:
+        """The same adapter around a wrapped network (data parallel, compiled)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Clocked:
+    """What adapters share: the network's clock, and the scale of its input.
+
+    Attributes:
+        module: The network.
+        times: Which times it is given.
+        clock: How it is told a time. A gap is told by ``time`` or ``thousand`` alone.
+        path: What the clock and the input's scale are of; not needed for ``time`` and ``thousand``.
+        clock_factor: Multiplies what the clock says, as EDM's networks take ``log(sigma) / 4``.
+        scale_input: Whether the network sees ``x / sqrt(alpha^2 sigma_data^2 + sigma^2)``, of deviation 1.
+    """
+
+    module: nn.Module
+    times: Times = "t_r"
+    clock: Clock = "time"
+    path: Path | None = None
+    clock_factor: float = 1.0
+    scale_input: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            raise argument_error("module", type(self.module).__name__, "a torch module")
+        if self.times not in get_args(Times):
+            raise unknown_name_error("times", self.times, list(get_args(Times)))
+        if self.clock not in get_args(Clock):
+            raise unknown_name_error("clock", self.clock, list(get_args(Clock)))
+        if self.path is None and (self.scale_input or self.clock not in ("time", "thousand")):
+            raise argument_error("path", None, f"a path, which the clock {self.clock!r} or the input's scale is of")
+        if self.times == "t_gap" and self.clock not in ("time", "thousand"):
+            raise argument_error("clock", self.clock, "'time' or 'thousand' for a network that is given a gap")
+
+    @property
+    def two_times(self) -> bool:
+        """Whether the second time reaches the network."""
+        return self.times != "t"
+
+    def replaced(self, module: nn.Module) -> Any:
+        """The same adapter around another module."""
+        return replace(self, module=module)
+
+    def _input(self, x: Tensor, t: Tensor) -> Tensor:
+        if not self.scale_input:
+            return x
+        assert self.path is not None
+        scale = torch.hypot(self.path.alpha(t) * self.path.sigma_data, self.path.sigma(t))
+        return x / scale.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
+
+    def _told(self, t: Tensor, r: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        told = [t]
+        if self.times != "t":
+            told.append(r if self.times == "t_r" else t - r)
+        return [(self._clock(time) * self.clock_factor).to(dtype) for time in told]
+
+    def _clock(self, time: Tensor) -> Tensor:
+        if self.clock == "time":
+            return time
+        if self.clock == "thousand":
+            return time * 1000
+        assert self.path is not None
+        return self.path.clock(time, to=self.clock)
+
+
+def _output(value: Any, x: Tensor, name: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.shape != x.shape:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise argument_error(name, f"an output of {got}", f"a tensor of the input's shape, {tuple(x.shape)}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Network(_Clocked):
+    """A plain module: ``module(x, t, r, **condition)``.
+
+    Times come as ``[n]`` in the type of ``x``: ``t``, then ``r`` or ``t - r`` if the network takes two. The condition's
+    entries are keyword arguments.
+    """
+
+    def __call__(self, x: Tensor, t: Tensor, r: Tensor, condition: Condition = None) -> Tensor:
+        """See :class:`NetworkAdapter`."""
+        value = self.module(self._input(x, t), *self._told(t, r, x.dtype), **(condition or {}))
+        return _output(value, x, "network")
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusersNetwork(_Clocked):
+    """A denoiser of diffusers (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, ...).
+
+    It is called ``module(x, timestep=t, return_dict=False, **condition)[0]``; condition entries are its own keyword
+    arguments (``encoder_hidden_states``, ``class_labels``). Networks that were trained on a table take
+    ``clock="index"`` with their path; flow-matching ones ``clock="thousand"``.
+
+    Attributes:
+        second: The keyword that takes the second time (``timestep_cond``, or ``class_labels`` of a network whose
+            ``class_embed_type`` is "timestep"), for ``times`` other than "t".
+        learned_variance: Whether the output has twice the channels, the second half a variance, which is dropped.
+    """
+
+    second: str | None = None
+    learned_variance: bool = False
+
+    def __post_init__(self) -> None:
+        _Clocked.__post_init__(self)
+        if (self.second is None) != (self.times == "t"):
+            allowed = "a keyword of the network for two times, and None for one (times='t')"
+            raise argument_error("second", self.second, allowed)
+
+    def __call__(self, x: Tensor, t: Tensor, r: Tensor, condition: Condition = None) -> Tensor:
+        """See :class:`NetworkAdapter`."""
+        told = self._told(t, r, x.dtype)
+        arguments = dict(condition or {})
+        if self.second is not None:
+            if self.second in arguments:
+                raise argument_error("condition", self.second, f"names other than {self.second!r}, the second time's")
+            arguments[self.second] = told[1]
+        value = self.module(self._input(x, t), timestep=told[0], return_dict=False, **arguments)[0]
+        if self.learned_variance:
+            value = value[:, : x.shape[1]]
+        return _output(value, x, "network")

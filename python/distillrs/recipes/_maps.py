@@ -1,0 +1,69 @@
+"""What the recipes of flow maps share."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from distillrs.diffusion import Network, NetworkAdapter
+from distillrs.errors import argument_error
+from distillrs.schedule import EDM, Adjacent, PairLaw, ScheduledPairs, karras
+from distillrs.step import Step
+
+
+def adapted(network: nn.Module | NetworkAdapter, **settings: Any) -> NetworkAdapter:
+    """A plain module in the recipe's own adapter; an adapter as it is."""
+    return Network(network, **settings) if isinstance(network, nn.Module) else network
+
+
+def preconditioned(network: nn.Module | NetworkAdapter, path: EDM) -> NetworkAdapter:
+    """EDM's input and clock: ``F(x / sqrt(sigma^2 + sigma_data^2), log(sigma) / 4)``."""
+    return adapted(network, times="t", clock="log_sigma", clock_factor=0.25, path=path, scale_input=True)
+
+
+def levels_law(
+    count: Callable[[Step], int],
+    law: Callable[[tuple[float, ...]], PairLaw],
+    path: EDM,
+    sigma_min: float,
+    rho: float,
+) -> PairLaw:
+    """Neighbouring levels of EDM's grid whose fineness is a function of the step, towards the least level."""
+
+    @functools.lru_cache(maxsize=64)
+    def of(levels: int) -> PairLaw:
+        grid = karras(levels, sigma_min, path.sigma_max, rho, path=path)
+        times = tuple(grid.times[:-1].tolist())
+        return Adjacent(law(times), end=times[-1])
+
+    return ScheduledPairs(lambda step: of(count(step)))
+
+
+def run_length(step: Step, steps: int | None) -> int:
+    """The length that a curriculum is a share of."""
+    total = step.total if steps is None else steps
+    if total is None:
+        raise argument_error("steps", None, "a length, or a Step with a total: the curriculum is a share of the run")
+    return total
+
+
+def growing_levels(index: int, total: int, start: int, end: int) -> int:
+    """``ceil(sqrt(k/K ((end + 1)^2 - start^2) + start^2) - 1) + 1``: Song et al., "Consistency models" (2023)."""
+    share = min(index, total) / total
+    return math.ceil(math.sqrt(share * ((end + 1) ** 2 - start**2) + start**2) - 1) + 1
+
+
+def doubling_levels(index: int, total: int, start: int, end: int) -> int:
+    """``min(start 2^floor(k / K'), end) + 1`` with ``K' = floor(K / (log2 floor(end / start) + 1))``: iCT."""
+    period = max(math.floor(total / (math.log2(end // start) + 1)), 1)
+    return min(start << min(index // period, 62), end) + 1
+
+
+def check_levels(start: int, end: int) -> None:
+    """Refuses levels in the wrong order."""
+    if not 2 <= start <= end:
+        raise argument_error("levels", (start, end), "two numbers of levels from 2, the first not above the second")

@@ -1,0 +1,149 @@
+"""Laws of pairs that are made from other laws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from distillrs import random
+from distillrs.errors import argument_error
+from distillrs.random import Units
+from distillrs.schedule.laws import TimeLaw, _check_law, _numbers
+from distillrs.schedule.pair_laws import PairLaw, Segments, Times
+from distillrs.step import Step
+
+
+def _check_pairs(name: str, law: object) -> None:
+    if not isinstance(law, PairLaw):
+        raise argument_error(name, law, "a law of pairs")
+
+
+@dataclass(frozen=True, slots=True)
+class Adjacent(PairLaw):
+    """A pair of neighbours as the first step of a map to somewhere else: ``(t, s)`` becomes ``t``, middle ``s``, ``r``.
+
+    What discrete consistency compares: the map from ``t`` and the map from ``s``, both to ``r``.
+
+    Attributes:
+        law: Of the pairs of neighbours.
+        end: ``r``: a time, or segments whose lower edge it is; never above ``s``.
+    """
+
+    law: PairLaw
+    end: float | Segments = 0.0
+
+    def __post_init__(self) -> None:
+        _check_pairs("law", self.law)
+        if not isinstance(self.end, Segments) and not 0 <= self.end < 1:
+            raise argument_error("end", self.end, "a time from 0 to below 1, or segments")
+
+    def draw(
+        self,
+        units: Units,
+        *shape: int,
+        step: Step | int,
+        name: str = "t",
+        device: torch.device | str | None = None,
+    ) -> Times:
+        """Draws triples; see :class:`PairLaw`."""
+        t, s, _ = self.law.draw(units, *shape, step=step, name=name)
+        end = self.end.below(t) if isinstance(self.end, Segments) else torch.full_like(t, self.end)
+        # A step that would cross the end stops there.
+        s = torch.maximum(s, torch.minimum(end, t))
+        return Times(t.to(device), torch.minimum(end, t).to(device), s.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbouring(PairLaw):
+    """Two neighbours of a list of times, every pair equally likely.
+
+    Attributes:
+        times: Two or more distinct ones, in any order.
+    """
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        times = tuple(sorted(_numbers("times", self.times)))
+        if len(times) < 2 or len(set(times)) < len(times) or not 0 <= times[0] < times[-1] <= 1:
+            raise argument_error("times", self.times, "two or more distinct times from 0 to 1")
+        object.__setattr__(self, "times", times)
+
+    def draw(
+        self,
+        units: Units,
+        *shape: int,
+        step: Step | int,
+        name: str = "t",
+        device: torch.device | str | None = None,
+    ) -> Times:
+        """Draws pairs; see :class:`PairLaw`."""
+        low = random.integers(units, len(self.times) - 1, *shape, step=step, name=name)
+        times = torch.tensor(self.times, dtype=torch.float64)
+        return Times(times[low + 1].to(device), times[low].to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class WithDiagonal(PairLaw):
+    """Another law's times, with a share of units on the diagonal, ``r = t``.
+
+    Attributes:
+        law: The other law.
+        share: Probability of ``r = t``.
+        diagonal_law: Of the times there; ``None`` leaves ``t`` as the other law drew it.
+    """
+
+    law: PairLaw
+    share: float = 0.75
+    diagonal_law: TimeLaw | None = None
+
+    def __post_init__(self) -> None:
+        _check_pairs("law", self.law)
+        if not 0 <= self.share <= 1:
+            raise argument_error("share", self.share, "a share from 0 to 1")
+        if self.diagonal_law is not None:
+            _check_law("diagonal_law", self.diagonal_law)
+
+    def draw(
+        self,
+        units: Units,
+        *shape: int,
+        step: Step | int,
+        name: str = "t",
+        device: torch.device | str | None = None,
+    ) -> Times:
+        """Draws pairs or triples; see :class:`PairLaw`."""
+        t, r, middle = self.law.draw(units, *shape, step=step, name=name)
+        kind = random.uniform(units, *shape, step=step, name=f"{name}/on diagonal", dtype=torch.float64)
+        on = kind < self.share
+        if self.diagonal_law is not None:
+            t = torch.where(on, self.diagonal_law.draw(units, *shape, step=step, name=f"{name}/diagonal"), t)
+        r = torch.where(on, t, r)
+        middle = None if middle is None else torch.where(on, t, middle).to(device)
+        return Times(t.to(device), r.to(device), middle)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledPairs(PairLaw):
+    """A law that changes over the run: curricula of discretisations and of segments.
+
+    Attributes:
+        make: The law at a step; a pure function of it.
+    """
+
+    make: Callable[[Step], PairLaw]
+
+    def draw(
+        self,
+        units: Units,
+        *shape: int,
+        step: Step | int,
+        name: str = "t",
+        device: torch.device | str | None = None,
+    ) -> Times:
+        """Draws from the step's law; see :class:`PairLaw`."""
+        law = self.make(Step.of(step))
+        _check_pairs("make", law)
+        return law.draw(units, *shape, step=step, name=name, device=device)
