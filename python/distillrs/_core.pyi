@@ -274,6 +274,8 @@ def facility_location(
     sample: int | None,
     seed: int,
     run: int,
+    kept: int,
+    neighbours: int | None,
     ids: Buffer,
     gains: Buffer,
 ) -> None:
@@ -285,10 +287,30 @@ def k_medoids(
     iterations: int,
     seed: int,
     run: int,
+    kept: int,
     medoids: Buffer,
     labels: Buffer,
 ) -> tuple[float, int]:
     """Fills int64 `medoids` [k] and `labels` [n]; loss and swaps. `start` is int64 [k]."""
+
+def balanced_partition(points: Buffer, k: int, iterations: int, labels: Buffer) -> None:
+    """Fills int64 `labels` [n]."""
+
+def min_hash(values: Buffer, offsets: Buffer, count: int, seed: int, signatures: Buffer) -> None:
+    """Fills uint64 `signatures` [sets, count]; `values` and `offsets` are int64."""
+
+def candidate_pairs(signatures: Buffer, count: int, bands: int, most: int) -> list[int]:
+    """Pairs of sets as one flat list; `signatures` is uint64 [sets, count]."""
+
+def computation_trees(
+    labels: Buffer,
+    graphs: Buffer,
+    sources: Buffer,
+    targets: Buffer,
+    edge_labels: Buffer | None,
+    depth: int,
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Nodes' trees, roots, counts, supports; of each level labels, offsets, children, edge labels. All int64."""
 
 def max_min_texts(texts: Sequence[str], start: int | None, seed: int, ids: Buffer, gains: Buffer) -> None:
     """Fills int64 `ids` and float64 `gains`, both [k]."""

@@ -7,26 +7,34 @@ Picks come in order, and the first of them are what a smaller number would have 
 
 from __future__ import annotations
 
+from distillrs.select._balanced_partition import balanced_partition
 from distillrs.select._budget import budget
 from distillrs.select._facility_location import facility_location
+from distillrs.select._frequent_trees import Trees, frequent_trees
 from distillrs.select._herding import herding
 from distillrs.select._k_center import k_center
 from distillrs.select._k_means import Clusters, k_means
 from distillrs.select._k_medoids import k_medoids
 from distillrs.select._max_min import max_min
+from distillrs.select._min_hash import MinHash, min_hash
 from distillrs.select._nearest import Neighbours, nearest
 from distillrs.select._picks import Picks
 
 __all__ = [
     "Clusters",
+    "MinHash",
     "Neighbours",
     "Picks",
+    "Trees",
+    "balanced_partition",
     "budget",
     "facility_location",
+    "frequent_trees",
     "herding",
     "k_center",
     "k_means",
     "k_medoids",
     "max_min",
+    "min_hash",
     "nearest",
 ]

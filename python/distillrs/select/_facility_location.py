@@ -13,7 +13,9 @@ from distillrs import _core
 from distillrs.errors import argument_error
 from distillrs.select._groups import Rows
 from distillrs.select._picks import Picks, greedy
-from distillrs.select._points import Matrix, Points, whole
+from distillrs.select._points import Matrix, Points, kept_bytes, whole
+
+MOST_KEPT = 2**26
 
 
 def facility_location(
@@ -24,6 +26,7 @@ def facility_location(
     similarity: Literal["euclidean"] = "euclidean",
     method: Literal["lazy", "stochastic"] = "lazy",
     sample: int | None = None,
+    neighbours: int | None = None,
     groups: Tensor | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
@@ -49,10 +52,14 @@ def facility_location(
         sample: Candidates for each pick of "stochastic"; ``None`` takes ``n / k * log(10)``, for which the expected
             value is at least 1 - 1/e - 0.1 of the largest. As it depends on ``k``, only picks with a ``sample`` that is
             given are prefixes of more picks.
+        neighbours: Count the similarity of a point only to its ``neighbours`` nearest points, itself among them; to all
+            others it is zero, as if they were as far away as two points can be. Memory then grows with ``n`` times
+            ``neighbours``, and a candidate's gain costs a look at the few points that it is near to. With ``n`` the
+            picks are those without. Only with "lazy".
         groups: int64 ``[n]``: points of different groups (classes, say) are picked apart.
         seed: Seed of the random candidates.
         memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about one
-            and a half float32 copies of the points.
+            float32 copy of the points, and keeps up to 64 MiB of intermediate results in what is left.
 
     Returns:
         The picks; gains are what each added to the value, and their sum is the value. Of equal gains the lowest point
@@ -70,7 +77,14 @@ def facility_location(
         if method != "stochastic":
             raise argument_error("sample", sample, "None, or a number together with method='stochastic'")
         sample = whole("sample", sample, 1)
+    if neighbours is not None:
+        if method != "lazy":
+            raise argument_error("neighbours", neighbours, "None, or a number together with method='lazy'")
+        neighbours = whole("neighbours", neighbours, 1)
     seed = whole("seed", seed, 0, 2**64 - 1)
+
+    def needed(n: int, d: int, k: int) -> int:
+        return _bytes_needed(n, d, k) if neighbours is None else _bytes_needed_sparse(n, d, k, min(neighbours, n))
 
     def work(
         matrix: Matrix, group: int, rows: Rows | None, ids: Rows, gains: np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -78,11 +92,21 @@ def facility_location(
         drawn = sample
         if method == "stochastic" and drawn is None:
             drawn = max(1, math.ceil(len(matrix) / max(1, len(ids)) * math.log(10)))
-        _core.facility_location(matrix.data, drawn, seed, group % 2**64, ids.data, gains.data)
+        if neighbours is not None and neighbours > len(matrix):
+            where = "" if rows is None else f" for group {group}"
+            raise argument_error("neighbours", f"{neighbours}{where}", f"from 1 to its number of points, {len(matrix)}")
+        copy = matrix.nbytes if rows is not None else 0
+        kept = kept_bytes(memory_budget, copy + needed(*matrix.shape, len(ids)) + 2**16, MOST_KEPT)
+        _core.facility_location(matrix.data, drawn, seed, group % 2**64, kept, neighbours, ids.data, gains.data)
 
-    return greedy(points, k, fraction, groups, memory_budget, _bytes_needed, work)
+    return greedy(points, k, fraction, groups, memory_budget, needed, work)
 
 
 def _bytes_needed(n: int, d: int, k: int) -> int:
-    # Copies of 32 and 16 bits, what is known of every point, candidates in tiles, and the moments of the points.
-    return 6 * (n + 32) * d + 160 * n + 2**10 * d + 48 * min(d, 512) ** 2 + 48 * k
+    # A copy of 32 bits, what is known of every point, candidates in tiles, and the moments of the points.
+    return 4 * (n + 32) * d + 200 * n + 2**20 + 2**10 * d + 48 * min(d, 512) ** 2 + 48 * k
+
+
+def _bytes_needed_sparse(n: int, d: int, k: int, neighbours: int) -> int:
+    # Ids and similarities as found, both again by candidate; what is known of every point; the search's parts.
+    return 28 * n * neighbours + 80 * n + 2**14 * (48 * neighbours + 64) + 2**16 * d + 2**18 * d + 48 * k

@@ -13,7 +13,9 @@ from distillrs.errors import argument_error
 from distillrs.select._groups import counts_of, group_of_each, members_of
 from distillrs.select._k_means import Clusters
 from distillrs.select._picks import rows_of
-from distillrs.select._points import Points, as_matrix, as_tensor, check_memory, whole
+from distillrs.select._points import Points, as_matrix, as_tensor, check_memory, kept_bytes, whole
+
+MOST_KEPT = 2**28
 
 
 def k_medoids(
@@ -31,8 +33,9 @@ def k_medoids(
 
     The candidates come in the order of the rows, again and again; one that lowers the sum of the distances of all
     points to their nearest medoid is swapped in at once, for the medoid with which the sum falls most. It ends when no
-    single swap lowers the sum. No matrix of distances is held: for each candidate only the points that are nearer to it
-    than to their second medoid are measured.
+    single swap lowers the sum. For each candidate only the points that can be nearer to it than to their second medoid
+    are looked at; products of all pairs tell which those are. Up to 256 MiB of products are kept from pass to pass, if
+    the budget has room for them; with more points they are made again, and memory grows with the points alone.
 
     Args:
         points: ``[n, ...]``, floating point, finite; float16 and bfloat16 are taken as float32.
@@ -42,8 +45,8 @@ def k_medoids(
         iterations: Most passes over the candidates.
         groups: int64 ``[n]``: points of different groups (classes, say) are clustered apart.
         seed: Seed of the drawn start.
-        memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about half
-            of a float32 copy of the points.
+        memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about one
+            float32 copy of the points, and keeps products in what is left.
 
     Returns:
         The clusters; ``centres`` are the medoids' own points, and ``inertia`` is the sum of the distances, which are
@@ -62,9 +65,10 @@ def k_medoids(
     total = sum(counts.values())
     columns = matrix.shape[1]
     copy = matrix.nbytes if members.grouped else 0
-    check_memory(
-        memory_budget, copy + (2 * columns + 160) * (len(matrix) + 32) + 2**16 * columns + 64 * total * columns
-    )
+    # A copy of 32 bits, products of a block of candidates, and what is known of every point.
+    needed = copy + (4 * columns + 400) * (len(matrix) + 32) + 2**14 * columns + 64 * total * columns + 2**16
+    check_memory(memory_budget, needed)
+    kept = kept_bytes(memory_budget, needed, MOST_KEPT)
     starts = None if start is None else rows_of("start", start, len(matrix))
     if starts is not None and len(starts) != total:
         raise argument_error("start", f"{len(starts)} rows", f"k = {total} rows")
@@ -85,7 +89,7 @@ def k_medoids(
         # The group's number, not its place: other groups that come or go do not change this one's start.
         unit = group % 2**64
         data = None if own_start is None else own_start.data
-        loss += _core.k_medoids(own.data, data, iterations, seed, unit, medoids[part].data, own_labels.data)[0]
+        loss += _core.k_medoids(own.data, data, iterations, seed, unit, kept, medoids[part].data, own_labels.data)[0]
         if rows is None:
             labels = own_labels
         else:

@@ -85,3 +85,8 @@ def check_memory(budget: int | None, needed: int) -> None:
     """
     if budget is not None and needed > whole("memory_budget", budget, 0):
         raise argument_error("memory_budget", f"{budget} bytes", f"None or at least the {needed} bytes that this takes")
+
+
+def kept_bytes(budget: int | None, needed: int, most: int) -> int:
+    """Bytes that work may keep beside those that it needs, to be faster: what the budget leaves, up to ``most``."""
+    return most if budget is None else max(0, min(most, budget - needed))

@@ -1,4 +1,4 @@
-use distillrs_core::select::{self, Apart, Centres, Facility, Picks, Points, Settings, Swaps};
+use distillrs_core::select::{self, Apart, Centres, Facility, Graphs, Picks, Points, Settings, Swaps};
 use distillrs_core::{Error, Result};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
@@ -128,23 +128,109 @@ pub fn herding(py: Python<'_>, points: Matrix, ids: PyBuffer<i64>, gains: PyBuff
     fill_picks(&picks, &ids, &gains)
 }
 
-/// Picks `ids.len()` points near all; fills `ids` and `gains`.
+/// Picks `ids.len()` points near all; fills `ids` and `gains`. Lists of candidates may take `kept` bytes.
 #[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
 pub fn facility_location(
     py: Python<'_>,
     points: Matrix,
     sample: Option<usize>,
     seed: u64,
     run: u64,
+    kept: usize,
+    neighbours: Option<usize>,
     ids: PyBuffer<i64>,
     gains: PyBuffer<f64>,
 ) -> CoreResult<()> {
-    let settings = Facility { k: ids.item_count(), sample, seed, run };
+    if let Some(neighbours) = neighbours {
+        let k = ids.item_count();
+        let work =
+            on_points!(py, points, |rows| select::facility_location_sparse(&rows, k, neighbours, &check_signals));
+        return fill_picks(&work?, &ids, &gains);
+    }
+    let settings = Facility { k: ids.item_count(), sample, seed, run, kept };
     let picks = on_points!(py, points, |rows| select::facility_location(&rows, &settings, &check_signals))?;
     fill_picks(&picks, &ids, &gains)
 }
 
-/// Clusters `points` around `medoids.len()` of them; fills `medoids` and `labels`; loss and swaps.
+/// Cuts `points` into `k` parts of equal size; fills `labels`.
+#[pyfunction]
+pub fn balanced_partition(
+    py: Python<'_>,
+    points: Matrix,
+    k: usize,
+    iterations: usize,
+    labels: PyBuffer<i64>,
+) -> CoreResult<()> {
+    let found = on_points!(py, points, |rows| select::balanced_partition(&rows, k, iterations, &check_signals))?;
+    fill("labels", &labels, &found)
+}
+
+/// Signatures of sets, `[sets, count]`.
+#[pyfunction]
+pub fn min_hash(
+    py: Python<'_>,
+    values: PyBuffer<i64>,
+    offsets: PyBuffer<i64>,
+    count: usize,
+    seed: u64,
+    signatures: PyBuffer<u64>,
+) -> CoreResult<()> {
+    let (values, offsets) = (read(py, "values", &values)?, read(py, "offsets", &offsets)?);
+    let found = py.detach(|| select::min_hash(&values, &offsets, count, seed))?;
+    fill("signatures", &signatures, &found)
+}
+
+/// Pairs of sets whose signatures, of `count` values each, agree in a whole band: one flat list.
+#[pyfunction]
+pub fn candidate_pairs(
+    py: Python<'_>,
+    signatures: PyBuffer<u64>,
+    count: usize,
+    bands: usize,
+    most: usize,
+) -> CoreResult<Vec<i64>> {
+    let signatures = read(py, "signatures", &signatures)?;
+    Ok(py.detach(|| select::candidate_pairs(&signatures, count, bands, most))?.into_flattened())
+}
+
+/// Nodes' trees, roots, counts and supports, and of each level the labels, offsets, children and edge labels.
+type Trees = ([Vec<i64>; 4], Vec<[Vec<i64>; 4]>);
+
+/// The computation trees of graphs.
+#[pyfunction]
+pub fn computation_trees(
+    py: Python<'_>,
+    labels: PyBuffer<i64>,
+    graphs: PyBuffer<i64>,
+    sources: PyBuffer<i64>,
+    targets: PyBuffer<i64>,
+    edge_labels: Option<PyBuffer<i64>>,
+    depth: usize,
+) -> CoreResult<Trees> {
+    let (labels, graphs) = (read(py, "labels", &labels)?, read(py, "graphs", &graphs)?);
+    let (sources, targets) = (read(py, "edges", &sources)?, read(py, "edges", &targets)?);
+    let edge_labels = edge_labels.map(|labels| read(py, "edge_labels", &labels)).transpose()?;
+    let found = py.detach(|| {
+        let graphs = Graphs {
+            labels: &labels,
+            graphs: &graphs,
+            sources: &sources,
+            targets: &targets,
+            edge_labels: edge_labels.as_deref(),
+        };
+        select::computation_trees(&graphs, depth, &check_signals)
+    })?;
+    let levels = found.levels.into_iter().map(|level| [level.labels, level.offsets, level.children, level.edge_labels]);
+    Ok(([found.nodes, found.roots, found.counts, found.supports], levels.collect()))
+}
+
+fn read<T: Element>(py: Python<'_>, name: &str, buffer: &PyBuffer<T>) -> CoreResult<Vec<T>> {
+    Ok(buffer.to_vec(py).map_err(|_| Error::argument(name, "a buffer that cannot be read", "a contiguous one"))?)
+}
+
+/// Clusters `points` around `medoids.len()` of them; fills `medoids` and `labels`; loss and swaps. Products of all pairs
+/// are kept if they take at most `kept` bytes.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
 pub fn k_medoids(
@@ -154,12 +240,13 @@ pub fn k_medoids(
     iterations: usize,
     seed: u64,
     run: u64,
+    kept: usize,
     medoids: PyBuffer<i64>,
     labels: PyBuffer<i64>,
 ) -> CoreResult<(f64, usize)> {
     let start = start.map(|start| start.to_vec(py)).transpose();
     let start = start.map_err(|_| Error::argument("start", "a buffer that cannot be read", "a contiguous one"))?;
-    let settings = Swaps { k: medoids.item_count(), start: start.as_deref(), iterations, seed, run };
+    let settings = Swaps { k: medoids.item_count(), start: start.as_deref(), iterations, seed, run, kept };
     let found = on_points!(py, points, |rows| select::k_medoids(&rows, &settings, &check_signals))?;
     fill("medoids", &medoids, &found.medoids)?;
     fill("labels", &labels, &found.labels)?;

@@ -64,11 +64,6 @@ impl Compact {
         self.biases[target / LANES][target % LANES] = f32::NEG_INFINITY;
     }
 
-    /// Another addend to a target's products than `-|c|^2 / 2`; at most three times the largest of those.
-    pub(super) fn set_bias(&mut self, target: usize, bias: f32) {
-        self.biases[target / LANES][target % LANES] = bias;
-    }
-
     /// Most that a score of this row can be off; see [`super::kernel::Targets::error_bound`] for the sums, and to those
     /// comes the row's product with what rounding took from a target.
     pub(super) fn error_bound(&self, row: &[f32]) -> f64 {

@@ -6,16 +6,15 @@
 //! a sample, each pick is the best of a random few (Mirzasoleiman and others, "Lazier than lazy greedy", 2015).
 //!
 //! Which gain is the largest is decided by sums of `f64` terms in the order of the points; tiles of `f32` products give
-//! upper bounds, and leave out the points that a candidate is too far from. Nothing of size n x n is held.
+//! upper bounds. The points that a candidate saves anything for only become fewer: where the caller grants the memory
+//! they are kept, and the next bound or gain looks at them alone. Nothing of size n x n is held.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use super::Picks;
-use super::kernel::Targets;
-use super::mapped::Mapped;
 use super::points::{Points, squared_distance};
-use super::within::{Within, tasks};
+use super::reach::{Reach, above, tasks};
 use crate::random::{Kind, Stream, choose};
 use crate::simd::vectorised;
 use crate::{Error, Result, parallel};
@@ -31,13 +30,12 @@ pub struct Facility {
     pub seed: u64,
     /// Tells the draws of several runs under one seed apart.
     pub run: u64,
+    /// Bytes that lists of the points that candidates save something for may take.
+    pub kept: usize,
 }
 
-/// Candidates that are bounded together.
-const BATCH: usize = 32;
-
-/// Candidates of one pick that are computed one by one before the rest is bounded by tiles.
-const SINGLES: usize = 16;
+/// Candidates that are bounded together: two tiles of the kernel.
+const BATCH: usize = 16;
 
 /// Picks `k` points; deterministic at any thread count. Of equal gains the lowest point is taken. The first gain counts
 /// from M = `(2 max |x - mean|)^2` for every point. `check` is asked now and then whether to go on.
@@ -62,7 +60,7 @@ where
     if k == 0 {
         return Ok(Picks::default());
     }
-    let mut state = State::new(points);
+    let mut state = State::new(points, settings.kept);
     let mut picks = Picks::default();
     let mut heap = BinaryHeap::new();
     if settings.sample.is_none() {
@@ -120,16 +118,25 @@ enum Known {
     Exactly,
 }
 
+/// A point that a candidate may save something for, and its score with the candidate, minus the candidate's half squared
+/// length, rounded up: with half the point's limit added it is half of what is saved, at least.
+#[derive(Debug, Clone, Copy)]
+struct Saved {
+    point: u32,
+    score: f32,
+}
+
 struct State<'a, T> {
     points: &'a Points<'a, T>,
-    mapped: Mapped,
     /// Every point's limit is its squared distance to the nearest pick.
-    within: Within<'a, T>,
-    /// The score that a candidate must exceed to come nearer, in the kernel's coordinates.
-    floors: Vec<f32>,
+    reach: Reach<'a, T>,
     bounds: Vec<f64>,
     /// For which number of picks the bound was computed, and how.
     known: Vec<(u32, Known)>,
+    /// What each candidate may save; nothing is known without.
+    lists: Vec<Option<Vec<Saved>>>,
+    /// Entries that further lists may have.
+    room: usize,
     is_picked: Vec<bool>,
     picks: u32,
     mean: Vec<f64>,
@@ -140,23 +147,19 @@ struct State<'a, T> {
 }
 
 impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
-    fn new(points: &'a Points<'a, T>) -> Self {
-        let (rows, columns) = (points.rows(), points.columns());
-        let mapped = Mapped::of(points);
+    fn new(points: &'a Points<'a, T>, kept: usize) -> Self {
+        let rows = points.rows();
         let mean = points.mean();
         let from_mean = (0..rows).map(|id| squared_distance(points.row(id), &mean)).fold(0.0, f64::max);
-        let empty = Targets::with_room(0, columns, mapped.longest());
-        let unit = f64::from(f32::EPSILON) / 2.0;
-        // The score's error, that of the floor, and that of the single-precision sums of a tile.
-        let slack =
-            mapped.lengths.iter().map(|&length| empty.error_bound(length) + 16.0 * unit * length * length).sum();
+        let reach = Reach::new(points);
+        let slack = (0..rows).map(|id| reach.error(id)).sum();
         Self {
             points,
-            mapped,
-            within: Within::new(points),
-            floors: vec![f32::NEG_INFINITY; rows],
+            reach,
             bounds: vec![f64::INFINITY; rows],
             known: vec![(u32::MAX, Known::Bound); rows],
+            lists: vec![None; rows],
+            room: kept / size_of::<Saved>(),
             is_picked: vec![false; rows],
             picks: 0,
             mean,
@@ -193,15 +196,20 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
         self.points.row(id).iter().map(|&value| value.into()).collect()
     }
 
+    /// The points nearer to a candidate than to every pick, with squared distances.
+    fn saved(&self, id: usize) -> Vec<(usize, f64)> {
+        match &self.lists[id] {
+            Some(list) => self.reach.measure(id, &list.iter().map(|saved| saved.point).collect::<Vec<u32>>()),
+            None => self.reach.search(id),
+        }
+    }
+
     /// The gain of a candidate.
     fn gain(&self, id: usize) -> f64 {
         if self.picks == 0 {
             return self.first_gain(id);
         }
-        let saved = |part: Vec<(usize, f64)>| -> f64 {
-            part.into_iter().map(|(point, squared)| self.within.limit(point) - squared).sum()
-        };
-        self.within.search(id).into_iter().map(saved).sum()
+        self.saved(id).into_iter().map(|(point, squared)| self.reach.limit(point) - squared).sum()
     }
 
     fn pick(&mut self, id: usize) {
@@ -211,33 +219,102 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
             let measure = |range: std::ops::Range<usize>| -> Vec<(usize, f64)> {
                 range.map(|point| (point, squared_distance(points.row(point), &own))).collect()
             };
-            parallel::map(tasks(points.rows()), measure)
+            parallel::map(tasks(points.rows()), measure).into_iter().flatten().collect()
         } else {
-            self.within.search(id)
+            self.saved(id)
         };
-        for (point, squared) in changed.into_iter().flatten() {
-            self.floors[point] = self.within.set_limit(point, squared);
+        for (point, squared) in changed {
+            self.reach.set_limit(point, squared);
         }
+        self.drop_list(id);
         self.is_picked[id] = true;
         self.picks += 1;
     }
 
-    /// Upper bounds of the candidates' gains.
-    fn bounds_of(&self, ids: &[usize]) -> Vec<f64> {
-        if self.picks == 0 {
-            return vec![f64::INFINITY; ids.len()];
+    fn drop_list(&mut self, id: usize) {
+        self.room += self.lists[id].take().map_or(0, |list| list.capacity());
+    }
+
+    /// What the kernel's sum of halves is in the points' own coordinates, rounding of the sums included.
+    fn bound(&self, halves: f64) -> f64 {
+        2.0 * halves / self.reach.frame.squared_scale() * (1.0 + 1e-5)
+    }
+
+    /// Bounds a candidate's gain anew by its list, which loses the points that a pick came nearer to.
+    fn shrink(&mut self, id: usize) {
+        let Some(list) = &mut self.lists[id] else { return };
+        let halves = self.reach.halves();
+        let (mut sum, mut count) = (0.0, 0);
+        for index in 0..list.len() {
+            let saved = list[index];
+            let half = saved.score + halves[saved.point as usize];
+            list[count] = saved;
+            count += usize::from(half > 0.0);
+            sum += f64::from(half.max(0.0));
         }
-        let columns = self.points.columns();
-        let mut targets = Targets::with_room(ids.len(), columns, self.mapped.longest());
-        ids.iter().for_each(|&id| targets.push(self.mapped.row(id)));
-        let mut sums = vec![0.0; ids.len()];
-        // Rows in parts that stay in the cache for all panels.
-        for first in (0..self.points.rows()).step_by(1024) {
-            let count = 1024.min(self.points.rows() - first);
-            targets.add_excess(self.mapped.rows(first, count), &self.floors[first..first + count], &mut sums);
+        list.truncate(count);
+        if 4 * count < list.capacity() {
+            let before = list.capacity();
+            list.shrink_to_fit();
+            self.room += before - list.capacity();
         }
-        let scale = self.mapped.frame.squared_scale();
-        sums.into_iter().map(|sum| 2.0 * (sum * (1.0 + 1e-5) + self.slack) / scale * (1.0 + 1e-12)).collect()
+        self.bounds[id] = self.bounds[id].min(self.bound(sum));
+        self.known[id] = (self.picks, Known::Bound);
+    }
+
+    /// Bounds the candidates' gains by tiles, and keeps what they may save as far as there is room.
+    fn renew(&mut self, ids: &[usize]) {
+        let reach = &self.reach;
+        let most = self.room / ids.len();
+        let parts = parallel::map(tasks(self.points.rows()), |range| {
+            let width = reach.width().min(range.end.next_multiple_of(32)) - range.start;
+            let mut scores = vec![0.0; ids.len() * width];
+            reach.scores(ids, range.start, &mut scores);
+            let halves = &reach.halves()[range.start..range.start + width];
+            let mut near = Vec::new();
+            let one = |(&id, scores): (&usize, &[f32])| {
+                // Upwards: what is kept stands for a bound.
+                let error = (reach.error(id) - reach.half_length(id)) as f32;
+                let shift = error.next_up();
+                near.clear();
+                above(scores, halves, reach.threshold(id), range.start as u32, &mut near);
+                let saved = near.iter().map(|&point| {
+                    let score = (scores[point as usize - range.start] + shift).next_up();
+                    Saved { point, score }
+                });
+                let mut sum = 0.0;
+                let mut list = Vec::with_capacity(if near.len() <= most { near.len() } else { 0 });
+                for saved in saved {
+                    sum += f64::from((saved.score + reach.halves()[saved.point as usize]).max(0.0));
+                    if near.len() <= most {
+                        list.push(saved);
+                    }
+                }
+                (sum, near.len(), list)
+            };
+            ids.iter().zip(scores.chunks_exact(width)).map(one).collect::<Vec<_>>()
+        });
+        let mut found: Vec<(f64, usize, Vec<Saved>)> = vec![(0.0, 0, Vec::new()); ids.len()];
+        for part in parts {
+            for (found, (sum, count, list)) in found.iter_mut().zip(part) {
+                found.0 += sum;
+                found.1 += count;
+                if found.1 <= most {
+                    found.2.extend(list);
+                }
+            }
+        }
+        for (&id, (sum, count, mut list)) in ids.iter().zip(found) {
+            self.bounds[id] = self.bounds[id].min(self.bound(sum));
+            self.known[id] = (self.picks, Known::Bound);
+            if count <= most {
+                list.shrink_to_fit();
+                if list.capacity() <= self.room {
+                    self.room -= list.capacity();
+                    self.lists[id] = Some(list);
+                }
+            }
+        }
     }
 
     /// Bounds for all points after the first pick p, without a look at every pair.
@@ -254,10 +331,10 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
         check()?;
         let (sums, products) = self.moments();
         check()?;
-        let wide = |id: usize| self.mapped.row(id).iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
+        let wide = |id: usize| self.wide(id);
         let dot = |left: &[f64], right: &[f64]| left.iter().zip(right).map(|(left, right)| left * right).sum::<f64>();
         let pick = wide(first);
-        let (n, scale) = (rows as f64, self.mapped.frame.squared_scale());
+        let (n, scale) = (rows as f64, self.reach.frame.squared_scale());
         let found = parallel::map(tasks(self.points.rows()), |range| {
             let mut product = vec![0.0; columns];
             let bound = |id: usize| {
@@ -280,14 +357,24 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
         Ok(())
     }
 
+    /// A point in the kernel's coordinates, as the kernel rounds them.
+    fn wide(&self, id: usize) -> Vec<f64> {
+        let mut row = vec![0.0; self.points.columns()];
+        self.reach.frame.map(self.points.row(id), &mut row);
+        row.into_iter().map(f64::from).collect()
+    }
+
     /// Sums of the points' coordinates and of their products, in the kernel's coordinates.
     fn moments(&self) -> (Vec<f64>, Vec<f64>) {
         let columns = self.points.columns();
-        let parts = parallel::map(tasks(self.points.rows()), |range| {
+        let rows = self.points.rows();
+        // A few parts, whatever the number of points: each has a product for every pair of columns.
+        let part = rows.div_ceil(4).max(1);
+        let ranges = (0..rows).step_by(part).map(|first| first..rows.min(first + part)).collect();
+        let parts = parallel::map(ranges, |range: std::ops::Range<usize>| {
             let (mut sums, mut products) = (vec![0.0; columns], vec![0.0; columns * columns]);
-            let mut wide = vec![0.0; columns];
             for id in range {
-                wide.iter_mut().zip(self.mapped.row(id)).for_each(|(wide, &value)| *wide = f64::from(value));
+                let wide = self.wide(id);
                 for (&value, products) in wide.iter().zip(products.chunks_exact_mut(columns)) {
                     add_scaled(products, &wide, value);
                 }
@@ -305,39 +392,36 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
 
     /// The candidate with the largest gain, taken from the heap; others come back to it with what was learnt.
     fn best(&mut self, heap: &mut BinaryHeap<Candidate>, check: &dyn Fn() -> Result<()>) -> Result<Option<Candidate>> {
-        let mut singles = 0;
         while let Some(top) = heap.pop() {
-            match self.known[top.id] {
-                (picks, Known::Exactly) if picks == self.picks => return Ok(Some(top)),
-                (picks, _)
-                    if picks != self.picks && self.picks > 0 && (singles >= SINGLES || top.bound == f64::INFINITY) =>
-                {
-                    let mut ids = vec![top.id];
-                    while ids.len() < BATCH {
-                        let Some(next) = heap.peek().filter(|next| self.known[next.id].0 != self.picks) else { break };
-                        ids.push(next.id);
-                        heap.pop();
-                    }
-                    self.renew(&ids, heap);
-                    check()?;
-                }
-                _ => {
-                    singles += 1;
-                    self.bounds[top.id] = self.gain(top.id);
-                    self.known[top.id] = (self.picks, Known::Exactly);
-                    heap.push(self.candidate(top.id));
-                }
+            let (picks, how) = self.known[top.id];
+            if picks == self.picks && how == Known::Exactly {
+                return Ok(Some(top));
             }
+            if picks == self.picks || self.picks == 0 {
+                self.bounds[top.id] = self.gain(top.id);
+                self.known[top.id] = (self.picks, Known::Exactly);
+            } else if self.lists[top.id].is_some() {
+                self.shrink(top.id);
+            } else {
+                let mut ids = vec![top.id];
+                while ids.len() < BATCH {
+                    let is_stale = |next: &&Candidate| self.known[next.id].0 != self.picks;
+                    let Some(id) = heap.peek().filter(is_stale).map(|next| next.id) else { break };
+                    heap.pop();
+                    if self.lists[id].is_some() {
+                        self.shrink(id);
+                        heap.push(self.candidate(id));
+                    } else {
+                        ids.push(id);
+                    }
+                }
+                self.renew(&ids);
+                heap.extend(ids[1..].iter().map(|&id| self.candidate(id)));
+                check()?;
+            }
+            heap.push(self.candidate(top.id));
         }
         Ok(None)
-    }
-
-    fn renew(&mut self, ids: &[usize], heap: &mut BinaryHeap<Candidate>) {
-        for (&id, bound) in ids.iter().zip(self.bounds_of(ids)) {
-            self.bounds[id] = self.bounds[id].min(bound);
-            self.known[id] = (self.picks, Known::Bound);
-            heap.push(self.candidate(id));
-        }
     }
 
     /// Candidates of the next pick, drawn from those that are left.

@@ -1,12 +1,13 @@
 //! k-means: Lloyd's rounds from a k-means++ start.
 //!
 //! Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++: the advantages of careful
-//! seeding", 2007.
+//! seeding", 2007. A point whose nearest centre was nearer by more than the centres have moved since keeps it unseen
+//! (Hamerly, "Making k-means even faster", 2010).
 
-use super::kernel::Targets;
+use super::kernel::{Best, Targets};
 use super::mapped::Mapped;
 use super::nearest::nearest;
-use super::points::{Points, add_difference, squared_distance};
+use super::points::{Points, add_differences, squared_distance};
 use crate::random::{Kind, Stream, Units, uniform_f64};
 use crate::{Error, Result, parallel};
 
@@ -59,23 +60,28 @@ where
     }
     let run = Run::new(points);
     let mut centres = match settings.start {
-        Some(start) => Points::new("start", start, k, columns)?.values_to_vec(),
+        Some(start) => Points::new("start", start, k, columns)?.values().to_vec(),
         None => run.plus_plus(settings, check)?,
     };
     let mut labels = vec![u32::MAX; rows];
+    let mut margins = vec![f32::NEG_INFINITY; rows];
+    let mut steps = vec![0.0; k];
     let mut rounds = 0;
     loop {
         check()?;
-        let moved = run.assign(&centres, &mut labels);
+        let moved = run.assign(&centres, &steps, &mut labels, &mut margins);
         // One assignment more than updates: labels belong to the centres that are returned.
         if !moved || rounds == settings.iterations {
             break;
         }
         rounds += 1;
-        run.update(&mut centres, &mut labels);
+        let before = centres.clone();
+        run.update(&mut centres, &mut labels, &mut margins);
+        steps = run.steps(&before, &centres);
     }
-    let inertia = run.distances(&centres, &labels).iter().sum();
-    let medoids = nearest(&Points::new("centres", &centres, k, columns)?, points, 1, check)?.ids;
+    let distances = run.distances(&centres, &labels);
+    let inertia = distances.iter().sum();
+    let medoids = run.medoids(&centres, &labels, &distances, check)?;
     Ok(Clusters { centres, labels: labels.into_iter().map(i64::from).collect(), inertia, medoids, rounds })
 }
 
@@ -94,26 +100,53 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         &centres[index * self.points.columns()..(index + 1) * self.points.columns()]
     }
 
+    /// How far each centre has moved, in the kernel's coordinates, rounded up.
+    fn steps(&self, before: &[f64], centres: &[f64]) -> Vec<f64> {
+        let columns = self.points.columns();
+        let scale = self.mapped.frame.squared_scale().sqrt();
+        let pairs = before.chunks_exact(columns).zip(centres.chunks_exact(columns));
+        pairs.map(|(before, centre)| squared_distance(before, centre).sqrt() * scale * (1.0 + 1e-9)).collect()
+    }
+
     /// Labels every point with its nearest centre, the lowest of equals; whether any label changed.
-    fn assign(&self, centres: &[f64], labels: &mut [u32]) -> bool {
+    ///
+    /// A margin is by how much the point's centre is nearer than every other, at least; the centres have made `steps`
+    /// since, so it shrinks by the point's own centre's step and the largest of the others'.
+    fn assign(&self, centres: &[f64], steps: &[f64], labels: &mut [u32], margins: &mut [f32]) -> bool {
         let columns = self.points.columns();
         let k = centres.len() / columns;
         // Centres outside the points' range (a start from elsewhere) would overflow nothing: f32 has the exponents.
         let targets = Targets::pack(k, columns, |index, out| self.mapped.frame.map(self.centre(centres, index), out));
-        let tasks: Vec<_> = labels.chunks_mut(TASK).enumerate().collect();
-        let moved = parallel::map(tasks, |(task, labels)| {
+        let losses = losses(steps);
+        let longest = self.mapped.longest();
+        let tasks: Vec<_> = labels.chunks_mut(TASK).zip(margins.chunks_mut(TASK)).enumerate().collect();
+        let moved = parallel::map(tasks, |(task, (labels, margins))| {
             let first = task * TASK;
-            let mut best = vec![(0, 0.0); labels.len()];
-            targets.best(self.mapped.rows(first, labels.len()), &mut best);
-            let mut moved = false;
-            for (index, (label, (mut choice, gap))) in labels.iter_mut().zip(best).enumerate() {
-                // Not "gap <= bound": a gap that is not a number is no decision either.
-                let is_clear = f64::from(gap) > 2.0 * targets.error_bound(self.mapped.lengths[first + index]);
-                if !is_clear {
-                    choice = self.nearest_exactly(first + index, centres);
+            let (mut open, mut rows) = (Vec::with_capacity(labels.len()), Vec::new());
+            for (index, (margin, &label)) in margins.iter_mut().zip(labels.iter()).enumerate() {
+                *margin = match losses.get(label as usize) {
+                    Some(loss) => (*margin - loss).next_down(),
+                    None => f32::NEG_INFINITY,
+                };
+                if *margin <= 0.0 {
+                    open.push(index);
                 }
-                moved |= *label != choice;
-                *label = choice;
+            }
+            for &index in &open {
+                rows.extend_from_slice(self.mapped.row(first + index));
+            }
+            let mut best = vec![Best::default(); open.len()];
+            targets.best(&rows, &mut best);
+            let mut moved = false;
+            for (index, best) in open.into_iter().zip(best) {
+                let length = self.mapped.lengths[first + index];
+                let error = targets.error_bound(length);
+                // Not "gap <= bound": a gap that is not a number is no decision either.
+                let is_clear = f64::from(best.gap) > 2.0 * error;
+                let choice = if is_clear { best.target } else { self.nearest_exactly(first + index, centres) };
+                margins[index] = if is_clear { margin(&best, length, error, longest) } else { f32::NEG_INFINITY };
+                moved |= labels[index] != choice;
+                labels[index] = choice;
             }
             moved
         });
@@ -143,14 +176,40 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         distances
     }
 
+    /// The point nearest to each centre, the lowest of equals.
+    ///
+    /// A point that is nearer to some centre than each of that cluster's own is nearer still to its own centre: only
+    /// points within the largest of the clusters' smallest distances can be medoids.
+    fn medoids(
+        &self,
+        centres: &[f64],
+        labels: &[u32],
+        distances: &[f64],
+        check: &dyn Fn() -> Result<()>,
+    ) -> Result<Vec<i64>> {
+        let columns = self.points.columns();
+        let mut smallest = vec![f64::INFINITY; centres.len() / columns];
+        for (&label, &squared) in labels.iter().zip(distances) {
+            let least = &mut smallest[label as usize];
+            *least = least.min(squared);
+        }
+        // An empty cluster leaves all of them.
+        let limit = smallest.into_iter().fold(0.0, f64::max);
+        let ids: Vec<usize> = (0..labels.len()).filter(|&row| distances[row] <= limit).collect();
+        let values: Vec<T> = ids.iter().flat_map(|&row| self.points.row(row)).copied().collect();
+        let inner = Points::new("points", &values, ids.len(), columns)?;
+        let found = nearest(&Points::new("centres", centres, centres.len() / columns, columns)?, &inner, 1, check)?;
+        Ok(found.ids.into_iter().map(|place| ids[place as usize] as i64).collect())
+    }
+
     /// Moves every centre to the mean of its points, summed in their order.
-    fn update(&self, centres: &mut [f64], labels: &mut [u32]) {
+    fn update(&self, centres: &mut [f64], labels: &mut [u32], margins: &mut [f32]) {
         let columns = self.points.columns();
         let k = centres.len() / columns;
         let mut counts = vec![0usize; k];
         labels.iter().for_each(|&label| counts[label as usize] += 1);
         if counts.contains(&0) {
-            self.fill_empty(centres, labels, &mut counts);
+            self.fill_empty(centres, labels, margins, &mut counts);
         }
         let mut starts = vec![0; k + 1];
         for (index, &count) in counts.iter().enumerate() {
@@ -169,9 +228,7 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
             // Differences to a member: a large offset of all points costs no digits of the mean.
             let reference = self.points.row(reference as usize);
             let mut sums = vec![0.0; columns];
-            for &row in members {
-                add_difference(&mut sums, self.points.row(row as usize), reference);
-            }
+            add_differences(&mut sums, self.points.values(), members, reference);
             for ((out, sum), &reference) in centre.iter_mut().zip(sums).zip(reference) {
                 *out = reference.into() + sum / members.len() as f64;
             }
@@ -180,7 +237,7 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
 
     /// Gives each empty cluster the point that lies farthest from its centre; a point at its centre stays (there are
     /// fewer distinct points than clusters then, and the cluster stays empty where it is).
-    fn fill_empty(&self, centres: &mut [f64], labels: &mut [u32], counts: &mut [usize]) {
+    fn fill_empty(&self, centres: &mut [f64], labels: &mut [u32], margins: &mut [f32], counts: &mut [usize]) {
         let distances = self.distances(centres, labels);
         let mut order: Vec<u32> = (0..labels.len() as u32).collect();
         order.sort_by(|&left, &right| {
@@ -196,6 +253,7 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
             counts[labels[row] as usize] -= 1;
             counts[cluster] = 1;
             labels[row] = cluster as u32;
+            margins[row] = f32::NEG_INFINITY;
         }
     }
 
@@ -229,6 +287,32 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         }
         Ok(centres)
     }
+}
+
+/// What a margin loses by the steps of the centres, for a point of each cluster, rounded up.
+fn losses(steps: &[f64]) -> Vec<f32> {
+    let (mut most, mut next) = ((0.0, usize::MAX), 0.0);
+    for (index, &step) in steps.iter().enumerate() {
+        if step > most.0 {
+            next = most.0;
+            most = (step, index);
+        } else if step > next {
+            next = step;
+        }
+    }
+    let other = |index| if index == most.1 { next } else { most.0 };
+    steps.iter().enumerate().map(|(index, step)| ((step + other(index)) as f32).next_up()).collect()
+}
+
+/// By how much the best centre is nearer to a point than every other one, at least.
+fn margin(best: &Best, length: f64, error: f64, longest: f64) -> f32 {
+    // The score's error, and what rounding the coordinates does to the squared length.
+    let error = 2.0 * (error + 4.0 * f64::from(f32::EPSILON) * length * length);
+    let squared = length * length - 2.0 * f64::from(best.score);
+    let own = (squared + error).max(0.0).sqrt();
+    let next = (squared + 2.0 * f64::from(best.gap) - error).max(0.0).sqrt();
+    // Distances in f64 are compared in the end: they are rounded, too.
+    ((next - own - 1e-9 * (length + longest)) as f32).next_down()
 }
 
 /// Index drawn in proportion to the weights; `None` when all are zero.

@@ -4,6 +4,15 @@
 //! error is bounded by [`error_bound`]; callers decide anew, exactly, whatever lies within it. That is why this loop may
 //! fuse products with sums and take any vector width.
 
+/// The target with the largest score.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Best {
+    pub target: u32,
+    pub score: f32,
+    /// How far the next score lies behind.
+    pub gap: f32,
+}
+
 /// Which instructions the loop was compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
@@ -91,8 +100,7 @@ impl Targets {
         for (column, &value) in row.iter().enumerate() {
             panel[column * lanes + index % lanes] = value;
         }
-        let squared: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
-        self.biases[index] = (-0.5 * squared) as f32;
+        self.biases[index] = (-0.5 * super::points::squared_length(row)) as f32;
         self.count += 1;
     }
 
@@ -111,8 +119,8 @@ impl Targets {
         2.0 * (products + 4.0 * unit * self.longest * self.longest) + 1e-35
     }
 
-    /// For each row of `rows` (flat) the target with the largest score, and how far the next one lies behind.
-    pub(super) fn best(&self, rows: &[f32], out: &mut [(u32, f32)]) {
+    /// For each row of `rows` (flat) the target with the largest score.
+    pub(super) fn best(&self, rows: &[f32], out: &mut [Best]) {
         match self.level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
@@ -152,16 +160,29 @@ impl Targets {
 }
 
 impl Targets {
-    /// Adds to `out`, for every target, by how much the rows' scores exceed the rows' floors, summed over the rows.
-    pub(super) fn add_excess(&self, rows: &[f32], floors: &[f32], out: &mut [f64]) {
+    /// Number of scores that [`Targets::scores`] writes for a row: targets up to whole panels.
+    pub(super) fn width(&self) -> usize {
+        self.biases.len()
+    }
+
+    /// Another target in the place of one.
+    pub(super) fn replace(&mut self, index: usize, row: &[f32]) {
+        let count = std::mem::replace(&mut self.count, index);
+        self.push(row);
+        self.count = count;
+    }
+
+    /// Scores of each row with the targets from `first` on, a multiple of [`Level::lanes`], as many as `out` has room
+    /// for; minus infinity where a panel has no target.
+    pub(super) fn scores(&self, first: usize, rows: &[f32], out: &mut [f32]) {
         match self.level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
-            Level::Avx512 => unsafe { add_excess_avx512(self, rows, floors, out) },
+            Level::Avx512 => unsafe { scores_avx512(self, first, rows, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
-            Level::Avx2 => unsafe { add_excess_avx2(self, rows, floors, out) },
-            Level::Portable => add_excess::<4, 8, Plain>(self, rows, floors, out),
+            Level::Avx2 => unsafe { scores_avx2(self, first, rows, out) },
+            Level::Portable => scores::<4, 8, Plain>(self, first, rows, out),
         }
     }
 }
@@ -173,6 +194,15 @@ trait Tile<const R: usize, const L: usize> {
     /// # Safety
     /// The processor has the instructions that the implementation uses.
     unsafe fn scores(rows: [&[f32]; R], panel: &[f32], bias: &[f32]) -> [[f32; L]; R];
+
+    /// See [`reduce`].
+    ///
+    /// # Safety
+    /// The processor has the instructions that the implementation uses.
+    #[inline(always)]
+    unsafe fn reduce(largest: &[f32; L], second: &[f32; L]) -> (usize, f32, f32) {
+        reduce(largest, second)
+    }
 }
 
 struct Plain;
@@ -197,7 +227,8 @@ impl Tile<4, 8> for Plain {
 /// The loop in vectors of one width, two to a panel: the compiler does not find them by itself here.
 #[cfg(target_arch = "x86_64")]
 macro_rules! tile {
-    ($name:ident, $rows:literal, $width:literal, $features:literal, $zero:ident, $load:ident, $store:ident, $spread:ident, $fuse:ident) => {
+    ($name:ident, $rows:literal, $width:literal, $features:literal, $zero:ident, $load:ident, $store:ident, $spread:ident, $fuse:ident
+     $(, $reduce:ident)?) => {
         struct $name;
 
         impl Tile<$rows, { 2 * $width }> for $name {
@@ -230,6 +261,16 @@ macro_rules! tile {
                 }
                 scores
             }
+            $(
+                #[inline]
+                #[target_feature(enable = $features)]
+                unsafe fn reduce(
+                    largest: &[f32; 2 * $width],
+                    second: &[f32; 2 * $width],
+                ) -> (usize, f32, f32) {
+                    $reduce(largest, second)
+                }
+            )?
         }
     };
 }
@@ -250,20 +291,21 @@ tile!(
     _mm512_loadu_ps,
     _mm512_storeu_ps,
     _mm512_set1_ps,
-    _mm512_fmadd_ps
+    _mm512_fmadd_ps,
+    reduce_avx512
 );
 #[cfg(target_arch = "x86_64")]
 tile!(Avx2, 6, 8, "avx2,fma", _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps);
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn best_avx512(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
+fn best_avx512(targets: &Targets, rows: &[f32], out: &mut [Best]) {
     best::<8, 32, Avx512>(targets, rows, out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn best_avx2(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
+fn best_avx2(targets: &Targets, rows: &[f32], out: &mut [Best]) {
     best::<6, 16, Avx2>(targets, rows, out);
 }
 
@@ -293,14 +335,14 @@ fn reaching_avx2(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn add_excess_avx512(targets: &Targets, rows: &[f32], floors: &[f32], out: &mut [f64]) {
-    add_excess::<8, 32, Avx512>(targets, rows, floors, out);
+fn scores_avx512(targets: &Targets, first: usize, rows: &[f32], out: &mut [f32]) {
+    scores::<8, 32, Avx512>(targets, first, rows, out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn add_excess_avx2(targets: &Targets, rows: &[f32], floors: &[f32], out: &mut [f64]) {
-    add_excess::<6, 16, Avx2>(targets, rows, floors, out);
+fn scores_avx2(targets: &Targets, first: usize, rows: &[f32], out: &mut [f32]) {
+    scores::<6, 16, Avx2>(targets, first, rows, out);
 }
 
 /// `R` rows from `first` on; the last one again where there are fewer.
@@ -313,7 +355,7 @@ fn take<const R: usize>(rows: &[f32], columns: usize, first: usize, count: usize
 }
 
 #[inline(always)]
-fn best<const R: usize, const L: usize, T: Tile<R, L>>(targets: &Targets, rows: &[f32], out: &mut [(u32, f32)]) {
+fn best<const R: usize, const L: usize, T: Tile<R, L>>(targets: &Targets, rows: &[f32], out: &mut [Best]) {
     let columns = targets.columns;
     for first in (0..out.len()).step_by(R) {
         let taken = take::<R>(rows, columns, first, out.len());
@@ -338,34 +380,55 @@ fn best<const R: usize, const L: usize, T: Tile<R, L>>(targets: &Targets, rows: 
         }
         let length = R.min(out.len() - first);
         for (row, out) in out[first..first + length].iter_mut().enumerate() {
-            let (panel, lane, gap) = reduce(&largest[row], &second[row], &panels[row]);
-            *out = ((panel as usize * L + lane) as u32, gap);
+            // SAFETY: callers choose the tile by the processor's level.
+            let (lane, score, next) = unsafe { T::reduce(&largest[row], &second[row]) };
+            *out = Best { target: (panels[row][lane] as usize * L + lane) as u32, score, gap: score - next };
         }
     }
 }
 
-/// Panel and lane of the largest value, and how far the next one lies behind. Halves first: vectors do those.
+/// Lane of the largest value, that value, and the next one.
 #[inline(always)]
-fn reduce<const L: usize>(largest: &[f32; L], second: &[f32; L], panels: &[i32; L]) -> (i32, usize, f32) {
-    let mut winners = *largest;
-    let mut behind = *second;
-    let mut from = *panels;
-    let mut lanes: [i32; L] = std::array::from_fn(|lane| lane as i32);
-    let mut width = L;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            let (left, right) = (winners[lane], winners[lane + width]);
-            let is_left = left >= right;
-            let loser = if is_left { right } else { left };
-            let next = if behind[lane] > behind[lane + width] { behind[lane] } else { behind[lane + width] };
-            behind[lane] = if loser > next { loser } else { next };
-            winners[lane] = if is_left { left } else { right };
-            from[lane] = if is_left { from[lane] } else { from[lane + width] };
-            lanes[lane] = if is_left { lanes[lane] } else { lanes[lane + width] };
-        }
+fn reduce<const L: usize>(largest: &[f32; L], second: &[f32; L]) -> (usize, f32, f32) {
+    let (mut lane, mut score, mut next) = (0, f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for index in 0..L {
+        let own = largest[index];
+        let is_larger = own > score;
+        let loser = if is_larger { score } else { own };
+        next = if loser > next { loser } else { next };
+        next = if second[index] > next { second[index] } else { next };
+        lane = if is_larger { index } else { lane };
+        score = if is_larger { own } else { score };
     }
-    (from[0], lanes[0] as usize, winners[0] - behind[0])
+    (lane, score, next)
+}
+
+/// [`reduce`] in a few vectors: the compiler takes the lanes one by one, which costs as much as the products.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn reduce_avx512(largest: &[f32; 32], second: &[f32; 32]) -> (usize, f32, f32) {
+    use std::arch::x86_64::{_CMP_EQ_OQ, _mm512_cmp_ps_mask, _mm512_mask_mov_ps, _mm512_max_ps, _mm512_reduce_max_ps};
+
+    // SAFETY: each array holds two vectors.
+    let [low, high, second_low, second_high] = unsafe {
+        [
+            _mm512_loadu_ps(largest.as_ptr()),
+            _mm512_loadu_ps(largest.as_ptr().add(16)),
+            _mm512_loadu_ps(second.as_ptr()),
+            _mm512_loadu_ps(second.as_ptr().add(16)),
+        ]
+    };
+    let score = _mm512_reduce_max_ps(_mm512_max_ps(low, high));
+    let all = _mm512_set1_ps(score);
+    let low_lanes = u32::from(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(low, all));
+    let lanes = low_lanes | u32::from(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(high, all)) << 16;
+    let lane = lanes.trailing_zeros().min(31);
+    let (own, none) = (1u32 << lane, _mm512_set1_ps(f32::NEG_INFINITY));
+    let rest_low = _mm512_mask_mov_ps(low, own as u16, none);
+    let rest_high = _mm512_mask_mov_ps(high, (own >> 16) as u16, none);
+    let next = _mm512_max_ps(_mm512_max_ps(rest_low, rest_high), _mm512_max_ps(second_low, second_high));
+    (lane as usize, score, _mm512_reduce_max_ps(next))
 }
 
 #[inline(always)]
@@ -401,33 +464,27 @@ fn reaching<const R: usize, const L: usize, T: Tile<R, L>>(
 }
 
 #[inline(always)]
-fn add_excess<const R: usize, const L: usize, T: Tile<R, L>>(
+fn scores<const R: usize, const L: usize, T: Tile<R, L>>(
     targets: &Targets,
+    start: usize,
     rows: &[f32],
-    floors: &[f32],
-    out: &mut [f64],
+    out: &mut [f32],
 ) {
     let columns = targets.columns;
-    let all = targets.panels.chunks_exact(columns * L).zip(targets.biases.chunks_exact(L));
-    for ((values, bias), out) in all.zip(out[..targets.count].chunks_mut(L)) {
-        let mut sums = [0f64; L];
-        for (group, floors) in floors.chunks(R).enumerate() {
+    let count = rows.len() / columns;
+    if count == 0 {
+        return;
+    }
+    let width = out.len() / count;
+    let panels = targets.panels[start * columns..(start + width) * columns].chunks_exact(columns * L);
+    // Panels outside, so that one stays in the cache for all rows.
+    for (panel, (values, bias)) in panels.zip(targets.biases[start..].chunks_exact(L)).enumerate() {
+        for first in (0..count).step_by(R) {
             // SAFETY: callers choose the tile by the processor's level.
-            let scores = unsafe { T::scores(take::<R>(rows, columns, group * R, rows.len() / columns), values, bias) };
-            // A few terms in single precision, all of those in double: the error stays that of one tile.
-            let mut part = [0f32; L];
-            for (scores, &floor) in scores.iter().zip(floors) {
-                for (part, score) in part.iter_mut().zip(scores) {
-                    let excess = score - floor;
-                    *part += if excess > 0.0 { excess } else { 0.0 };
-                }
+            let scores = unsafe { T::scores(take::<R>(rows, columns, first, count), values, bias) };
+            for (row, scores) in (first..count).zip(&scores) {
+                out[row * width + panel * L..][..L].copy_from_slice(scores);
             }
-            for (sum, part) in sums.iter_mut().zip(part) {
-                *sum += f64::from(part);
-            }
-        }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out += sum;
         }
     }
 }
@@ -465,9 +522,9 @@ mod tests {
                 let targets = Targets::pack_for(level, count, columns, |index, out| {
                     out.copy_from_slice(&centres[index * columns..(index + 1) * columns]);
                 });
-                let mut out = vec![(0, 0.0); rows];
+                let mut out = vec![Best::default(); rows];
                 targets.best(&points, &mut out);
-                for (row, &(best, gap)) in out.iter().enumerate() {
+                for (row, &Best { target: best, score: largest, gap }) in out.iter().enumerate() {
                     let point = &points[row * columns..(row + 1) * columns];
                     let score = |index: usize| -> f64 {
                         let centre = &centres[index * columns..(index + 1) * columns];
@@ -477,6 +534,7 @@ mod tests {
                     let mut scores: Vec<f64> = (0..count).map(score).collect();
                     let bound = targets.error_bound(super::super::points::length(point));
                     let own = scores[best as usize];
+                    assert!((f64::from(largest) - own).abs() <= bound, "{level:?}");
                     scores.sort_by(f64::total_cmp);
                     assert!(scores[count - 1] - own <= 2.0 * bound, "{level:?}");
                     if count > 1 {
@@ -484,12 +542,18 @@ mod tests {
                     } else {
                         assert_eq!(gap, f32::INFINITY);
                     }
-                    let floor = scores[count / 2];
-                    let mut excess = vec![1.0; count];
-                    targets.add_excess(&[point, point].concat(), &[floor as f32, f32::INFINITY], &mut excess);
-                    for (index, &found) in excess.iter().enumerate() {
-                        let exact = (score(index) - floor).max(0.0);
-                        assert!((found - 1.0 - exact).abs() <= 2.0 * bound + 1e-6, "{level:?}");
+                    let first = level.lanes() * usize::from(count > level.lanes());
+                    let width = targets.width() - first;
+                    let mut all = vec![0.0; 2 * width];
+                    targets.scores(first, &[point, point].concat(), &mut all);
+                    assert_eq!(all[..width], all[width..]);
+                    for (index, &found) in all[..width].iter().enumerate() {
+                        match index + first {
+                            index if index < count => {
+                                assert!((f64::from(found) - score(index)).abs() <= bound, "{level:?}")
+                            }
+                            _ => assert_eq!(found, f32::NEG_INFINITY),
+                        }
                     }
                     let mut seen = Vec::new();
                     let mut thresholds = vec![f32::INFINITY; rows];

@@ -34,11 +34,6 @@ impl Mapped {
         &self.values[index * self.columns..(index + 1) * self.columns]
     }
 
-    /// `count` rows from `first` on, one after the other.
-    pub(super) fn rows(&self, first: usize, count: usize) -> &[f32] {
-        &self.values[first * self.columns..(first + count) * self.columns]
-    }
-
     /// Length of the longest point.
     pub(super) fn longest(&self) -> f64 {
         self.lengths.iter().copied().fold(0.0, f64::max)

@@ -3,8 +3,9 @@
 //! Distances are Euclidean and exact: candidates come from `f32` products of centred points, and whatever lies within
 //! the rounding error of those products is decided again in `f64`, in the difference form, with one order of summation.
 //! So results do not depend on threads or on the processor, a large offset of all points does not cancel, and ties go
-//! to the lowest index. The full matrix of distances is never held.
+//! to the lowest index. A matrix of all pairs is held only where a caller grants the bytes.
 
+mod balanced;
 mod budget;
 mod compact;
 mod facility;
@@ -16,10 +17,14 @@ mod k_medoids;
 mod kernel;
 mod mapped;
 mod max_min;
+mod min_hash;
 mod nearest;
 mod points;
-mod within;
+mod reach;
+mod sparse;
+mod trees;
 
+pub use balanced::balanced_partition;
 pub use budget::budget;
 pub use facility::{Facility, facility_location};
 pub use herding::herding;
@@ -27,8 +32,11 @@ pub use k_center::{Centres, k_center};
 pub use k_means::{Clusters, Settings, k_means};
 pub use k_medoids::{Medoids, Swaps, k_medoids};
 pub use max_min::{Apart, Distance, levenshtein, max_min};
+pub use min_hash::{candidate_pairs, min_hash};
 pub use nearest::{Neighbours, nearest};
 pub use points::Points;
+pub use sparse::facility_location_sparse;
+pub use trees::{Graphs, Level, Trees, computation_trees};
 
 /// Points in the order in which they were picked.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -84,8 +84,29 @@ where
     if k > points.rows() {
         return Err(Error::argument("k", k, format!("at most the {} points", points.rows())));
     }
+    let mut neighbours = Neighbours { ids: Vec::new(), distances: Vec::new() };
+    squared_neighbours(queries, points, k, check, &mut |id, squared| {
+        neighbours.ids.push(i64::from(id));
+        neighbours.distances.push(squared.sqrt());
+    })?;
+    Ok(neighbours)
+}
+
+/// Calls `found` for the `k` nearest points of every query with their squared distances, query by query; columns and `k`
+/// are in order.
+pub(super) fn squared_neighbours<Q, P>(
+    queries: &Points<'_, Q>,
+    points: &Points<'_, P>,
+    k: usize,
+    check: &dyn Fn() -> Result<()>,
+    found: &mut dyn FnMut(u32, f64),
+) -> Result<()>
+where
+    Q: Copy + Into<f64> + Send + Sync,
+    P: Copy + Into<f64> + Send + Sync,
+{
     if k == 0 {
-        return Ok(Neighbours { ids: Vec::new(), distances: Vec::new() });
+        return Ok(());
     }
     let columns = points.columns();
     let frame = Frame::of(points).widened(queries);
@@ -100,14 +121,12 @@ where
             search(queries, points, k, task * TASK, searches, first, &targets, &frame);
         });
     }
-    let mut neighbours = Neighbours { ids: Vec::new(), distances: Vec::new() };
     for search in searches {
         for candidate in search.heap.into_sorted_vec() {
-            neighbours.ids.push(i64::from(candidate.id));
-            neighbours.distances.push(candidate.squared.sqrt());
+            found(candidate.id, candidate.squared);
         }
     }
-    Ok(neighbours)
+    Ok(())
 }
 
 #[expect(clippy::too_many_arguments, reason = "one loop body, taken out for the threads")]

@@ -30,10 +30,10 @@ impl<'a, T: Copy + Into<f64>> Points<'a, T> {
             let allowed = format!("{rows} x {columns} values, at most 2**32 - 1 rows");
             return Err(Error::argument(name, format_args!("{} values", values.len()), allowed));
         }
-        if let Some(index) = values.iter().position(|&value| {
-            let value: f64 = value.into();
-            value.is_nan() || value.abs() > LARGEST
-        }) {
+        let is_bad = |value: T| !(value.into().abs() <= LARGEST);
+        let part = values.chunks(1 << 12).position(|part| !all_within(part));
+        let first = part.map_or(values.len(), |part| part << 12);
+        if let Some(index) = values[first..].iter().position(|&value| is_bad(value)).map(|index| first + index) {
             let value: f64 = values[index].into();
             let got = format!("{value} in row {}, column {}", index / columns, index % columns);
             return Err(Error::argument(name, got, "finite values, at most 1e150 in magnitude"));
@@ -49,6 +49,16 @@ impl<'a, T: Copy + Into<f64>> Points<'a, T> {
     /// Number of coordinates.
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// Some of the points.
+    pub(super) fn part(&self, rows: Range<usize>) -> Self {
+        Self { values: &self.values[rows.start * self.columns..rows.end * self.columns], rows: rows.len(), ..*self }
+    }
+
+    /// The coordinates of all points, one after the other.
+    pub(super) fn values(&self) -> &'a [T] {
+        self.values
     }
 
     /// One point.
@@ -72,6 +82,17 @@ impl<T: Copy + Into<f64>> Points<'_, T> {
 }
 
 vectorised! {
+    /// Whether all values are finite and their squares do not overflow.
+    fn all_within<T: Coordinate>(values: &[T]) -> bool = all_within_body;
+}
+
+#[inline(always)]
+fn all_within_body<T: Coordinate>(values: &[T]) -> bool {
+    // Without an early end: that would cost more than it saves.
+    values.iter().fold(true, |all, &value| all & (value.into().abs() <= LARGEST))
+}
+
+vectorised! {
     /// Squared distance in `f64`: eight partial sums, then those in order.
     pub(super) fn squared_distance<T: Coordinate>(point: &[T], centre: &[f64]) -> f64 = squared_distance_body;
 }
@@ -85,6 +106,24 @@ vectorised! {
 fn add_difference_body<T: Coordinate>(sums: &mut [f64], point: &[T], reference: &[T]) {
     for ((sum, &value), &reference) in sums.iter_mut().zip(point).zip(reference) {
         *sum += value.into() - reference.into();
+    }
+}
+
+vectorised! {
+    /// Adds `point - reference` to the sums for each member, in their order; `points` are all rows.
+    pub(super) fn add_differences<T: Coordinate>(
+        sums: &mut [f64],
+        points: &[T],
+        members: &[u32],
+        reference: &[T],
+    ) = add_differences_body;
+}
+
+#[inline(always)]
+fn add_differences_body<T: Coordinate>(sums: &mut [f64], points: &[T], members: &[u32], reference: &[T]) {
+    for &member in members {
+        let first = member as usize * sums.len();
+        add_difference_body(sums, &points[first..first + sums.len()], reference);
     }
 }
 
@@ -135,11 +174,7 @@ impl Frame {
     pub(super) fn of<T: Copy + Into<f64> + Send + Sync>(points: &Points<'_, T>) -> Self {
         let parts = parallel::map(tasks(points.rows), |rows| {
             let mut sums = vec![0.0; points.columns];
-            for row in rows {
-                for (sum, &value) in sums.iter_mut().zip(points.row(row)) {
-                    *sum += value.into();
-                }
-            }
+            add_rows(&mut sums, &points.values[rows.start * points.columns..rows.end * points.columns]);
             sums
         });
         let mut origin = vec![0.0; points.columns];
@@ -154,11 +189,8 @@ impl Frame {
     pub(super) fn widened<T: Copy + Into<f64> + Send + Sync>(mut self, points: &Points<'_, T>) -> Self {
         let largest = parallel::map(tasks(points.rows), |rows| {
             let mut largest = vec![0f64; points.columns];
-            for row in rows {
-                for ((most, &value), origin) in largest.iter_mut().zip(points.row(row)).zip(&self.origin) {
-                    *most = most.max((value.into() - origin).abs());
-                }
-            }
+            let values = &points.values[rows.start * points.columns..rows.end * points.columns];
+            raise_to_distances(&mut largest, values, &self.origin);
             largest.into_iter().fold(0.0, f64::max)
         });
         self.scale = self.scale.min(Self::scale_for(largest.into_iter().fold(0.0, f64::max)));
@@ -173,9 +205,7 @@ impl Frame {
 
     /// One point in the kernel's coordinates.
     pub(super) fn map<T: Copy + Into<f64>>(&self, point: &[T], out: &mut [f32]) {
-        for ((out, &value), origin) in out.iter_mut().zip(point).zip(&self.origin) {
-            *out = ((value.into() - origin) * self.scale) as f32;
-        }
+        map_row(point, &self.origin, self.scale, out);
     }
 
     /// Squared distances of the kernel in those of the points.
@@ -184,15 +214,64 @@ impl Frame {
     }
 }
 
-/// Length of a point in the kernel's coordinates, never below the true one.
-pub(super) fn length(point: &[f32]) -> f64 {
-    let sum: f64 = point.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
-    sum.sqrt() * (1.0 + 1e-7)
+vectorised! {
+    /// Adds every row to the sums.
+    fn add_rows<T: Coordinate>(sums: &mut [f64], rows: &[T]) = add_rows_body;
 }
 
-impl Points<'_, f64> {
-    /// The coordinates, one row after the other.
-    pub(super) fn values_to_vec(self) -> Vec<f64> {
-        self.values.to_vec()
+#[inline(always)]
+fn add_rows_body<T: Coordinate>(sums: &mut [f64], rows: &[T]) {
+    for row in rows.chunks_exact(sums.len()) {
+        for (sum, &value) in sums.iter_mut().zip(row) {
+            *sum += value.into();
+        }
     }
+}
+
+vectorised! {
+    /// Raises each value to the largest distance of its coordinate from the origin's.
+    fn raise_to_distances<T: Coordinate>(largest: &mut [f64], rows: &[T], origin: &[f64]) = raise_to_distances_body;
+}
+
+#[inline(always)]
+fn raise_to_distances_body<T: Coordinate>(largest: &mut [f64], rows: &[T], origin: &[f64]) {
+    for row in rows.chunks_exact(origin.len()) {
+        for ((most, &value), origin) in largest.iter_mut().zip(row).zip(origin) {
+            let distance = (value.into() - origin).abs();
+            *most = if distance > *most { distance } else { *most };
+        }
+    }
+}
+
+vectorised! {
+    fn map_row<T: Coordinate>(point: &[T], origin: &[f64], scale: f64, out: &mut [f32]) = map_row_body;
+}
+
+#[inline(always)]
+fn map_row_body<T: Coordinate>(point: &[T], origin: &[f64], scale: f64, out: &mut [f32]) {
+    for ((out, &value), origin) in out.iter_mut().zip(point).zip(origin) {
+        *out = ((value.into() - origin) * scale) as f32;
+    }
+}
+
+/// Length of a point in the kernel's coordinates, never below the true one.
+pub(super) fn length(point: &[f32]) -> f64 {
+    squared_length(point).sqrt() * (1.0 + 1e-7)
+}
+
+vectorised! {
+    /// Squared length of a point in the kernel's coordinates.
+    pub(super) fn squared_length(point: &[f32]) -> f64 = squared_length_body;
+}
+
+#[inline(always)]
+fn squared_length_body(point: &[f32]) -> f64 {
+    let mut sums = [0.0; 8];
+    for values in point.as_chunks::<8>().0 {
+        for (sum, &value) in sums.iter_mut().zip(values) {
+            *sum += f64::from(value) * f64::from(value);
+        }
+    }
+    let tail = point.as_chunks::<8>().1.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>();
+    sums.iter().sum::<f64>() + tail
 }

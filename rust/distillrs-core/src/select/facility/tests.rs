@@ -6,7 +6,7 @@ fn go() -> Result<()> {
 }
 
 fn lazy(k: usize) -> Facility {
-    Facility { k, sample: None, seed: 0, run: 0 }
+    Facility { k, sample: None, seed: 0, run: 0, kept: 0 }
 }
 
 /// Plain greedy: all gains for every pick, after the first.
@@ -49,6 +49,9 @@ fn picks_are_those_of_all_gains() {
             let mut expected = brute(&points, k, found.ids[0]);
             expected.gains[0] = found.gains[0];
             assert_eq!(found, expected);
+            for kept in [1 << 10, 1 << 20] {
+                assert_eq!(facility_location(&points, &Facility { kept, ..lazy(k) }, &go).unwrap(), expected);
+            }
         }
     }
 }

@@ -1,0 +1,176 @@
+"""Computation trees of graphs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillrs import _core
+from distillrs.errors import argument_error
+from distillrs.select._points import whole
+
+_DEEPEST = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Level:
+    """The distinct trees of one depth.
+
+    Attributes:
+        labels: int64 ``[trees]``: label of each tree's root.
+        offsets: int64 ``[trees + 1]``: where each tree's children begin, and where the last one's end.
+        children: int64 ``[children]``: numbers of trees one less deep.
+        edge_labels: int64 ``[children]``: labels of the edges to them.
+    """
+
+    labels: Tensor
+    offsets: Tensor
+    children: Tensor
+    edge_labels: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trees:
+    """The distinct computation trees of some graphs, on the CPU. A tree's number is its row.
+
+    Attributes:
+        nodes: int64 ``[nodes]``: each node's tree.
+        roots: int64 ``[trees]``: the first node of each tree.
+        counts: int64 ``[trees]``: nodes that have it.
+        supports: int64 ``[trees]``: graphs in which it occurs.
+        levels: The distinct trees of each depth, from 0 to the full one.
+    """
+
+    nodes: Tensor
+    roots: Tensor
+    counts: Tensor
+    supports: Tensor
+    levels: tuple[Level, ...]
+
+    def __len__(self) -> int:
+        return len(self.roots)
+
+    def frequent(self, support: int) -> Tensor:
+        """Trees that occur in at least so many graphs.
+
+        Args:
+            support: Number of graphs, at least 1.
+
+        Returns:
+            int64 ``[m]``: numbers of trees, the most frequent first, of equals the lowest first.
+        """
+        ids = (self.supports >= whole("support", support, 1)).nonzero()[:, 0]
+        return ids[self.supports[ids].argsort(descending=True, stable=True)]
+
+    def expand(self, tree: int, *, most: int = 2**20) -> tuple[Tensor, Tensor, Tensor]:
+        """A tree as a graph of its own, in which each node sends to its parent.
+
+        Args:
+            tree: Its number.
+            most: Most nodes: a tree can have as many as its width to the power of its depth.
+
+        Returns:
+            int64 ``[nodes]``, ``[2, nodes - 1]`` and ``[nodes - 1]``: labels, edges (child, parent), the edges' labels.
+            The root is node 0; parents come before their children.
+
+        Raises:
+            ArgumentError: For a number that no tree has, or a tree of more than ``most`` nodes.
+        """
+        tree = whole("tree", tree, 0, len(self) - 1)
+        depth = len(self.levels) - 1
+        labels, edges, edge_labels = [int(self.levels[depth].labels[tree])], [], []
+        row = [(0, tree)]
+        for number in range(depth, 0, -1):
+            level, below, following = self.levels[number], self.levels[number - 1], []
+            for parent, own in row:
+                for place in range(int(level.offsets[own]), int(level.offsets[own + 1])):
+                    child = int(level.children[place])
+                    following.append((len(labels), child))
+                    edges.append((len(labels), parent))
+                    edge_labels.append(int(level.edge_labels[place]))
+                    labels.append(int(below.labels[child]))
+                    if len(labels) > most:
+                        raise argument_error("most", most, f"at least the nodes of tree {tree}")
+            row = following
+        return (
+            torch.tensor(labels, dtype=torch.int64),
+            torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T,
+            torch.tensor(edge_labels, dtype=torch.int64),
+        )
+
+
+def frequent_trees(
+    labels: Tensor,
+    edges: Tensor,
+    graphs: Tensor | None = None,
+    *,
+    depth: int,
+    edge_labels: Tensor | None = None,
+) -> Trees:
+    """Finds the computation trees of all nodes and in how many graphs each occurs.
+
+    The tree of a node is what a graph network of ``depth`` layers sees from it: its label, and below it the trees, one
+    less deep, of the nodes that send to it; walks back to the parent are kept. Two nodes have the same tree exactly if
+    the rooted trees are isomorphic with labels; numbers stand for whole trees, so no two can be confused (Gupta and
+    others, "Mirage", 2024). Time and memory grow with nodes and edges times ``depth``.
+
+    Args:
+        labels: int64 ``[nodes]``: labels of the nodes of all graphs.
+        edges: int64 ``[2, edges]``: sending node and receiving node; an undirected edge is two.
+        graphs: int64 ``[nodes]``: the graph of each node; ``None`` for one graph.
+        depth: Layers, from 0 to 64.
+        edge_labels: int64 ``[edges]``; ``None`` if they are all alike.
+
+    Raises:
+        ArgumentError: For tensors of other types or shapes, an edge to a node that is not there, an edge between two
+            graphs, or a ``depth`` out of range.
+    """
+    depth = whole("depth", depth, 0, _DEEPEST)
+    _check("labels", labels, (None,))
+    _check("edges", edges, (2, None))
+    nodes = len(labels)
+    if graphs is None:
+        graphs = torch.zeros(nodes, dtype=torch.int64)
+    _check("graphs", graphs, (nodes,))
+    if edge_labels is not None:
+        _check("edge_labels", edge_labels, (edges.shape[1],))
+    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < nodes:
+        outside = edges[(edges < 0) | (edges >= nodes)][0]
+        raise argument_error("edges", int(outside), f"nodes from 0 to {nodes} - 1")
+    owners = graphs[edges]
+    if not torch.equal(owners[0], owners[1]):
+        edge = int((owners[0] != owners[1]).nonzero()[0, 0])
+        raise argument_error("edges", f"edge {edge} between two graphs", "edges within a graph")
+    found, levels = _core.computation_trees(
+        _array(labels).data,
+        _array(graphs).data,
+        _array(edges[0]).data,
+        _array(edges[1]).data,
+        None if edge_labels is None else _array(edge_labels).data,
+        depth,
+    )
+    own, roots, counts, supports = map(_tensor, found)
+    return Trees(own, roots, counts, supports, tuple(Level(*map(_tensor, level)) for level in levels))
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    shown = "[" + ", ".join("m" if size is None else str(size) for size in shape) + "]"
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.dtype != torch.int64
+        or tensor.dim() != len(shape)
+        or any(size not in (None, own) for size, own in zip(shape, tensor.shape, strict=True))
+    ):
+        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise argument_error(name, got, f"an int64 tensor {shown}")
+
+
+def _array(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def _tensor(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
