@@ -9,7 +9,7 @@ from torch import Tensor
 from distillrs import _core, ops
 from distillrs.errors import ArgumentError, DistillrsError
 
-BACKENDS = ["torch", "rust"]
+BACKENDS = ["torch", "rust", "cuda"]
 ALL = [
     ops.ForwardKL(),
     ops.ReverseKL(),
@@ -565,7 +565,7 @@ def call(**changes):
         ({"normaliser": 0}, "normaliser: got 0"),
         ({"normaliser": "tokens"}, "normaliser: got 'tokens'"),
         ({"normaliser": torch.ones(3)}, "normaliser: .*shape"),
-        ({"backend": "cuda"}, "backend: got 'cuda'.*no CUDA kernels yet"),
+        ({"backend": "cuda"}, "backend: got .*'cuda.* with tensors on cpu.*allowed is .*CUDA device"),
         ({"backend": "triton"}, "backend: got 'triton'"),
         ({"backend": "rust", "student": logits(3, 5).double()}, "backend: got .*'rust.* with torch.float64"),
     ],

@@ -115,7 +115,8 @@ def row_divergence(
         consume_logits: Write the gradient over the student's logits, which nobody may use afterwards. They must not be
             a leaf. What an earlier backward pass through the same loss gave for the logits changes with a later one.
         return_statistics: Also give :class:`DivergenceStatistics`.
-        backend: "torch" (the reference), "rust" (CPU; float32, bfloat16, float16; built-in divergences), or "auto".
+        backend: "torch" (the reference), "rust" (CPU; float32, bfloat16, float16; built-in divergences), "cuda" (the
+            same on a GPU), or "auto".
 
     Returns:
         The loss in float32 (float64 for float64 logits): a number, or ``[...]`` with "none". If no row counts it is 0,
@@ -123,6 +124,7 @@ def row_divergence(
 
     Raises:
         ArgumentError: For an argument that is not allowed, or a backend that cannot serve the others.
+        KernelCompileError: The CUDA backend was named, and its compiler refuses the source.
     """
     loss, statistics = _evaluate(
         student,
