@@ -1,6 +1,7 @@
 """What `row_divergence` promises beside its values: traps, layouts, errors."""
 
 import math
+import types
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from distillrs import _core, ops
 from distillrs.errors import ArgumentError, DistillrsError
+from distillrs.ops import _row_divergence
 
 BACKENDS = ["torch", "rust", "cuda"]
 ALL = [
@@ -397,6 +399,23 @@ def test_several_backward_passes_through_one_loss(backend, consume):
     for _ in range(3):
         loss.backward(retain_graph=True)
     torch.testing.assert_close(leaf.grad, 3 * first)
+
+
+@pytest.mark.parametrize("consume", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(5, 9), (9,), (0, 9), (2, 3, 9)])
+def test_on_a_device_the_upstream_gradient_is_applied_in_float32(monkeypatch, consume, dtype, shape):
+    """A factor that the processor does not look at; a loss scale that half precision does not hold."""
+    monkeypatch.setattr(_row_divergence, "_ELEMENTS_AT_ONCE", 20)
+    exact = 1e-4 * logits(*shape)
+    before = exact.to(dtype)
+    ctx = types.SimpleNamespace(call=types.SimpleNamespace(consume=consume), applied=1.0)
+    gradient = before.clone()
+    for upstream in (65536.0, 1 / 3):
+        found = _row_divergence._scaled_on_device(ctx, gradient, torch.tensor(upstream))
+        assert (found.data_ptr() == gradient.data_ptr()) == (consume or not gradient.numel())
+        torch.testing.assert_close(found, (before.float() * upstream).to(dtype))
+        assert torch.isfinite(found).all()
 
 
 def test_gradients_that_accumulate_in_a_leaf_do_not_spoil_each_other(backend):

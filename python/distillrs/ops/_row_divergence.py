@@ -59,6 +59,10 @@ def row_divergence(
 ) -> tuple[Tensor, DivergenceStatistics]: ...
 
 
+# Of a temporary in float32 beside a gradient in half precision.
+_ELEMENTS_AT_ONCE = 2**22
+
+
 # The kernels are opaque to the compiler. An autograd.Function outside of its graphs, not a custom operator, because an
 # operator's result may not share memory with its arguments: the gradient formed on the way forward would be copied on
 # the way back, and could not take the logits' place.
@@ -245,7 +249,7 @@ def _from_rows(call: _Call, student: Tensor, upstream: Tensor) -> Tensor:
 
 def _scaled(ctx: Any, gradient: Tensor, upstream: Tensor) -> Tensor:
     if upstream.device.type != "cpu":
-        return gradient * upstream.to(gradient.dtype)
+        return _scaled_on_device(ctx, gradient, upstream)
     factor = float(upstream)
     if factor == ctx.applied:
         return gradient
@@ -256,6 +260,25 @@ def _scaled(ctx: Any, gradient: Tensor, upstream: Tensor) -> Tensor:
     gradient.data.mul_(factor / ctx.applied)
     ctx.applied = factor
     return gradient
+
+
+def _scaled_on_device(ctx: Any, gradient: Tensor, upstream: Tensor) -> Tensor:
+    """The same without a look at the factor, which would wait for the device.
+
+    After an upstream gradient of 0 consumed logits hold nothing that could be scaled: a later pass through the same
+    loss gives not-a-number.
+    """
+    # Not in half precision: a loss scale of 65536 would be infinite, and one of 1/3 rounded for all entries alike.
+    factor = upstream / ctx.applied
+    out = gradient.data if ctx.call.consume else torch.empty_like(gradient)
+    size = max(1, _ELEMENTS_AT_ONCE * len(gradient) // max(1, gradient.numel()))
+    for part, target in zip(gradient.data.split(size), out.split(size), strict=True):
+        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        target.copy_(wide * factor.to(wide.dtype))
+    if ctx.call.consume:
+        ctx.applied = upstream
+        return gradient
+    return out
 
 
 def _numbered(logits: Tensor) -> Tensor:
