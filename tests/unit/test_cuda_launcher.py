@@ -82,9 +82,12 @@ def test_rows_beyond_the_grid_are_done_too():
     found = []
     for loader in (Narrow("check"), HostLoader()):
         with _launcher.serving(_launcher.Launcher(loader)):
-            divergence = ops.row_divergence(student, teacher, ops.SkewKL(), reduction="none", backend="cuda")
-            sparse = ops.sparse_row_divergence(student, top, ops.SkewKL(), reduction="none", backend="cuda")
-            found.append([divergence, sparse, ops.row_statistics(student, top_k=3, backend="cuda").top_ids])
+            leaf = student.clone().requires_grad_()
+            divergence = ops.row_divergence(leaf, teacher, ops.SkewKL(), reduction="sum", backend="cuda")
+            sparse = ops.sparse_row_divergence(leaf, top, ops.SkewKL(), reduction="sum", backend="cuda")
+            (gradient,) = torch.autograd.grad(divergence + sparse, leaf)
+            top_ids = ops.row_statistics(student, top_k=3, backend="cuda").top_ids
+            found.append([divergence.detach(), sparse.detach(), gradient, top_ids])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
 

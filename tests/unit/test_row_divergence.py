@@ -214,7 +214,7 @@ def test_columns_beyond_the_vocabulary_are_as_if_they_were_not_there(backend):
 # Infinities and not-a-number
 
 
-@pytest.mark.parametrize("divergence", ALL, ids=str)
+@pytest.mark.parametrize("divergence", [*ALL, ops.Alpha(2.0), ops.Alpha(-0.5)], ids=str)
 def test_entries_that_both_exclude_do_not_count(backend, divergence):
     student, teacher = logits(3, 40), logits(3, 40, seed=1)
     student[:, 10:30] = -INF
@@ -276,6 +276,20 @@ def test_not_a_number_propagates_in_its_row_only(backend, divergence, value, sid
     gradient = gradient_of(loss, leaf, torch.ones(3))
     assert torch.isfinite(gradient[[0, 2]]).all()
     assert gradient[1].isnan().any()
+
+
+def test_a_part_of_weight_zero_takes_no_part_even_where_it_is_infinite(backend):
+    student, teacher = logits(2, 12), logits(2, 12, seed=1)
+    student[:, 4] = -INF
+    leaf = student.requires_grad_()
+    for part in (ops.ForwardKL(), ops.Alpha(2.0)):
+        mixture = ops.Mixture({part: torch.tensor([0.0, 1.0]), ops.TotalVariation(): 1.0})
+        loss = ops.row_divergence(leaf, teacher, mixture, reduction="none", backend=backend)
+        assert loss.isinf().tolist() == [False, True]
+        plain = ops.row_divergence(leaf, teacher, ops.TotalVariation(), reduction="none", backend=backend)
+        torch.testing.assert_close(loss[0], plain[0])
+        found, expected = (gradient_of(value[0], leaf)[0] for value in (loss, plain))
+        torch.testing.assert_close(found, expected)
 
 
 def test_rows_that_exclude_everything_are_not_a_number(backend):

@@ -35,9 +35,11 @@ def test_excluded_entries_do_not_count(backend):
 
 
 @pytest.mark.parametrize("place", [0, 1500, 2047])
-def test_not_a_number_stays_in_its_row(backend, place):
+@pytest.mark.parametrize("bits", [0x7FC00000, -0x400000], ids=["positive", "negative"])
+def test_not_a_number_stays_in_its_row(backend, place, bits):
     values = logits(3, 2048)
-    values[1, place] = NAN
+    values[1, place] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    assert values[1, place].isnan()
     found = ops.row_statistics(values, top_k=2, backend=backend)
     assert found.logsumexp.isnan().tolist() == [False, True, False]
     assert found.entropy.isnan().tolist() == [False, True, False]

@@ -14,6 +14,9 @@ from distillrs.ops._divergences import RowDivergence
 from distillrs.ops._layout import row_layout
 from distillrs.ops._rows import DivergenceStatistics, Reduction, TemperatureRule, prepare
 
+# Of a temporary in float32 beside a gradient in half precision.
+_ELEMENTS_AT_ONCE = 2**22
+
 
 @overload
 def row_divergence(
@@ -57,10 +60,6 @@ def row_divergence(
     return_statistics: Literal[True],
     backend: _backends.Backend = ...,
 ) -> tuple[Tensor, DivergenceStatistics]: ...
-
-
-# Of a temporary in float32 beside a gradient in half precision.
-_ELEMENTS_AT_ONCE = 2**22
 
 
 # The kernels are opaque to the compiler. An autograd.Function outside of its graphs, not a custom operator, because an
@@ -272,7 +271,7 @@ def _scaled_on_device(ctx: Any, gradient: Tensor, upstream: Tensor) -> Tensor:
     factor = upstream / ctx.applied
     out = gradient.data if ctx.call.consume else torch.empty_like(gradient)
     size = max(1, _ELEMENTS_AT_ONCE * len(gradient) // max(1, gradient.numel()))
-    for part, target in zip(gradient.data.split(size), out.split(size), strict=True):
+    for part, target in zip(torch.split(gradient.data, size), torch.split(out, size), strict=True):
         wide = part.to(torch.promote_types(part.dtype, torch.float32))
         target.copy_(wide * factor.to(wide.dtype))
     if ctx.call.consume:
