@@ -42,7 +42,8 @@ def cases(draw):
         lost = torch.rand(top.ids.shape, generator=generator) < 0.3
         lost_mass = top.log_probs.masked_fill(~lost, -torch.inf).logsumexp(-1)
         tail = torch.logaddexp(top.tail_log_mass, lost_mass)
-        top = ops.TopK(top.ids.masked_fill(lost, -1), top.log_probs.masked_fill(lost, -torch.inf), tail)
+        ids = top.ids.masked_fill(lost, -1) if draw(st.booleans()) else top.ids
+        top = ops.TopK(ids, top.log_probs.masked_fill(lost, -torch.inf), tail)
     temperature = draw(st.sampled_from([1.0, 2.0])) if top.log_partition else 1.0
     divergence = draw(simple)
     if draw(st.integers(0, 3)) == 0:

@@ -51,6 +51,20 @@ def test_a_source_is_compiled_once_for_each_device_and_type():
     ]
 
 
+def test_what_does_not_compile_is_not_tried_again():
+    class Broken(Recorder):
+        def load(self, text, name, defines, device):
+            super().load(text, name, defines, device)
+            raise _module.compile_error(name, "sm_90", (), "no", "cuda13")
+
+    loader = Broken()
+    launcher = _launcher.Launcher(loader)
+    for _ in range(3):
+        with pytest.raises(errors.KernelCompileError, match=r"row_statistics.cu for sm_90"):
+            launcher.module("row_statistics", {"LOGITS": torch.float32}, torch.device("cpu"))
+    assert len(loader.loads) == 1
+
+
 @pytest.mark.parametrize(("columns", "threads"), [(1, 32), (256, 32), (257, 64), (4096, 512), (200_000, 512)])
 def test_a_block_has_whole_warps_for_its_columns(columns, threads):
     recorder = Recorder()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distillrs.errors import argument_error
+from distillrs.errors import KernelCompileError, argument_error
 from distillrs.ops._cuda._module import Argument, CupyLoader, Loader, Module
 from distillrs.ops._cuda._sources import source
 
@@ -23,6 +24,10 @@ MAX_COLUMNS = 2**31 - 1
 _MAX_GRID = 2**31 - 1
 
 
+# Source, macros, device.
+_Key: TypeAlias = tuple[str, tuple[tuple[str, str], ...], torch.device]
+
+
 class Launcher:
     """Launches kernels; compiles each source once for each device and choice of types.
 
@@ -32,7 +37,8 @@ class Launcher:
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
-        self._modules: dict[tuple[str, tuple[tuple[str, str], ...], torch.device], Module] = {}
+        self._modules: dict[_Key, Module] = {}
+        self._failures: dict[_Key, KernelCompileError] = {}
         self._lock = threading.Lock()
 
     @property
@@ -55,8 +61,15 @@ class Launcher:
         defines = {macro: TYPES[dtype] for macro, dtype in types.items()}
         key = (name, tuple(sorted(defines.items())), device)
         with self._lock:
+            if key in self._failures:
+                # What failed once would fail again, after as long.
+                raise self._failures[key].with_traceback(None)
             if key not in self._modules:
-                self._modules[key] = self._loader.load(source(f"{name}.cu"), f"{name}.cu", defines, device)
+                try:
+                    self._modules[key] = self._loader.load(source(f"{name}.cu"), f"{name}.cu", defines, device)
+                except KernelCompileError as error:
+                    self._failures[key] = error
+                    raise
             return self._modules[key]
 
     def launch_rows(
