@@ -12,7 +12,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.distillrs-installed
 BUILT := $(VENV)/.distillrs-built
-RUST_SOURCES := $(shell find rust cuda -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.cu' \) -not -path '*/target/*') Cargo.toml Cargo.lock
+RUST_SOURCES := $(shell find rust cuda -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.cu' -o -name '*.cuh' \) -not -path '*/target/*') Cargo.toml Cargo.lock
 
 .PHONY: help demo test check rust-test python-test fuzz bench proofs wheel wheel-check clean require install build
 

@@ -46,6 +46,20 @@ class TrainingDivergedError(DistillrsError, ArithmeticError):
     """A loss, gradient or parameter became infinite or not a number."""
 
 
+class KernelCompileError(DistillrsError, RuntimeError):
+    """A CUDA source that the compiler on this machine refuses; the message has its log's end and a remedy.
+
+    Attributes:
+        kernel: The source's name.
+        architecture: What it was compiled for.
+        options: The compiler's options.
+    """
+
+    kernel: str
+    architecture: str
+    options: tuple[str, ...]
+
+
 class StoreError(DistillrsError):
     """Base of what a trajectory store raises."""
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from distillrs import ops
 from distillrs.errors import ArgumentError
 
-BACKENDS = ["torch", "rust"]
+BACKENDS = ["torch", "rust", "cuda"]
 
 betas = st.floats(0.02, 0.98)
 simple = st.one_of(

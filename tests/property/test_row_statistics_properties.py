@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from distillrs import ops
 
-BACKENDS = ["torch", "rust"]
+BACKENDS = ["torch", "rust", "cuda"]
 
 
 @st.composite

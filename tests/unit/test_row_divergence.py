@@ -1,6 +1,7 @@
 """What `row_divergence` promises beside its values: traps, layouts, errors."""
 
 import math
+import types
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from distillrs import _core, ops
 from distillrs.errors import ArgumentError, DistillrsError
+from distillrs.ops import _row_divergence
 
-BACKENDS = ["torch", "rust"]
+BACKENDS = ["torch", "rust", "cuda"]
 ALL = [
     ops.ForwardKL(),
     ops.ReverseKL(),
@@ -212,7 +214,7 @@ def test_columns_beyond_the_vocabulary_are_as_if_they_were_not_there(backend):
 # Infinities and not-a-number
 
 
-@pytest.mark.parametrize("divergence", ALL, ids=str)
+@pytest.mark.parametrize("divergence", [*ALL, ops.Alpha(2.0), ops.Alpha(-0.5)], ids=str)
 def test_entries_that_both_exclude_do_not_count(backend, divergence):
     student, teacher = logits(3, 40), logits(3, 40, seed=1)
     student[:, 10:30] = -INF
@@ -274,6 +276,20 @@ def test_not_a_number_propagates_in_its_row_only(backend, divergence, value, sid
     gradient = gradient_of(loss, leaf, torch.ones(3))
     assert torch.isfinite(gradient[[0, 2]]).all()
     assert gradient[1].isnan().any()
+
+
+def test_a_part_of_weight_zero_takes_no_part_even_where_it_is_infinite(backend):
+    student, teacher = logits(2, 12), logits(2, 12, seed=1)
+    student[:, 4] = -INF
+    leaf = student.requires_grad_()
+    for part in (ops.ForwardKL(), ops.Alpha(2.0)):
+        mixture = ops.Mixture({part: torch.tensor([0.0, 1.0]), ops.TotalVariation(): 1.0})
+        loss = ops.row_divergence(leaf, teacher, mixture, reduction="none", backend=backend)
+        assert loss.isinf().tolist() == [False, True]
+        plain = ops.row_divergence(leaf, teacher, ops.TotalVariation(), reduction="none", backend=backend)
+        torch.testing.assert_close(loss[0], plain[0])
+        found, expected = (gradient_of(value[0], leaf)[0] for value in (loss, plain))
+        torch.testing.assert_close(found, expected)
 
 
 def test_rows_that_exclude_everything_are_not_a_number(backend):
@@ -397,6 +413,23 @@ def test_several_backward_passes_through_one_loss(backend, consume):
     for _ in range(3):
         loss.backward(retain_graph=True)
     torch.testing.assert_close(leaf.grad, 3 * first)
+
+
+@pytest.mark.parametrize("consume", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(5, 9), (9,), (0, 9), (2, 3, 9)])
+def test_on_a_device_the_upstream_gradient_is_applied_in_float32(monkeypatch, consume, dtype, shape):
+    """A factor that the processor does not look at; a loss scale that half precision does not hold."""
+    monkeypatch.setattr(_row_divergence, "_ELEMENTS_AT_ONCE", 20)
+    exact = 1e-4 * logits(*shape)
+    before = exact.to(dtype)
+    ctx = types.SimpleNamespace(call=types.SimpleNamespace(consume=consume), applied=1.0)
+    gradient = before.clone()
+    for upstream in (65536.0, 1 / 3):
+        found = _row_divergence._scaled_on_device(ctx, gradient, torch.tensor(upstream))
+        assert (found.data_ptr() == gradient.data_ptr()) == (consume or not gradient.numel())
+        torch.testing.assert_close(found, (before.float() * upstream).to(dtype))
+        assert torch.isfinite(found).all()
 
 
 def test_gradients_that_accumulate_in_a_leaf_do_not_spoil_each_other(backend):
@@ -565,7 +598,7 @@ def call(**changes):
         ({"normaliser": 0}, "normaliser: got 0"),
         ({"normaliser": "tokens"}, "normaliser: got 'tokens'"),
         ({"normaliser": torch.ones(3)}, "normaliser: .*shape"),
-        ({"backend": "cuda"}, "backend: got 'cuda'.*no CUDA kernels yet"),
+        ({"backend": "cuda"}, "backend: got .*'cuda.* with tensors on cpu.*allowed is .*CUDA device"),
         ({"backend": "triton"}, "backend: got 'triton'"),
         ({"backend": "rust", "student": logits(3, 5).double()}, "backend: got .*'rust.* with torch.float64"),
     ],

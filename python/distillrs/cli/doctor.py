@@ -30,8 +30,8 @@ EXTRAS = {
     "lightning": "the hook of Lightning's Trainer",
     "accelerate": "the hook of Accelerate's loop",
     "testing": "strategies and checks of distillrs.testing for your own parts",
-    "cuda12": "cupy for kernels on NVIDIA GPUs with CUDA 12; there is none yet",
-    "cuda13": "cupy for kernels on NVIDIA GPUs with CUDA 13; there is none yet",
+    "cuda12": "cupy, which compiles and launches the kernels of distillrs.ops on NVIDIA GPUs with CUDA 12",
+    "cuda13": "cupy, which compiles and launches the kernels of distillrs.ops on NVIDIA GPUs with CUDA 13",
     "dev": "what it takes to develop distillrs",
 }
 

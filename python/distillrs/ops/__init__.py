@@ -1,7 +1,7 @@
 """Fused numerics: one meaning, several backends.
 
 The torch backend defines what each function means, in any floating dtype and on any device; the Rust backend serves the
-CPU. Throughout, p is the teacher and q the student.
+CPU, the CUDA backend NVIDIA's GPUs. Throughout, p is the teacher and q the student.
 """
 
 from __future__ import annotations

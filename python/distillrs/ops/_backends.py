@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
-from distillrs.errors import argument_error
-from distillrs.ops import _reference, _rust
+from distillrs.errors import ArgumentError, KernelCompileError, argument_error
+from distillrs.ops import _cuda, _reference, _rust
 from distillrs.ops._rows import DivergenceStatistics, Rows
 
 Backend: TypeAlias = Literal["auto", "torch", "rust", "cuda"]
@@ -18,16 +20,22 @@ DivergenceRows: TypeAlias = Callable[
     [Tensor, Rows, Tensor | None, bool], tuple[Tensor, Tensor, DivergenceStatistics | None]
 ]
 
+_warned: set[str] = set()
+
 
 def choose(backend: Backend, student: Tensor, rows: Rows) -> DivergenceRows:
     """The function that serves a call.
 
     Raises:
         ArgumentError: For a backend that is named and cannot.
+        KernelCompileError: The CUDA backend was named, and its compiler refuses a source.
     """
     check(backend)
     if backend == "torch":
         return _torch
+    refusal = _cuda.divergence_refusal(student, rows)
+    if takes_cuda(backend, student.device, refusal, lambda: _cuda.prepare_divergence(student, rows)):
+        return _cuda.divergence_rows
     reason = _rust.refusal(student, rows)
     if reason is None:
         return _rust.divergence_rows
@@ -36,16 +44,57 @@ def choose(backend: Backend, student: Tensor, rows: Rows) -> DivergenceRows:
     return _torch
 
 
-def check(backend: Backend) -> None:
-    """Raises for a name that is none, and for a backend that is not there.
+def takes_cuda(
+    backend: Backend, device: torch.device, refusal: tuple[str, str] | None, prepare: Callable[[], None]
+) -> bool:
+    """Whether the CUDA kernels serve a call.
+
+    Args:
+        backend: As the caller named it. "auto" takes the kernels for tensors on a CUDA device, and warns once where it
+            cannot because of what is installed.
+        device: Of the logits.
+        refusal: What the kernels cannot serve in this call, and what they could.
+        prepare: Compiles what the call needs.
 
     Raises:
-        ArgumentError: For either.
+        ArgumentError: The backend is named and cannot.
+        KernelCompileError: It is named, and its compiler refuses a source.
     """
-    if backend == "cuda":
-        raise argument_error("backend", backend, "'auto', 'torch' or 'rust': there are no CUDA kernels yet")
-    if backend not in ("auto", "torch", "rust"):
-        raise argument_error("backend", backend, "'auto', 'torch' or 'rust'")
+    if backend != "cuda" and (backend != "auto" or device.type != "cuda"):
+        return False
+    if refusal is not None:
+        if backend == "cuda":
+            raise argument_error("backend", "'cuda' with " + refusal[0], refusal[1] + ", or backend='torch'")
+        return False
+    try:
+        prepare()
+    except (ArgumentError, KernelCompileError) as error:
+        if backend == "cuda":
+            raise
+        warn_once(f"backend='auto' takes torch on {device.type} tensors, which is slower: {error}")
+        return False
+    return True
+
+
+def warn_once(message: str) -> None:
+    """Warns, unless it did so before in this process.
+
+    Args:
+        message: What to say.
+    """
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=2)
+
+
+def check(backend: Backend) -> None:
+    """Raises for a name that is none.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    if backend not in ("auto", "torch", "rust", "cuda"):
+        raise argument_error("backend", backend, "'auto', 'torch', 'rust' or 'cuda'")
 
 
 def _torch(

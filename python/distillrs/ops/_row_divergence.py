@@ -14,6 +14,9 @@ from distillrs.ops._divergences import RowDivergence
 from distillrs.ops._layout import row_layout
 from distillrs.ops._rows import DivergenceStatistics, Reduction, TemperatureRule, prepare
 
+# Of a temporary in float32 beside a gradient in half precision.
+_ELEMENTS_AT_ONCE = 2**22
+
 
 @overload
 def row_divergence(
@@ -115,7 +118,8 @@ def row_divergence(
         consume_logits: Write the gradient over the student's logits, which nobody may use afterwards. They must not be
             a leaf. What an earlier backward pass through the same loss gave for the logits changes with a later one.
         return_statistics: Also give :class:`DivergenceStatistics`.
-        backend: "torch" (the reference), "rust" (CPU; float32, bfloat16, float16; built-in divergences), or "auto".
+        backend: "torch" (the reference), "rust" (CPU; float32, bfloat16, float16; built-in divergences), "cuda" (the
+            same on a GPU), or "auto".
 
     Returns:
         The loss in float32 (float64 for float64 logits): a number, or ``[...]`` with "none". If no row counts it is 0,
@@ -123,6 +127,7 @@ def row_divergence(
 
     Raises:
         ArgumentError: For an argument that is not allowed, or a backend that cannot serve the others.
+        KernelCompileError: The CUDA backend was named, and its compiler refuses the source.
     """
     loss, statistics = _evaluate(
         student,
@@ -243,7 +248,7 @@ def _from_rows(call: _Call, student: Tensor, upstream: Tensor) -> Tensor:
 
 def _scaled(ctx: Any, gradient: Tensor, upstream: Tensor) -> Tensor:
     if upstream.device.type != "cpu":
-        return gradient * upstream.to(gradient.dtype)
+        return _scaled_on_device(ctx, gradient, upstream)
     factor = float(upstream)
     if factor == ctx.applied:
         return gradient
@@ -254,6 +259,25 @@ def _scaled(ctx: Any, gradient: Tensor, upstream: Tensor) -> Tensor:
     gradient.data.mul_(factor / ctx.applied)
     ctx.applied = factor
     return gradient
+
+
+def _scaled_on_device(ctx: Any, gradient: Tensor, upstream: Tensor) -> Tensor:
+    """The same without a look at the factor, which would wait for the device.
+
+    After an upstream gradient of 0 consumed logits hold nothing that could be scaled: a later pass through the same
+    loss gives not-a-number.
+    """
+    # Not in half precision: a loss scale of 65536 would be infinite, and one of 1/3 rounded for all entries alike.
+    factor = upstream / ctx.applied
+    out = gradient.data if ctx.call.consume else torch.empty_like(gradient)
+    size = max(1, _ELEMENTS_AT_ONCE * len(gradient) // max(1, gradient.numel()))
+    for part, target in zip(torch.split(gradient.data, size), torch.split(out, size), strict=True):
+        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        target.copy_(wide * factor.to(wide.dtype))
+    if ctx.call.consume:
+        ctx.applied = upstream
+        return gradient
+    return out
 
 
 def _numbered(logits: Tensor) -> Tensor:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from distillrs.errors import DistillrsError, argument_error
-from distillrs.ops import _backends
+from distillrs.ops import _backends, _cuda, _rust
 from distillrs.ops._layout import CORE_DTYPES, row_layout
 from distillrs.ops._reference import entropy as reference_entropy
 from distillrs.ops._rows import check_logits
 
 _ELEMENTS_AT_ONCE = 2**20
+
+# (logits, columns, temperature, top_k, dtype) -> log-sum-exp, entropy, arg max, ids of the largest
+_Summary: TypeAlias = Callable[[Tensor, int, float, int, torch.dtype], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 class RowStatistics(NamedTuple):
@@ -55,11 +59,12 @@ def row_statistics(
     Args:
         logits: ``[..., vocabulary]``: float64, float32, bfloat16 or float16, in any layout.
         index: int64 ``[...]``: an entry of each row whose log-probability is wanted.
-        top_k: How many of the most likely entries; of equally likely ones the first come first on the CPU's core,
-            and in ``torch.topk``'s order on the reference.
+        top_k: How many of the most likely entries; of equally likely ones the first come first, but in ``torch.topk``'s
+            order on the reference.
         temperature: Divides the logits.
         vocabulary: How many columns count, from the first; ``None`` for all.
-        backend: "torch" (the reference), "rust" (CPU; float32, bfloat16, float16) or "auto".
+        backend: "torch" (the reference), "rust" (CPU; float32, bfloat16, float16), "cuda" (the same on a GPU, up to
+            1024 entries) or "auto".
 
     Returns:
         The statistics, in float32 (float64 for float64 logits).
@@ -83,12 +88,18 @@ def row_statistics(
         raise argument_error("temperature", temperature, "a positive, finite number")
     if index is not None:
         _check_index(index, shape, columns, logits.device)
+    refusal = _cuda.statistics_refusal(logits, top_k)
+    on_kernels = _backends.takes_cuda(backend, logits.device, refusal, lambda: _cuda.prepare_statistics(logits))
     can_serve = logits.device.type == "cpu" and logits.dtype in CORE_DTYPES
     if backend == "rust" and not can_serve:
         got = f"'rust' with {logits.dtype} on {logits.device}"
         raise argument_error("backend", got, "float32, bfloat16 or float16 on the CPU, or backend='torch'")
-    on_core = can_serve and backend != "torch"
-    values = _Statistics.apply(logits, index, top_k, float(temperature), columns, on_core)
+    summary = _by_torch
+    if on_kernels:
+        summary = _by_kernels
+    elif can_serve and backend != "torch":
+        summary = _by_core
+    values = _Statistics.apply(logits, index, top_k, float(temperature), columns, summary)
     logsumexp, entropy, chosen, top_log_probs, argmax, top_ids = values
     return RowStatistics(logsumexp, entropy, argmax, chosen if index is not None else None, top_ids, top_log_probs)
 
@@ -114,11 +125,10 @@ class _Statistics(torch.autograd.Function):
         top_k: int,
         temperature: float,
         columns: int,
-        on_core: bool,
+        summary: _Summary,
     ) -> tuple[Tensor, ...]:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         shape, count = logits.shape[:-1], math.prod(logits.shape[:-1])
-        summary = _by_core if on_core else _by_torch
         logsumexp, entropy, argmax, top_ids = summary(logits.detach(), columns, temperature, top_k, dtype)
         rows = logits.detach()[..., :columns].reshape(count, columns)
         ids = argmax[:, None] if index is None else index.reshape(count, 1)
@@ -151,11 +161,20 @@ class _Statistics(torch.autograd.Function):
 def _by_core(
     logits: Tensor, columns: int, temperature: float, top_k: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from distillrs.ops import _rust
+    return _rust.row_summary(*_numbered(logits, columns, temperature), top_k)
 
+
+def _by_kernels(
+    logits: Tensor, columns: int, temperature: float, top_k: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _cuda.row_summary(*_numbered(logits, columns, temperature), top_k)
+
+
+def _numbered(logits: Tensor, columns: int, temperature: float) -> tuple[Tensor, int, Tensor]:
+    """Logits whose rows can be numbered by two strides, the columns, and the temperature of each row."""
     logits = logits if row_layout(logits) is not None else logits.contiguous()
-    temperatures = torch.full((math.prod(logits.shape[:-1]),), temperature, dtype=torch.float64)
-    return _rust.row_summary(logits, columns, temperatures, top_k)
+    count = math.prod(logits.shape[:-1])
+    return logits, columns, torch.full((count,), temperature, dtype=torch.float64, device=logits.device)
 
 
 def _by_torch(

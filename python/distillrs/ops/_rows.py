@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -190,6 +191,29 @@ def prepare(
         labels=labels,
         compute_dtype=dtype,
     )
+
+
+def side_statistics(
+    summary: Callable[[Tensor, int, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]],
+    student: Tensor,
+    teacher: Tensor,
+    rows: Rows,
+) -> list[Tensor]:
+    """Log-sum-exps, entropies and arg maxima, student's before teacher's; nothing of the rows that are skipped.
+
+    Args:
+        summary: A backend's ``row_summary``.
+        student: ``[*shape, columns]``: logits.
+        teacher: ``[*shape, columns]``: logits.
+        rows: The rest.
+    """
+    skipped = (rows.divergence_scale == 0) & (rows.label_scale == 0)
+    sides = []
+    for logits, temperature in ((student, rows.student_temperature), (teacher, rows.teacher_temperature)):
+        logsumexp, entropy, argmax, _ = summary(logits, rows.vocabulary, temperature, 0)
+        values = [value.masked_fill(skipped, 0).to(rows.compute_dtype) for value in (logsumexp, entropy)]
+        sides.append([*values, argmax.masked_fill(skipped, -1)])
+    return [value for pair in zip(*sides, strict=True) for value in pair]
 
 
 def _vocabulary(student: Tensor, teacher: Tensor, vocabulary: int | None) -> int:

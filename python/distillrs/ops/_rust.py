@@ -18,7 +18,7 @@ from distillrs.ops._divergences import (
     TotalVariation,
 )
 from distillrs.ops._layout import CORE_DTYPES, row_layout, vector
-from distillrs.ops._rows import DivergenceStatistics, Rows
+from distillrs.ops._rows import DivergenceStatistics, Rows, side_statistics
 
 _PARAMETERS = {
     ForwardKL: None,
@@ -71,7 +71,7 @@ def divergence_rows(
     scales = (rows.divergence_scale.contiguous(), rows.label_scale.contiguous())
     weights = {part: _row_weights(weight, rows) for part, weight in _parts(rows.divergence).items()}
     # Before the call, which may overwrite the logits.
-    sides = _statistics(student, teacher, rows) if with_statistics else None
+    sides = side_statistics(row_summary, student, teacher, rows) if with_statistics else None
     total = _core.row_divergence(
         (CORE_DTYPES[student.dtype], CORE_DTYPES[teacher.dtype]),
         student_layout,
@@ -120,17 +120,6 @@ def row_summary(
         vector(top),
     )
     return logsumexp, entropy, argmax, top
-
-
-def _statistics(student: Tensor, teacher: Tensor, rows: Rows) -> list[Tensor]:
-    """Log-sum-exps, entropies and arg maxima, student's before teacher's; nothing of the rows that are skipped."""
-    skipped = (rows.divergence_scale == 0) & (rows.label_scale == 0)
-    sides = []
-    for logits, temperature in ((student, rows.student_temperature), (teacher, rows.teacher_temperature)):
-        logsumexp, entropy, argmax, _ = row_summary(logits, rows.vocabulary, temperature, 0)
-        values = [value.masked_fill(skipped, 0).to(rows.compute_dtype) for value in (logsumexp, entropy)]
-        sides.append([*values, argmax.masked_fill(skipped, -1)])
-    return [value for pair in zip(*sides, strict=True) for value in pair]
 
 
 def _parts(divergence: RowDivergence) -> dict[RowDivergence, float | Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
-from distillrs.ops import _backends
+from distillrs.ops import _backends, _cuda
 from distillrs.ops._divergences import Mixture, RowDivergence
 from distillrs.ops._row_divergence import apply
 from distillrs.ops._rows import DivergenceStatistics, Reduction, Rows, prepare
@@ -50,19 +50,21 @@ def sparse_row_divergence(
         reduction: "mean", "sum" or "none".
         normaliser: What "mean" divides by, as in :func:`row_divergence`.
         consume_logits: Write the gradient over the student's logits; they must not be a leaf.
-        backend: "auto" or "torch"; there is no other yet.
+        backend: "torch" (the reference), "cuda" (a GPU; float32, bfloat16, float16; built-in divergences) or "auto";
+            there is no other yet.
 
     Returns:
         The loss in float32 (float64 for float64 logits): a number, or ``[...]`` with "none".
 
     Raises:
         ArgumentError: For an argument that is not allowed, or a temperature that the teacher cannot serve.
+        KernelCompileError: The CUDA backend was named, and its compiler refuses the source.
     """
     if not isinstance(teacher, TopK):
         raise argument_error("teacher", type(teacher).__name__, "an ops.TopK")
     _backends.check(backend)
     if backend == "rust":
-        raise argument_error("backend", backend, "'auto' or 'torch'")
+        raise argument_error("backend", backend, "'auto', 'torch' or 'cuda'")
     tempered = teacher.at(temperature)
     # The student stands in for the teacher's logits, so that the same arguments get the same checks.
     rows = prepare(
@@ -89,7 +91,13 @@ def sparse_row_divergence(
         if low < -1 or high >= rows.vocabulary:
             got = low if low < -1 else high
             raise argument_error("teacher.ids", got, f"-1 (no entry) or an entry from 0 to {rows.vocabulary - 1}")
-    return apply(student, SparseRows(rows, tempered), _evaluate, reduction == "none", consume_logits)
+    sparse = SparseRows(rows, tempered)
+    evaluate = _evaluate
+    if backend != "torch":
+        refusal = _cuda.sparse_refusal(student, sparse)
+        if _backends.takes_cuda(backend, student.device, refusal, lambda: _cuda.prepare_sparse(student)):
+            evaluate = _cuda.sparse_rows
+    return apply(student, sparse, evaluate, reduction == "none", consume_logits)
 
 
 @dataclass(frozen=True, slots=True)

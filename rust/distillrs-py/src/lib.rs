@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "the Python stub `_core.pyi` documents the surface")]
 
 mod codec;
+mod cuda;
 mod error;
 mod host;
 mod ops;
@@ -18,6 +19,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use crate::codec::{codec_decode, codec_encode, copy_bytes};
+    #[pymodule_export]
+    use crate::cuda::{cuda_source, cuda_sources};
     #[pymodule_export]
     use crate::host::simd_level;
     #[pymodule_export]

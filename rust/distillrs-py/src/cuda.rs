@@ -1,0 +1,25 @@
+use distillrs_core::Error;
+use pyo3::prelude::*;
+
+use crate::error::CoreResult;
+
+const SOURCES: [(&str, &str); 5] = [
+    ("divergences.cuh", include_str!("../../../cuda/divergences.cuh")),
+    ("row_divergence.cu", include_str!("../../../cuda/row_divergence.cu")),
+    ("row_statistics.cu", include_str!("../../../cuda/row_statistics.cu")),
+    ("rows.cuh", include_str!("../../../cuda/rows.cuh")),
+    ("sparse_divergence.cu", include_str!("../../../cuda/sparse_divergence.cu")),
+];
+
+/// Names of the embedded CUDA sources and headers.
+#[pyfunction]
+pub fn cuda_sources() -> Vec<&'static str> {
+    SOURCES.iter().map(|&(name, _)| name).collect()
+}
+
+/// The text of one of them.
+#[pyfunction]
+pub fn cuda_source(name: &str) -> CoreResult<&'static str> {
+    let found = SOURCES.iter().find(|&&(known, _)| known == name);
+    Ok(found.map(|&(_, text)| text).ok_or_else(|| Error::argument("name", name, cuda_sources().join(", ")))?)
+}

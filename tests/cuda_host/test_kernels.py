@@ -1,0 +1,224 @@
+"""The library's kernels in the checking mode, under several orders, and through NVIDIA's compiler."""
+
+import itertools
+import re
+
+import pytest
+import torch
+
+from cuda_host import nvrtc
+from cuda_host.host import HostLoader
+from distillrs import _core, ops
+from distillrs.ops._cuda import _launcher, _module, _parts, _sources, _statistics
+
+TYPES = ["float", "__nv_bfloat16", "__half"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Which macros name types of logits in each source.
+MACROS = {
+    "row_divergence.cu": ("STUDENT", "TEACHER"),
+    "row_statistics.cu": ("LOGITS",),
+    "sparse_divergence.cu": ("STUDENT",),
+}
+SEEDS = [0, 1, 5]
+ALL = [
+    ops.ForwardKL(),
+    ops.Mixture({ops.ReverseKL(): 0.5, ops.JensenShannon(0.3): torch.tensor([0.5, 0.0, 1.0]), ops.Alpha(0.5): 1.0}),
+]
+
+
+def logits(*shape, seed=0, dtype=torch.float32):
+    return (3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def checked(run):
+    """Results under several orders; the shim raises for whatever it sees."""
+    found = []
+    for seed in SEEDS:
+        with _launcher.serving(_launcher.Launcher(HostLoader("check", seed))):
+            found.append(run())
+    return found
+
+
+def assert_equal(results):
+    """No order of threads changes a bit."""
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("divergence", ALL, ids=["one", "mixture"])
+@pytest.mark.parametrize("consume", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_divergence_has_no_race_and_one_result(divergence, consume, dtype):
+    teacher, labels = logits(3, 523, seed=1, dtype=dtype), torch.tensor([4, -100, 522])
+
+    def run():
+        leaf = logits(3, 530, dtype=dtype).requires_grad_()
+        loss, statistics = ops.row_divergence(
+            (leaf * 1)[:, 1:] if not consume else leaf * 1,
+            teacher,
+            divergence,
+            temperature=2.0,
+            labels=labels,
+            label_weight=0.5,
+            vocabulary=523,
+            consume_logits=consume,
+            return_statistics=True,
+            backend="cuda",
+        )
+        return [loss.detach(), torch.autograd.grad(loss, leaf)[0], *statistics]
+
+    results = checked(run)
+    assert_equal(results)
+    assert torch.isfinite(results[0][1]).all()
+
+
+@pytest.mark.parametrize("k", [0, 1, 33])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_statistics_has_no_race_and_one_result(k, dtype):
+    # A coarse grid makes ties.
+    values = logits(3, 700, dtype=dtype).round()
+
+    def run():
+        found = ops.row_statistics(values, torch.arange(3), k, backend="cuda")
+        return [value for value in found if value is not None]
+
+    results = checked(run)
+    assert_equal(results)
+    expected = ops.row_statistics(values, torch.arange(3), k, backend="rust")
+    assert torch.equal(results[0][-2], expected.top_ids)
+
+
+def test_as_many_entries_as_the_kernel_can_find():
+    values = logits(1, _statistics.MAX_TOP + 1).round()
+    with _launcher.serving(_launcher.Launcher(HostLoader("fast", 3))):
+        found = ops.row_statistics(values, top_k=_statistics.MAX_TOP, backend="cuda")
+        with pytest.raises(ValueError, match="top_k=1025"):
+            ops.row_statistics(values, top_k=_statistics.MAX_TOP + 1, backend="cuda")
+    expected = ops.row_statistics(values, top_k=_statistics.MAX_TOP, backend="rust")
+    assert torch.equal(found.top_ids, expected.top_ids)
+    torch.testing.assert_close(found.top_log_probs, expected.top_log_probs)
+
+
+@pytest.mark.parametrize("consume", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sparse_divergence_has_no_race_and_one_result(consume, dtype):
+    top = ops.TopK.from_logits(logits(3, 523, seed=1), 37)
+
+    def run():
+        leaf = logits(3, 530, dtype=dtype).requires_grad_()
+        loss = ops.sparse_row_divergence(
+            leaf * 1, top, ALL[1], vocabulary=523, consume_logits=consume, reduction="sum", backend="cuda"
+        )
+        return [loss.detach(), torch.autograd.grad(loss, leaf)[0]]
+
+    assert_equal(checked(run))
+
+
+@pytest.mark.parametrize("columns", [1, 31, 257, 2100, 5000, 9001])
+def test_any_number_of_threads(columns):
+    # Rising, so that every round of a thread finds a larger logit.
+    rise = torch.linspace(-20, 0, columns)
+    student, teacher = logits(2, columns) + rise, logits(2, columns, seed=1) + rise
+    top = ops.TopK.from_logits(teacher, min(5, columns))
+    with _launcher.serving(_launcher.Launcher(HostLoader("fast", 4))):
+        found = ops.row_divergence(student, teacher, ALL[0], backend="cuda")
+        statistics = ops.row_statistics(student, backend="cuda")
+        sparse = ops.sparse_row_divergence(student, top, ALL[0], backend="cuda")
+    exact = ops.row_statistics(student.double(), backend="torch")
+    assert torch.equal(statistics.argmax, exact.argmax)
+    pairs = [
+        (found, ops.row_divergence(student.double(), teacher.double(), ALL[0])),
+        (sparse, ops.sparse_row_divergence(student.double(), top, ALL[0])),
+        (statistics.entropy, exact.entropy),
+        (statistics.logsumexp, exact.logsumexp),
+    ]
+    for one, other in pairs:
+        torch.testing.assert_close(one.double(), other, atol=3e-6, rtol=1e-5)
+
+
+def test_a_wrong_id_or_label_makes_its_row_not_a_number():
+    """On a GPU nobody looks at their values before the launch."""
+    from distillrs.ops._sparse import SparseRows
+
+    student = logits(2, 40)
+    rows = rows_of(student, labels=torch.tensor([3, 39]), label_weight=1.0)
+    rows.labels[1] = 40
+    top = ops.TopK(torch.tensor([[1], [-2]]), torch.zeros(2, 1), torch.full((2,), -torch.inf))
+    loader = HostLoader("check")
+    with _launcher.serving(_launcher.Launcher(loader)):
+        from distillrs.ops import _cuda
+
+        losses, _, _ = _cuda.divergence_rows(student, rows, torch.empty_like(student), False)
+        assert losses.isnan().tolist() == [False, True]
+        losses, _, _ = _cuda.sparse_rows(student, SparseRows(rows_of(student), top), torch.empty_like(student), False)
+        assert losses.isnan().tolist() == [False, True]
+
+
+def rows_of(student, labels=None, label_weight=0.0):
+    from distillrs.ops._rows import prepare
+
+    return prepare(
+        student,
+        student.flip(-1),
+        ops.ForwardKL(),
+        temperature=1.0,
+        teacher_temperature=None,
+        temperature_rule="none",
+        weight=None,
+        labels=labels,
+        label_weight=label_weight,
+        ignore_index=-100,
+        vocabulary=None,
+        reduction="sum",
+        normaliser=None,
+    )
+
+
+def kernels():
+    return [name for name in _core.cuda_sources() if name.endswith(".cu")]
+
+
+def test_every_source_is_compiled_below():
+    assert set(MACROS) == set(kernels())
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("name", sorted(MACROS))
+def test_sources_compile_for_every_architecture_and_type(name, architecture):
+    for types in itertools.product(TYPES, repeat=len(MACROS[name])):
+        if len(set(types)) > 1 and architecture != "sm_90":
+            continue  # what differs between architectures does not differ between pairs of types
+        flags = _module.options(dict(zip(MACROS[name], types, strict=True)))
+        # cupy flushes subnormal numbers; what the machine code does with them is not looked at here.
+        flags = (*flags, f"--gpu-architecture={architecture}", "-ftz=true", "--ptxas-options=-v")
+        is_right, binary, log = nvrtc.compile_source(_sources.source(name), name, flags)
+        assert is_right, log
+        assert "warning" not in log, log
+        # Spilled registers would go to memory and back in the middle of a pass.
+        assert set(re.findall(r"(\d+) bytes spill", log)) == {"0"}, log
+        assert binary[:4] == b"\x7fELF"
+        assert name.removesuffix(".cu").encode() in binary
+
+
+def test_a_source_that_does_not_compile_is_seen():
+    broken = _sources.source("row_statistics.cu").replace("block_sum(totals);", "block_sum(totals)")
+    flags = (*_module.options({"LOGITS": "float"}), "--gpu-architecture=sm_90")
+    is_right, _, log = nvrtc.compile_source(broken, "row_statistics.cu", flags)
+    assert not is_right
+    assert re.search(r"row_statistics.cu\(\d+\): error", log), log
+
+
+def test_constants_that_python_repeats_are_those_of_the_sources():
+    text = "".join(_sources.source(name) for name in kernels())
+    for name, value in [
+        ("kMaxThreads", _launcher.MAX_THREADS),
+        ("kChunk", _launcher.CHUNK),
+        ("kMaxParts", _parts.MAX_PARTS),
+        ("kMaxTop", _statistics.MAX_TOP),
+    ]:
+        assert set(re.findall(rf"constexpr \w+ {name} = (\d+);", text)) == {str(value)}
+    assert set(re.findall(r"__launch_bounds__\((\d+)\)", text)) == {str(_launcher.MAX_THREADS)}
+    order = re.search(r"enum Kind \{([^}]*)\}", text)[1].replace(" ", "").split(",")
+    for divergence, (kind, _) in _parts._KINDS.items():
+        assert order[kind] == f"k{divergence.__name__}"

@@ -1,0 +1,130 @@
+"""The CUDA backend on a device: the cases of the property tests, streams, memory, compiled graphs.
+
+`pytest -m gpu tests/gpu`; needs cupy (`pip install 'distillrs[cuda13]'`).
+"""
+
+import pytest
+import torch
+from hypothesis import given
+
+from distillrs import ops
+from property import test_row_divergence_properties as divergences
+from property import test_row_statistics_properties as statistics
+from property import test_sparse_kernel_properties as sparse
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _device():
+    if not torch.cuda.is_available():
+        pytest.fail("tests marked gpu need a CUDA device and a torch build that can use it")
+
+
+def moved(value):
+    """The same on the device, whatever holds the tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.cuda()
+    if isinstance(value, ops.Mixture):
+        return ops.Mixture({part: moved(weight) for part, weight in value.weights.items()})
+    if isinstance(value, ops.TopK):
+        partitions = {key: moved(item) for key, item in value.log_partition.items()}
+        return ops.TopK(moved(value.ids), moved(value.log_probs), moved(value.tail_log_mass), partitions)
+    if isinstance(value, dict):
+        return {key: moved(item) for key, item in value.items()}
+    return value
+
+
+@given(case=divergences.cases())
+def test_row_divergence(case):
+    student, teacher, divergence, arguments = case
+    exact, exact_gradient = divergences.gradients(
+        lambda s: divergences.expected(s, teacher, divergence, arguments), student.double()
+    )
+    other, options, mixture = moved(teacher), moved(arguments), moved(divergence)
+    for consume in (False, True):
+        found, gradient = divergences.gradients(
+            lambda s, consume=consume: ops.row_divergence(
+                s.cuda(), other, mixture, consume_logits=consume, backend="cuda", **options
+            ).cpu(),
+            student,
+        )
+        tolerance = 3e-4 if divergences.is_heavy(divergence) else 2e-5
+        divergences.assert_close(found, exact, 1.0 + divergences.scale_of(exact), tolerance)
+        tolerance *= divergences.rounding(student, teacher, arguments)
+        divergences.assert_close(gradient, exact_gradient, 0.1 + divergences.scale_of(exact_gradient), tolerance)
+
+
+@given(case=statistics.cases())
+def test_row_statistics(case):
+    logits, index, top_k, temperature, columns = case
+    arguments = {"temperature": temperature, "vocabulary": columns}
+    expected = ops.row_statistics(logits, index, top_k, backend="rust", **arguments)
+    found = ops.row_statistics(moved(logits), moved(index), top_k, backend="cuda", **arguments)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one.cpu(), other, rtol=1e-5, atol=1e-5)
+
+
+@given(case=sparse.cases())
+def test_sparse_divergence(case):
+    student, top, divergence, arguments = case
+
+    def run(logits, top, divergence, arguments, backend):
+        return ops.sparse_row_divergence(logits, top, divergence, backend=backend, **arguments)
+
+    exact, exact_gradient = sparse.gradients(lambda s: run(s, top, divergence, arguments, "torch"), student.double())
+    on_device = (moved(top), moved(divergence), moved(arguments))
+    found, gradient = sparse.gradients(lambda s: run(s.cuda(), *on_device, "cuda").cpu(), student)
+    tolerance = 1e-4 if "Alpha" in str(divergence) else 3e-5
+    torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-4, atol=tolerance)
+
+
+def test_auto_takes_the_kernels():
+    student, teacher = torch.randn(2, 64, 5000, device="cuda", dtype=torch.bfloat16)
+    found = [
+        ops.row_divergence(student, teacher, ops.JensenShannon(), reduction="none", backend=backend)
+        for backend in ("auto", "cuda")
+    ]
+    assert torch.equal(*found)
+
+
+def test_work_waits_for_torch_s_stream():
+    student, teacher = torch.randn(2, 256, 32_000, device="cuda")
+    expected = ops.row_divergence(2 * student, teacher, ops.ForwardKL(), backend="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # Long work whose result the kernel must see.
+        doubled = student
+        for _ in range(50):
+            doubled = doubled + student / 50
+        doubled = 2 * student + 0 * doubled
+        found = ops.row_divergence(doubled, teacher, ops.ForwardKL(), backend="cuda")
+    stream.synchronize()
+    assert torch.equal(found, expected)
+
+
+def test_consumed_logits_need_no_second_gradient():
+    leaf = torch.randn(1024, 32_000, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    teacher = torch.randn_like(leaf)
+    student = leaf * 1
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss = ops.row_divergence(student, teacher, ops.ForwardKL(), consume_logits=True, backend="cuda")
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before <= 0.05 * student.numel() * student.element_size()
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("vocabulary", [128_256, 151_936])
+def test_a_large_vocabulary(vocabulary):
+    student, teacher = torch.randn(2, 8, vocabulary, device="cuda", dtype=torch.bfloat16)
+    found = ops.row_divergence(student, teacher, ops.ReverseKL(), reduction="none", backend="cuda")
+    exact = ops.row_divergence(student.double(), teacher.double(), ops.ReverseKL(), reduction="none", backend="torch")
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    top = ops.row_statistics(student, top_k=64, backend="cuda").top_ids
+    assert torch.equal(student.gather(-1, top), student.topk(64).values)
