@@ -28,6 +28,7 @@ class RecipeCard:
         optimisers: The paper's learning rate ("lr") and momentum for each parameter group of the objective.
         training: Settings of the experts' training that belong to the method, by the names of
             :class:`~distillrs.training.TrainingSettings`; what is not named is for the user to choose.
+        engine: The engine whose parts it puts together: "condense" or "diffusion".
     """
 
     id: str
@@ -39,6 +40,7 @@ class RecipeCard:
     initial: Callable[..., Any] | None = None
     optimisers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = "condense"
 
 
 _cards: dict[str, RecipeCard] = {}
@@ -54,6 +56,7 @@ def recipe(
     initial: Callable[..., Any] | None = None,
     optimisers: Mapping[str, Mapping[str, float]] | None = None,
     training: Mapping[str, Any] | None = None,
+    engine: str = "condense",
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as a published system.
 
@@ -66,6 +69,7 @@ def recipe(
         initial: See :class:`RecipeCard`.
         optimisers: See :class:`RecipeCard`.
         training: See :class:`RecipeCard`.
+        engine: See :class:`RecipeCard`.
 
     Returns:
         A decorator that returns the function unchanged but for its ``card`` attribute.
@@ -82,7 +86,16 @@ def recipe(
         if known is not None and _place(known.function) != _place(function):
             raise argument_error("id", id, f"a name that {_place(known.function)} does not already have")
         card = RecipeCard(
-            id, source, equation, tuple(deviations), function, experts, initial, optimisers or {}, training or {}
+            id,
+            source,
+            equation,
+            tuple(deviations),
+            function,
+            experts,
+            initial,
+            optimisers or {},
+            training or {},
+            engine,
         )
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so
@@ -121,7 +134,11 @@ def find_recipe(name: str) -> RecipeCard:
     return _cards[name]
 
 
-def recipe_cards() -> list[RecipeCard]:
-    """All registered recipes, by name."""
+def recipe_cards(engine: str | None = None) -> list[RecipeCard]:
+    """All registered recipes, by name.
+
+    Args:
+        engine: Those of one engine alone.
+    """
     importlib.import_module("distillrs.recipes")
-    return [_cards[name] for name in sorted(_cards)]
+    return [_cards[name] for name in sorted(_cards) if engine in (None, _cards[name].engine)]

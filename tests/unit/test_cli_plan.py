@@ -31,7 +31,7 @@ def resolve(bundle, flags=None, sets=(), file=None):
     return plan.resolve(asked, card, bundle, processors=2)
 
 
-@pytest.mark.parametrize("card", recipe_cards(), ids=lambda card: card.id)
+@pytest.mark.parametrize("card", recipe_cards("condense"), ids=lambda card: card.id)
 def test_every_recipe_resolves_and_its_file_reads_back_to_an_equal_configuration(card, bundle, tmp_path):
     settings = resolve(bundle, {"method": card.id})
     configuration.save(settings, tmp_path / "config.toml")
@@ -137,7 +137,7 @@ def test_small_examples_get_a_perceptron_and_images_a_convnet():
     assert presets.network_options("convnet", (1, 5, 40))["depth"] == 2
 
 
-@pytest.mark.parametrize("card", recipe_cards(), ids=lambda card: card.id)
+@pytest.mark.parametrize("card", recipe_cards("condense"), ids=lambda card: card.id)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 def test_preset_windows_lie_within_the_experts_paths(card, shape):
     preset = presets.preset(shape, 1, card, presets.network_name(shape))

@@ -14,11 +14,13 @@ from distillrs.registry import RecipeCard
 
 # What the command line itself hands to each part; the rest of a signature are options.
 _GIVEN = {
-    "options": ("store", "network", "synthetic", "seed"),
+    "options": ("store", "network", "synthetic", "seed", "teacher", "average"),
     "experts": ("network", "training"),
     "initial": ("x", "y", "per_class", "store", "network", "seed"),
 }
 PARTS = tuple(_GIVEN)
+# What recipes of other engines are called with.
+_NETWORKS = ("student",)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def functions(card: RecipeCard) -> dict[str, Callable[..., Any]]:
     """The functions of a recipe by the part of the configuration that holds their options."""
     from distillrs.cli import defaults
 
+    if card.engine != "condense":
+        return {"options": card.function}
     return {
         "options": card.function,
         "experts": card.experts or defaults.plain_experts,
@@ -67,7 +71,8 @@ def options_of(function: Callable[..., Any], part: str) -> dict[str, Option]:
     return {
         name: Option(name, hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
-        if name not in _GIVEN[part] and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if name not in (*_GIVEN[part], *_NETWORKS)
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
 
 

@@ -11,7 +11,7 @@ from distillrs.cli import options, presets
 from distillrs.cli.settings import CondenseSettings
 from distillrs.configuration import convert, from_dict, merge
 from distillrs.errors import argument_error, unknown_name_error
-from distillrs.registry import RecipeCard, find_recipe
+from distillrs.registry import RecipeCard, find_recipe, recipe_cards
 
 if TYPE_CHECKING:
     from distillrs.evaluate.data import DataBundle
@@ -62,6 +62,9 @@ def request(
             asked = merge(asked, {"method": {"name": value}})
     name = convert(asked.get("method", {}).get("name", DEFAULT_METHOD), str, "method.name")
     card = find_recipe(name)
+    if card.engine != "condense":
+        listed = ", ".join(each.id for each in recipe_cards("condense"))
+        raise argument_error("method", name, f"a method that condenses data ({listed}); this one is of {card.engine}")
     asked = merge(asked, {"method": {"name": name}})
     top = [field.name for field in fields(CondenseSettings)]
     for key, value in pairs:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from distillrs.recipes.attention_transfer import attention_transfer
+from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
+from distillrs.recipes.decoupled_kd import decoupled_kd
+from distillrs.recipes.fitnets import fitnets
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
+from distillrs.recipes.hinton import hinton
 from distillrs.recipes.mtt import mtt
+from distillrs.recipes.relational_kd import relational_kd
 from distillrs.recipes.smooth_expert import smooth_expert, smooth_expert_experts, smooth_expert_initial
 from distillrs.recipes.tesla import tesla
 
 __all__ = [
+    "attention_transfer",
+    "contrastive_kd",
     "datm",
     "datm_experts",
     "datm_initial",
+    "decoupled_kd",
+    "fitnets",
     "ftd",
     "ftd_experts",
     "ftd_initial",
+    "hinton",
     "mtt",
+    "relational_kd",
     "smooth_expert",
     "smooth_expert_experts",
     "smooth_expert_initial",
