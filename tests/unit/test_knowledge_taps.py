@@ -135,12 +135,8 @@ def test_a_recomputation_is_not_tapped_twice_and_gradients_are_those_without_it(
 def test_reentrant_checkpointing_cuts_the_graph_inside_the_region_and_is_refused_there():
     network = Network(reentrant=True)
     inputs = Inputs((X.clone().requires_grad_(),))
-    with pytest.raises(
-        dr.errors.ArgumentError, match=r"student tap 'layers.0.linear': got 'an output w.*use_reentrant"
-    ):
+    with pytest.raises(dr.errors.ArgumentError, match=r"student tap 'layers.0.linear': got .*use_reentrant"):
         record(network, [Tap("layers.0.linear")], inputs, who="student")
-    with torch.no_grad():
-        record(network, [Tap("layers.0.linear")], inputs)
     at_the_border = record(network, [Tap("layers.0")], inputs).values[Tap("layers.0")]
     at_the_border.sum().backward()
     assert network.layers[0].linear.weight.grad.abs().sum() > 0

@@ -19,6 +19,8 @@ _GIVEN = {
     "initial": ("x", "y", "per_class", "store", "network", "seed"),
 }
 PARTS = tuple(_GIVEN)
+# What recipes of other engines are called with.
+_NETWORKS = ("student",)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def options_of(function: Callable[..., Any], part: str) -> dict[str, Option]:
     return {
         name: Option(name, hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
-        if name not in _GIVEN[part] and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if name not in (*_GIVEN[part], *_NETWORKS)
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
 
 

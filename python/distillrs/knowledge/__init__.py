@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distillrs.knowledge.alignments import Alignment, Chain, Pooled, Projector, Through, identity, layer_pairs
 from distillrs.knowledge.balance import Balance, GradientBalance, LossRatio
+from distillrs.knowledge.contrast import InfoNCE, NoiseContrast
 from distillrs.knowledge.divergences import (
     L1,
     MSE,
@@ -19,8 +20,9 @@ from distillrs.knowledge.engine import Objective
 from distillrs.knowledge.inputs import Inputs
 from distillrs.knowledge.relations import AttentionMap, Gram, HeadRelations, PairDistances, TripletAngles
 from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted
+from distillrs.knowledge.snapshots import SnapshotRing, SnapshotTable
 from distillrs.knowledge.stages import Stage
-from distillrs.knowledge.taps import Output, Record, Run, Tap, record, release
+from distillrs.knowledge.taps import AnyTap, Output, Record, Run, Tap, record, release
 from distillrs.knowledge.targets import Arithmetic, FromTeacher, Geometric, Labels, Target, optimal_weight
 from distillrs.knowledge.teachers import (
     Cached,
@@ -38,6 +40,7 @@ __all__ = [
     "L1",
     "MSE",
     "Alignment",
+    "AnyTap",
     "Arithmetic",
     "AttentionMap",
     "Balance",
@@ -55,11 +58,13 @@ __all__ = [
     "GradientBalance",
     "Gram",
     "HeadRelations",
+    "InfoNCE",
     "Inputs",
     "Labelled",
     "Labels",
     "LossRatio",
     "Mask",
+    "NoiseContrast",
     "NormalisedMSE",
     "Objective",
     "Output",
@@ -76,6 +81,8 @@ __all__ = [
     "SelfTeacher",
     "Shifted",
     "SmoothL1",
+    "SnapshotRing",
+    "SnapshotTable",
     "Stage",
     "Tap",
     "Target",

@@ -281,8 +281,9 @@ class DecoupledKL(Divergence):
         label_p, label_q = log_p.gather(-1, at), log_q.gather(-1, at)
         binary = label_p.exp() * (label_p - label_q) + others_p.exp() * (others_p - others_q)
         inside_p, inside_q = log_p - others_p, log_q - others_q
-        # Classes that the teacher excludes, the label among them, have no share.
-        among = torch.where(inside_p == -torch.inf, 0.0, inside_p.exp() * (inside_p - inside_q)).sum(-1)
+        # The label has no share here, and neither have classes that the teacher excludes.
+        absent = own | (inside_p == -torch.inf)
+        among = torch.where(absent, 0.0, inside_p.exp() * (inside_p - inside_q)).sum(-1)
         return self.alpha * binary[..., 0] + self.beta * among
 
 

@@ -206,16 +206,27 @@ class Ensemble(Teacher):
             for tap, logits in member.answers(request).items():
                 if not isinstance(logits, Tensor):
                     raise argument_error("members", type(logits).__name__, "teachers that give logits")
-                combined[tap] = self._add(combined.get(tap), logits, weight)
+                combined[tap] = add_member(combined.get(tap), logits, weight, self.how)
         return {tap: total if self.how == "logit" else total.log() for tap, total in combined.items()}
 
-    def _add(self, total: Tensor | None, logits: Tensor, weight: float) -> Tensor:
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        if self.how == "probability":
-            wide = wide.softmax(-1)
-        elif self.how == "vote":
-            wide = nn.functional.one_hot(wide.argmax(-1), wide.shape[-1]).to(wide.dtype)
-        return weight * wide if total is None else total + weight * wide
+
+def add_member(
+    total: Tensor | None, logits: Tensor, weight: float, how: Literal["probability", "logit", "vote"]
+) -> Tensor:
+    """Adds one member to an ensemble's sum of probabilities, logits or votes.
+
+    Args:
+        total: ``[..., vocabulary]`` so far, or ``None``.
+        logits: ``[..., vocabulary]`` of the member.
+        weight: Of the member.
+        how: What is added up.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    if how == "probability":
+        wide = wide.softmax(-1)
+    elif how == "vote":
+        wide = nn.functional.one_hot(wide.argmax(-1), wide.shape[-1]).to(wide.dtype)
+    return weight * wide if total is None else total + weight * wide
 
 
 class Cached(Teacher):
