@@ -369,5 +369,26 @@ def row_statistics(
 ) -> None:
     """Fills float64 `logsumexp` and `entropy`, int64 `argmax`, each [rows], and int64 `top` [rows, k]."""
 
+def mixture_mean(
+    of: tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int] | None, int],
+    mean: tuple[int, int],
+    best: tuple[int, int],
+    total: tuple[int, int],
+) -> None:
+    """Posterior mean (f32) of every row, the largest closeness and the sum relative to it (f64).
+
+    `of` is x (f32), alpha, variance (f64), points (f32), weights (f64), as (address, length), and features of a row.
+    """
+
+def mixture_covariance(
+    of: tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int] | None, int],
+    mean: tuple[int, int],
+    best: tuple[int, int],
+    total: tuple[int, int],
+    direction: tuple[int, int],
+    out: tuple[int, int],
+) -> None:
+    """Covariance of the features (point - mean, its square) with their product with the direction (f64)."""
+
 def memory_pass(first: int, second: int, out: int, bytes: int) -> None:
     """Reads two pieces of memory and writes a third, past the caches: a benchmark's limit. `out` is aligned to 64."""

@@ -10,7 +10,7 @@ from torch.func import jvp, vmap
 
 from distillrs import ops
 
-BACKENDS = ["torch"]
+BACKENDS = ["torch", "rust"]
 
 
 def textbook(x, data, alpha, sigma, bandwidth, weights):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jvp, vmap
 
-from distillrs import ops
+from distillrs import _core, ops
 from distillrs.errors import ArgumentError, DistillrsError
 
 
@@ -198,6 +198,8 @@ def test_derivatives_with_respect_to_data_and_weights_are_refused():
         ({"weights": torch.zeros(6)}, "weights: got 'values from 0.0 to 0.0'"),
         ({"weights": torch.tensor([1.0, 1, 1, 1, 1, -1])}, "weights: got 'values from -1.0"),
         ({"backend": "cuda"}, "backend: got 'cuda'"),
+        ({"backend": "rust", "x": torch.zeros(2, 3, dtype=torch.float64)}, r"backend: got .*rust.* with"),
+        ({"backend": "rust", "data": torch.ones(6, 3).half()}, r"backend: got .*rust.* with"),
         ({"backend": "gpu"}, "backend: got 'gpu'"),
     ],
 )
@@ -229,3 +231,45 @@ def test_memory_does_not_grow_with_rows_times_points():
     with Largest() as largest:
         ops.mixture_denoiser(x, data, 1.0, 0.5).sum().backward()
     assert 2000 * 2 <= largest.size <= 2**19
+
+
+def test_rows_in_any_layout_on_the_core():
+    data, x = normal(20, 7, seed=1, dtype=torch.float32), normal(7, 9, dtype=torch.float32)
+    weights = torch.rand(40)[::2]
+    for points in (data, data.mT.contiguous().mT, data.expand(3, 20, 7)[1]):
+        found = ops.mixture_denoiser(x.mT, points, 0.9, 0.4, 0.1, weights, backend="rust")
+        exact = ops.mixture_denoiser(x.mT, data, 0.9, 0.4, 0.1, weights, backend="torch")
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=2e-6)
+    assert ops.mixture_denoiser(x.mT[:0], data, 0.9, 0.4, backend="rust").shape == (0, 7)
+
+
+@pytest.mark.parametrize("sigma", [3.0, 0.05, 1e-3, 1e-6])
+def test_small_noise_costs_the_core_no_digits(sigma):
+    data = 5 + normal(400, 64, seed=1, dtype=torch.float32)
+    x = data[:30] + sigma * normal(30, 64, dtype=torch.float32)
+    inputs = (x, torch.full((30,), 0.9, dtype=torch.float64), torch.full((30,), sigma, dtype=torch.float64))
+    along = (normal(30, 64, seed=3, dtype=torch.float32), *(torch.ones(30, dtype=torch.float64),) * 2)
+
+    def call(backend, x, *scales):
+        return ops.mixture_denoiser(x, data, *scales, 0.5, backend=backend)
+
+    for found, exact in zip(
+        jvp(lambda *p: call("rust", *p), inputs, along), jvp(lambda *p: call("torch", *p), inputs, along), strict=True
+    ):
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+
+
+def test_the_core_gives_the_same_bits_at_any_thread_count():
+    data, x = normal(3000, 5, seed=1, dtype=torch.float32), normal(300, 5, dtype=torch.float32)
+    before, results = _core.threads(), []
+    try:
+        for threads in (1, 2, 5):
+            _core.set_threads(threads)
+            leaf = x.clone().requires_grad_()
+            found = ops.mixture_denoiser(leaf, data, 0.9, 0.4, backend="rust")
+            results.append((found.detach(), torch.autograd.grad(found.square().sum(), leaf)[0]))
+    finally:
+        _core.set_threads(before)
+    for found, gradient in results[1:]:
+        assert torch.equal(found, results[0][0])
+        assert torch.equal(gradient, results[0][1])

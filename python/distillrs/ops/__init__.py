@@ -17,6 +17,7 @@ from distillrs.ops._divergences import (
     SkewReverseKL,
     TotalVariation,
 )
+from distillrs.ops._linear import linear_row_divergence
 from distillrs.ops._mixture import mixture_denoiser, mixture_log_density
 from distillrs.ops._ranking import plackett_luce
 from distillrs.ops._row_divergence import row_divergence
@@ -38,6 +39,7 @@ __all__ = [
     "SkewReverseKL",
     "TopK",
     "TotalVariation",
+    "linear_row_divergence",
     "mixture_denoiser",
     "mixture_log_density",
     "plackett_luce",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import DistillrsError, argument_error
-from distillrs.ops import _backends, _mixture_reference
+from distillrs.ops import _backends, _mixture_reference, _mixture_rust
 from distillrs.ops._mixture_reference import Posterior
 from distillrs.ops._rows import LOGIT_DTYPES
 
@@ -48,7 +48,7 @@ def mixture_denoiser(
         sigma: Standard deviation of the noise, not negative; in the same way.
         bandwidth: Standard deviation of the kernels, not negative.
         weights: ``[points]``: not negative, not all 0; ``None`` for equal ones. They need not add up to 1.
-        backend: "auto" or "torch" (the reference).
+        backend: "torch" (the reference), "rust" (float32 on the CPU) or "auto".
 
     Returns:
         ``[..., *features]`` in the dtype of ``x``.
@@ -56,7 +56,7 @@ def mixture_denoiser(
     Raises:
         ArgumentError: For an argument that is not allowed, or a backend that cannot serve the others.
     """
-    mixture = _mixture(x, data, alpha, sigma, bandwidth, weights, backend)
+    mixture = _mixture(x, data, alpha, sigma, bandwidth, weights, backend, True)
     values = _Moments.apply(mixture.x, mixture.alpha, mixture.variance, mixture.data, weights, mixture.kernels)
     shares = mixture.noise_share[:, None], mixture.kernel_share[:, None]
     mean = values[0].to(shares[0].dtype)
@@ -88,7 +88,7 @@ def mixture_log_density(
         sigma: Standard deviation of the noise, not negative; in the same way.
         bandwidth: Standard deviation of the kernels, not negative.
         weights: ``[points]``: not negative, not all 0; ``None`` for equal ones. They need not add up to 1.
-        backend: "auto" or "torch" (the reference).
+        backend: "auto" or "torch"; there is no other yet.
 
     Returns:
         ``[...]`` in float32 (float64 for float64 rows), in nats; not a number where ``s = 0``, as points have no
@@ -97,7 +97,7 @@ def mixture_log_density(
     Raises:
         ArgumentError: For an argument that is not allowed, or a backend that cannot serve the others.
     """
-    mixture = _mixture(x, data, alpha, sigma, bandwidth, weights, backend)
+    mixture = _mixture(x, data, alpha, sigma, bandwidth, weights, backend, False)
     values = _Moments.apply(mixture.x, mixture.alpha, mixture.variance, mixture.data, weights, mixture.kernels)
     known = mixture.variance > 0
     variance = torch.where(known, mixture.variance, torch.nan)
@@ -139,6 +139,7 @@ def _mixture(
     bandwidth: float,
     weights: Tensor | None,
     backend: _backends.Backend,
+    only_mean: bool,
 ) -> _Mixture:
     _backends.check(backend)
     _check_points(x, data)
@@ -164,14 +165,21 @@ def _mixture(
         variance=variance,
         noise_share=torch.where(still, 1.0, sigma.square() / divisor),
         kernel_share=alpha * bandwidth**2 / divisor,
-        kernels=_kernels(backend),
+        kernels=_kernels(backend, x, data, only_mean),
     )
 
 
-def _kernels(backend: _backends.Backend) -> ModuleType:
-    if backend not in ("auto", "torch"):
-        raise argument_error("backend", backend, "'auto' or 'torch'")
-    return _mixture_reference
+def _kernels(backend: _backends.Backend, x: Tensor, data: Tensor, only_mean: bool) -> ModuleType:
+    if backend == "torch":
+        return _mixture_reference
+    reason = ("a log-density", "the denoiser") if not only_mean else _mixture_rust.refusal(x, data)
+    if backend == "auto":
+        return _mixture_reference if reason is not None else _mixture_rust
+    if backend != "rust":
+        raise argument_error("backend", backend, "'auto', 'torch' or 'rust'")
+    if reason is not None:
+        raise argument_error("backend", "'rust' with " + reason[0], reason[1] + ", or backend='torch'")
+    return _mixture_rust
 
 
 def _check_points(x: Tensor, data: Tensor) -> None:

@@ -233,7 +233,7 @@ class _RowDivergence(torch.autograd.Function):
             gradient = _from_rows(call, saved, upstream) if call.per_row else _scaled(ctx, saved, upstream)
         if torch.is_grad_enabled():
             # Whoever asked for a graph gets one that says why it ends here.
-            gradient = _Once.apply(gradient.detach().requires_grad_())
+            gradient = refuse_second_derivative(gradient)
         return gradient, None
 
 
@@ -296,6 +296,12 @@ def _gradient_memory(logits: Tensor, student: Tensor, consume: bool) -> Tensor:
 def _is_dense(logits: Tensor) -> bool:
     """Whether no two elements share memory, as they do in an expanded tensor."""
     return not any(stride == 0 and size > 1 for stride, size in zip(logits.stride(), logits.shape, strict=True))
+
+
+def refuse_second_derivative(gradient: Tensor) -> Tensor:
+    """The same values, with a graph that says why it ends here."""
+    refusing: Tensor = _Once.apply(gradient.detach().requires_grad_())
+    return refusing
 
 
 class _Once(torch.autograd.Function):

@@ -1,7 +1,9 @@
 use std::slice;
 
 use distillrs_core::Error;
-use distillrs_core::ops::{self, Bf16, Divergence, Element, F16, Layout, Matrix, Part, Problem, Statistics, Weights};
+use distillrs_core::ops::{
+    self, Bf16, Divergence, Element, F16, Known, Layout, Matrix, Mixture, Part, Posterior, Problem, Statistics, Weights,
+};
 use pyo3::prelude::*;
 
 use crate::error::{CoreError, CoreResult, check_signals};
@@ -168,6 +170,43 @@ pub fn row_statistics(
             Ok(ops::row_statistics(logits, vocabulary, vector(temperature), out, &check_signals)?)
         })
     })
+}
+
+/// Rows, alpha, variance, points, weights if there are any; features of a row.
+type MixtureOf = (Vector, Vector, Vector, Vector, Option<Vector>, usize);
+
+fn mixture<'a>((x, alpha, variance, data, weights, width): MixtureOf) -> Mixture<'a> {
+    Mixture {
+        x: vector(x),
+        alpha: vector(alpha),
+        variance: vector(variance),
+        data: vector(data),
+        weights: weights.map(vector),
+        width,
+    }
+}
+
+/// Posterior mean of every row; the largest closeness and the sum relative to it.
+#[pyfunction]
+pub fn mixture_mean(py: Python<'_>, of: MixtureOf, mean: Vector, best: Vector, total: Vector) -> CoreResult<()> {
+    let out = Posterior { mean: vector_mut(mean), best: vector_mut(best), total: vector_mut(total) };
+    py.detach(|| Ok(ops::posterior_mean(&mixture(of), out, &check_signals)?))
+}
+
+/// Covariance of the features with their product with the direction.
+#[pyfunction]
+pub fn mixture_covariance(
+    py: Python<'_>,
+    of: MixtureOf,
+    mean: Vector,
+    best: Vector,
+    total: Vector,
+    direction: Vector,
+    out: Vector,
+) -> CoreResult<()> {
+    let known = Known { mean: vector(mean), best: vector(best), total: vector(total), direction: vector(direction) };
+    let out = vector_mut(out);
+    py.detach(|| Ok(ops::posterior_covariance(&mixture(of), &known, out, &check_signals)?))
 }
 
 /// Reads two pieces of memory and writes a third, past the caches.

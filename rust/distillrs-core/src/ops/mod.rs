@@ -7,6 +7,7 @@
 
 mod element;
 mod matrix;
+mod mixture;
 mod passes;
 mod point;
 mod portable;
@@ -19,6 +20,7 @@ mod x86;
 
 pub use element::{Bf16, Element, F16};
 pub use matrix::{Layout, Matrix};
+pub use mixture::{Known, Mixture, Posterior, posterior_covariance, posterior_mean};
 pub use point::Divergence;
 pub use row_divergence::{Part, Problem, Weights, row_divergence};
 pub use row_statistics::{Statistics, memory_pass, row_statistics};
