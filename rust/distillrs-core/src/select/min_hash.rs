@@ -66,7 +66,7 @@ fn lower_body(least: &mut [u64], keys: &[u64], element: u64) {
 /// # Errors
 /// [`Error::Argument`] when bands do not divide the signatures, or there are more than `most` pairs.
 pub fn candidate_pairs(signatures: &[u64], count: usize, bands: usize, most: usize) -> Result<Vec<[i64; 2]>> {
-    if count == 0 || bands == 0 || count % bands != 0 || !signatures.len().is_multiple_of(count) {
+    if count == 0 || bands == 0 || !count.is_multiple_of(bands) || !signatures.len().is_multiple_of(count) {
         return Err(Error::argument("bands", bands, format!("a divisor of {count}")));
     }
     let width = count / bands;

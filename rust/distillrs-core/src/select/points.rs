@@ -30,7 +30,10 @@ impl<'a, T: Copy + Into<f64>> Points<'a, T> {
             let allowed = format!("{rows} x {columns} values, at most 2**32 - 1 rows");
             return Err(Error::argument(name, format_args!("{} values", values.len()), allowed));
         }
-        let is_bad = |value: T| !(value.into().abs() <= LARGEST);
+        let is_bad = |value: T| {
+            let value: f64 = value.into();
+            value.is_nan() || value.abs() > LARGEST
+        };
         let part = values.chunks(1 << 12).position(|part| !all_within(part));
         let first = part.map_or(values.len(), |part| part << 12);
         if let Some(index) = values[first..].iter().position(|&value| is_bad(value)).map(|index| first + index) {
