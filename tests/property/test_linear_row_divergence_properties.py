@@ -50,7 +50,7 @@ def outcome(function, student, weight, bias):
     leaves = [value.detach().clone().requires_grad_() for value in (student, weight, bias) if value is not None]
     loss = function(*leaves, *([None] if bias is None else []))
     upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
-    return loss, torch.autograd.grad(loss, leaves, upstream.to(loss))
+    return loss.detach(), torch.autograd.grad(loss, leaves, upstream.to(loss))
 
 
 @pytest.mark.parametrize(

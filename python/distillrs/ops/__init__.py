@@ -17,6 +17,15 @@ from distillrs.ops._divergences import (
     SkewReverseKL,
     TotalVariation,
 )
+from distillrs.ops._energy import energy
+from distillrs.ops._kernels import (
+    Gaussian,
+    InverseMultiquadric,
+    Laplacian,
+    NegativeDistance,
+    PairKernel,
+    Polynomial,
+)
 from distillrs.ops._linear import linear_row_divergence
 from distillrs.ops._mixture import mixture_denoiser, mixture_log_density
 from distillrs.ops._ranking import plackett_luce
@@ -30,8 +39,14 @@ __all__ = [
     "Alpha",
     "DivergenceStatistics",
     "ForwardKL",
+    "Gaussian",
+    "InverseMultiquadric",
     "JensenShannon",
+    "Laplacian",
     "Mixture",
+    "NegativeDistance",
+    "PairKernel",
+    "Polynomial",
     "ReverseKL",
     "RowDivergence",
     "RowStatistics",
@@ -39,6 +54,7 @@ __all__ = [
     "SkewReverseKL",
     "TopK",
     "TotalVariation",
+    "energy",
     "linear_row_divergence",
     "mixture_denoiser",
     "mixture_log_density",

@@ -1,0 +1,156 @@
+"""Sums of a kernel over all pairs of two sets of points, without a matrix of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillrs.errors import argument_error
+from distillrs.ops._kernels import PairKernel
+from distillrs.ops._row_divergence import refuse_second_derivative
+from distillrs.ops._rows import LOGIT_DTYPES
+
+_ROWS_AT_ONCE = 256
+_PAIRS_AT_ONCE = 2**19
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
+def energy(
+    x: Tensor,
+    y: Tensor,
+    kernel: PairKernel,
+    *,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+) -> Tensor:
+    """``sum_ij a_i b_j k(x_i, y_j)``, tile by tile: memory grows with the points, never with the pairs.
+
+    With weights ``a_i = 1/n`` and ``b_j = 1/m`` these sums compose what is usually asked for:
+
+    - squared maximum mean discrepancy (Gretton et al., 2012):
+      ``energy(x, x, k) + energy(y, y, k) - 2 energy(x, y, k)``. This is biased, and never negative for a positive
+      definite kernel; the unbiased estimate leaves the pairs ``i = j`` out: subtract their sum and divide by
+      ``n (n - 1)``.
+    - energy distance (Szekely and Rizzo, 2013): the same with ``NegativeDistance()``.
+
+    Arithmetic is in float64 where the device has it: squared distances of near points are differences of large
+    numbers. Pairs that rounding cannot tell from coinciding ones count as such. The gradient with respect to both
+    sets, which may be one, is formed on the way back, tile by tile; a second derivative is refused.
+
+    Args:
+        x: ``[n, *features]``: float64, float32, bfloat16 or float16.
+        y: ``[m, *features]``.
+        kernel: Which: ``Gaussian``, ``Laplacian``, ``NegativeDistance``, ``InverseMultiquadric``, ``Polynomial`` or one
+            of your own.
+        x_weights: ``[n]``: a; any numbers, ``None`` for ones. No gradient goes there.
+        y_weights: ``[m]``: b.
+
+    Returns:
+        A number in float32 (float64 for float64 points).
+
+    Raises:
+        ArgumentError: For an argument that is not allowed.
+    """
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise argument_error(name, type(value).__name__, "a tensor")
+        if value.dtype not in LOGIT_DTYPES:
+            raise argument_error(name, value.dtype, "a tensor of float64, float32, bfloat16 or float16")
+        if value.dim() == 0:
+            raise argument_error(name, "a tensor without axes", "[points, *features]")
+    if y.shape[1:] != x.shape[1:] or y.device != x.device:
+        got = f"points of the shape {tuple(y.shape[1:])} on {y.device}"
+        raise argument_error("y", got, f"those of x, {tuple(x.shape[1:])} on {x.device}")
+    if not isinstance(kernel, PairKernel):
+        raise argument_error("kernel", kernel, "an instance of a PairKernel, such as Gaussian()")
+    for name, weights, points in (("x_weights", x_weights, x), ("y_weights", y_weights, y)):
+        _check_weights(name, weights, points)
+    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+    # Not -1 for the features: with no points it would be any number.
+    width = x.shape[1:].numel()
+    total: Tensor = _Energy.apply(x.reshape(len(x), width), y.reshape(len(y), width), kernel, x_weights, y_weights)
+    return total.to(dtype)
+
+
+def _check_weights(name: str, weights: Tensor | None, points: Tensor) -> None:
+    if weights is None:
+        return
+    allowed = f"a floating-point tensor [{len(points)}] on {points.device} that requires no gradient"
+    if not isinstance(weights, Tensor) or not weights.dtype.is_floating_point:
+        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise argument_error(name, got, allowed)
+    if weights.shape != points.shape[:1] or weights.device != points.device:
+        raise argument_error(name, f"the shape {tuple(weights.shape)} on {weights.device}", allowed)
+    if torch.is_grad_enabled() and weights.requires_grad:
+        raise argument_error(name, "a tensor that requires gradients", allowed)
+
+
+class _Energy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, kernel: PairKernel, x_weights: Tensor | None, y_weights: Tensor | None
+    ) -> Tensor:
+        ctx.kernel = kernel
+        ctx.save_for_backward(x, y, x_weights, y_weights)
+        pairs = _Pairs(x, y, kernel, x_weights, y_weights)
+        total = torch.zeros((), dtype=pairs.dtype, device=x.device)
+        for rows, points, u in pairs.tiles():
+            total += pairs.a[rows] @ kernel.value(u) @ pairs.b[points]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, x_weights, y_weights = ctx.saved_tensors
+        with torch.no_grad():
+            pairs = _Pairs(x, y, ctx.kernel, x_weights, y_weights)
+            by_x, by_y = torch.zeros_like(pairs.x), torch.zeros_like(pairs.y)
+            for rows, points, u in pairs.tiles():
+                slope = ctx.kernel.derivative(u) * pairs.a[rows, None] * pairs.b[points]
+                if ctx.kernel.of_product:
+                    by_x[rows] += slope @ pairs.y[points]
+                    by_y[points] += slope.mT @ pairs.x[rows]
+                    continue
+                # d |x - y|^2 = 2 (x - y).(dx - dy)
+                by_x[rows] += 2 * (slope.sum(1, keepdim=True) * pairs.x[rows] - slope @ pairs.y[points])
+                by_y[points] += 2 * (slope.sum(0)[:, None] * pairs.y[points] - slope.mT @ pairs.x[rows])
+            found = [(upstream * by_x).to(x.dtype), (upstream * by_y).to(y.dtype)]
+        if torch.is_grad_enabled():
+            found = [refuse_second_derivative(value) for value in found]
+        return found[0], found[1], None, None, None
+
+
+class _Pairs:
+    """Both sets in the precision of sums, about the mean of the first where that changes no distance."""
+
+    def __init__(
+        self, x: Tensor, y: Tensor, kernel: PairKernel, x_weights: Tensor | None, y_weights: Tensor | None
+    ) -> None:
+        self.kernel = kernel
+        self.dtype = torch.float32 if x.device.type == "mps" else torch.float64
+        self.x, self.y = x.detach().to(self.dtype), y.detach().to(self.dtype)
+        if not kernel.of_product and len(x):
+            centre = self.x.mean(0)
+            self.x, self.y = self.x - centre, self.y - centre
+        self.a, self.b = (
+            points.new_ones(len(points)) if weights is None else weights.to(self.dtype)
+            for points, weights in ((self.x, x_weights), (self.y, y_weights))
+        )
+
+    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, points, and what the kernel takes, ``[rows, points]``."""
+        square, other = self.x.square().sum(1), self.y.square().sum(1)
+        size = max(1, _PAIRS_AT_ONCE // max(1, min(_ROWS_AT_ONCE, len(self.x))))
+        for first in range(0, len(self.x), _ROWS_AT_ONCE):
+            rows = slice(first, first + _ROWS_AT_ONCE)
+            for start in range(0, len(self.y), size):
+                points = slice(start, start + size)
+                u = self.x[rows] @ self.y[points].mT
+                if not self.kernel.of_product:
+                    scale = square[rows, None] + other[points]
+                    u = torch.add(scale, u, alpha=-2)
+                    # Below what rounding leaves of the difference the points are the same.
+                    u = torch.where(u <= 16 * torch.finfo(self.dtype).eps * scale, 0.0, u)
+                yield rows, points, u
