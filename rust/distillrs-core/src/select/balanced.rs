@@ -58,16 +58,46 @@ where
 {
     let first = wide(points, farthest(points, &ids, &mean(points, &ids)));
     let second = wide(points, farthest(points, &ids, &first));
-    let (mut left, mut right) = cut(points, &ids, &first, &second, count);
+    let found = settle(points, &ids, [&first, &second], count, iterations, check)?;
+    if 2 * count == ids.len() {
+        return Ok(found);
+    }
+    // Unequal sizes: the larger half may belong to either end.
+    let turned = settle(points, &ids, [&second, &first], count, iterations, check)?;
+    Ok(if spread(points, &turned) < spread(points, &found) { turned } else { found })
+}
+
+/// Halves around two centres, moved with their means until they stay.
+fn settle<T>(
+    points: &Points<'_, T>,
+    ids: &[u32],
+    centres: [&[f64]; 2],
+    count: usize,
+    iterations: usize,
+    check: &dyn Fn() -> Result<()>,
+) -> Result<(Vec<u32>, Vec<u32>)>
+where
+    T: Copy + Into<f64> + Send + Sync,
+{
+    let (mut left, mut right) = cut(points, ids, centres[0], centres[1], count);
     for _ in 0..iterations {
         check()?;
-        let halves = cut(points, &ids, &mean(points, &left), &mean(points, &right), count);
+        let halves = cut(points, ids, &mean(points, &left), &mean(points, &right), count);
         if halves.0 == left {
             break;
         }
         (left, right) = halves;
     }
     Ok((left, right))
+}
+
+/// The sum of squared distances to the halves' means.
+fn spread<T: Copy + Into<f64>>(points: &Points<'_, T>, halves: &(Vec<u32>, Vec<u32>)) -> f64 {
+    let of_half = |half: &[u32]| {
+        let mean = mean(points, half);
+        half.iter().map(|&id| squared_distance(points.row(id as usize), &mean)).sum::<f64>()
+    };
+    of_half(&halves.0) + of_half(&halves.1)
 }
 
 /// The `count` points that are nearer to the first centre, and the others.
