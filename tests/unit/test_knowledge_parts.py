@@ -435,7 +435,7 @@ def test_balances_bring_terms_to_size():
     loss.total.backward()
     assert plain((x, y), 0).total.requires_grad
     with pytest.raises(dr.errors.UnknownNameError, match="reference"):
-        Objective(student, dr.Frozen(network(seed=1)), terms, balance=kn.LossRatio("kl"))((x, y), 0)
+        Objective(student, dr.Frozen(network(seed=1)), terms, balance=kn.LossRatio("kl"))
 
 
 def test_stages_follow_each_other_and_train_what_they_name():

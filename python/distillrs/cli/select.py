@@ -262,7 +262,8 @@ def _array(argument: str, path: str) -> NDArray[np.floating[Any]]:
         got = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "several arrays"
         raise argument_error(argument, f"{got} in {path}", "numbers [n, ...]")
     wide = values if values.dtype.kind == "f" and values.dtype.itemsize <= 8 else values.astype(np.float32)
-    return np.ascontiguousarray(wide)
+    # The core and torch know the machine's own byte order alone.
+    return np.ascontiguousarray(wide, dtype=wide.dtype.newbyteorder("="))
 
 
 def features_of(settings: Settings, x: Tensor) -> Tensor:
@@ -296,6 +297,8 @@ def principal_components(x: Tensor, components: int) -> Tensor:
     if components < 1:
         raise argument_error("components", components, "an integer from 1")
     flat = x.flatten(1).float()
+    if not bool(flat.isfinite().all()):
+        raise argument_error("data", "values that are not finite", "finite values")
     centred = flat - flat.mean(0)
     _, directions = torch.linalg.eigh((centred.T @ centred).double())
     directions = directions.flip(1)[:, :components]

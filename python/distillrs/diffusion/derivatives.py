@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs.diffusion.conditions import Condition
-from distillrs.diffusion.forward import jvp
+from distillrs.diffusion.forward import slope_along
 from distillrs.diffusion.heads import Jump
 from distillrs.diffusion.randomness import Replay
 from distillrs.diffusion.scores import Score, velocity_of
@@ -53,7 +53,7 @@ class Derivative(ABC):
 
 @dataclass(frozen=True, slots=True)
 class JVP(Derivative):
-    """Forward-mode differentiation (``torch.func.jvp``): exact, about two forward calls.
+    """Forward-mode differentiation (dual numbers): exact, about two forward calls.
 
     A network with a part that has no forward derivative (fused attention, some custom functions) is refused at the
     first call, with that part's name.
@@ -64,11 +64,11 @@ class JVP(Derivative):
     ) -> Sloped:
         """See :class:`Derivative`."""
         try:
-            found: Any = replay(lambda: jvp(function, point, direction))
+            found: Any = replay(lambda: slope_along(function, point, direction))
         except (RuntimeError, NotImplementedError) as failure:
             if isinstance(failure, ArgumentError) or not _lacks_forward(failure):
                 raise
-            raise _refusal(module, lambda: jvp(function, point, direction), failure) from failure
+            raise _refusal(module, lambda: slope_along(function, point, direction), failure) from failure
         value, slope = found
         return Sloped(value, slope if graph else slope.detach())
 
@@ -77,8 +77,8 @@ class JVP(Derivative):
 class Central(Derivative):
     """Central differences: two more forward calls, of any network.
 
-    The step is in the path's time, 0 to 1; 5e-3 here is 5 on a clock of a thousand. Steps that would leave [0, 1] are
-    cut. Networks in half precision need a larger step than their rounding, or :class:`JVP`.
+    The step is in the path's time, 0 to 1; 5e-3 here is 5 on a clock of a thousand. Steps that would leave [0, 1] or
+    reach the data are cut. Networks in half precision need a larger step than their rounding, or :class:`JVP`.
 
     Attributes:
         step: Half the distance of the two points.
@@ -100,7 +100,8 @@ class Central(Derivative):
         for time, rate in zip(point[1:], direction[1:], strict=True):
             moves = rate != 0
             ahead = torch.where(moves, torch.minimum(ahead, (1 - time) / rate.where(moves, rate + 1)), ahead)
-            behind = torch.where(moves, torch.minimum(behind, time / rate.where(moves, rate + 1)), behind)
+            # Half the way to the data at most: there sigma is 0, and a clock of its logarithm has no number.
+            behind = torch.where(moves, torch.minimum(behind, time / rate.where(moves, rate + 1) / 2), behind)
         with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
             high = replay(lambda: function(*_moved(point, direction, ahead)))
             low = replay(lambda: function(*_moved(point, direction, -behind)))

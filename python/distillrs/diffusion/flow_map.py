@@ -157,8 +157,10 @@ class FlowMap(nn.Module):
 
     def _problem(self, batch: Batch, times: Any, step: Step, student: StateMap) -> tuple[Problem, Call]:
         device = _device(batch)
-        drawn = self.states.draw(batch, type(times)(*(_to(time, device) for time in times)), student.path, step)
         end = student.head.end(student.path)
+        if end is not None:
+            times = times._replace(r=torch.minimum(torch.full_like(times.r, end), times.t))
+        drawn = self.states.draw(batch, type(times)(*(_to(time, device) for time in times)), student.path, step)
         r = drawn.r if end is None else torch.minimum(torch.full_like(drawn.r, end), drawn.t)
         middle = drawn.middle if end is None or drawn.middle is None else torch.maximum(drawn.middle, r)
         condition, dropped = self._dropout(batch, step, drawn.x.device)
@@ -195,6 +197,7 @@ class FlowMap(nn.Module):
         for rule in self._rules:
             weighted = rule.weigh(weighted, Rows(problem.path, problem.t, problem.r, problem.middle))
         weighted = torch.where(finite, weighted, torch.zeros_like(weighted))
+        raw = torch.where(finite, raw, torch.zeros_like(raw))
         return raw, weighted, finite
 
     def _balanced(self, compared: Compared) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,6 +232,8 @@ class FlowMap(nn.Module):
             piece = self._rows(residual, _rows_of(problem, there, rows), call.rows(there))
             terms[name] = piece[0].detach().sum() / piece[2].sum().clamp(min=1)
             pieces.append(piece)
+        if not pieces:
+            return (*self._rows(off, problem, call), terms)
         # In another order than the batch's; only sums are taken of them.
         raw, weighted, finite = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         return raw, weighted, finite, terms

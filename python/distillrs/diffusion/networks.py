@@ -147,7 +147,8 @@ class DiffusersNetwork(_Clocked):
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor, condition: Condition = None) -> Tensor:
         """See :class:`NetworkAdapter`."""
-        told = self._told(t, r, x.dtype)
+        # These networks embed times in float32; in bfloat16 neighbouring rows of a table would merge.
+        told = self._told(t, r, torch.promote_types(x.dtype, torch.float32))
         arguments = dict(condition or {})
         if self.second is not None:
             if self.second in arguments:

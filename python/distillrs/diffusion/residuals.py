@@ -438,8 +438,12 @@ def trig_scale(path: Path, t: Tensor, r: Tensor) -> Tensor:
 def _rates(head: Head, path: Path, t: Tensor, r: Tensor, which: int) -> tuple[HeadWeights, HeadWeights]:
     """Coefficients and their derivatives by ``t`` (0) or ``r`` (1), float64."""
     times = (t.detach(), r.detach())
-    direction = tuple(torch.full_like(time, float(place == which)) for place, time in enumerate(times))
-    found: Any = jvp(lambda t, r: head.weights(path, t, r), times, direction)
+    moved = times[which]
+    found: Any = jvp(
+        lambda time: head.weights(path, *((time, times[1]) if which == 0 else (times[0], time))),
+        (moved,),
+        (torch.ones_like(moved),),
+    )
     weights, rates = found
     return HeadWeights(*weights), HeadWeights(*rates)
 

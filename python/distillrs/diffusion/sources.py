@@ -210,13 +210,13 @@ class _GuidedScore:
     def predict(self, x: Tensor, t: Tensor, condition: Condition = None) -> Prediction:
         if self.unconditional is None:
             one, other, kind = predict_both(self.score, x, t, condition, self.null)
-            return Prediction(guide(one, other, self.guided.scale, self.guided.convention), kind)
-        one = velocity_of(self.score, self.path, x, t, condition)
-        other = velocity_of(self.unconditional, self.path, x, t, self.null)
+        else:
+            one, kind = velocity_of(self.score, self.path, x, t, condition), "velocity"
+            other = velocity_of(self.unconditional, self.path, x, t, self.null)
         found = guide(one, other, self.guided.scale, self.guided.convention)
         if self.dropped is not None:
             found = torch.where(self.dropped.reshape(-1, *(1,) * (x.dim() - 1)), one, found)
-        return Prediction(found, "velocity")
+        return Prediction(found, kind)
 
 
 def bound(source: AnySource, call: Call) -> Score:

@@ -38,6 +38,10 @@ class Batch:
     size: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("x0", "noise", "path_states"):
+            value = getattr(self, name)
+            if value is not None and value.dim() == 0:
+                raise argument_error(name, "a tensor without axes", "one with an axis of rows")
         rows = self.rows
         for name in ("x0", "noise", "path_states"):
             value = getattr(self, name)
@@ -113,13 +117,21 @@ class States(ABC):
 
 @dataclass(frozen=True, slots=True)
 class NoisedData(States):
-    """``alpha x0 + sigma eps``. Noise that the batch brings makes the pair a coupling, whose path has known ends."""
+    """``alpha x0 + sigma eps``. Noise that the batch brings makes the pair a coupling, whose path has known ends.
+
+    Attributes:
+        coupled: Whether every batch must bring the noise that belongs to its examples.
+    """
+
+    coupled: bool = False
 
     def draw(self, batch: Batch, times: Times, path: Path, step: Step) -> Drawn:
         """See :class:`States`."""
         if batch.x0 is None:
             raise argument_error("x0", None, "clean examples: the states are noised data")
         x0, noise = batch.x0, batch.noise
+        if noise is None and self.coupled:
+            raise argument_error("noise", None, "the noise that belongs to each of x0: pairs that a teacher made")
         if noise is None:
             noise = random.normal(batch.rows, *x0.shape[1:], step=step, name="noise", dtype=x0.dtype, device=x0.device)
         end = None if batch.noise is None else path.corrupt(x0, noise, times.r)

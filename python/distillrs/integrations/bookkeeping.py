@@ -9,16 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from distillrs.errors import argument_error
-from distillrs.knowledge import Objective, Shifted
-from distillrs.knowledge.inputs import IGNORED, read_batch
-from distillrs.knowledge.rows import row_parts
 
 
 def count_items(objective: Any, batch: Any) -> Tensor:
     """The items of a batch that a loss is a mean over: what ``Step.items`` counts over micro-batches and ranks.
 
-    Labels that are not ignored, without the first of each row where the objective shifts them; examples if the batch
-    has no class labels. An objective of another kind says it itself by a method ``count_items(batch)``.
+    The objective says it by its method ``count_items(batch)``, as :class:`~distillrs.knowledge.Objective` does.
 
     Args:
         objective: A :class:`~distillrs.knowledge.Objective`, or one with ``count_items``.
@@ -31,24 +27,11 @@ def count_items(objective: Any, batch: Any) -> Tensor:
         ArgumentError: The objective cannot tell.
     """
     own = getattr(objective, "count_items", None)
-    if callable(own):
-        return torch.as_tensor(own(batch), dtype=torch.int64)
-    if not isinstance(objective, Objective):
+    if not callable(own):
         raise argument_error(
             "objective", type(objective).__name__, "a knowledge.Objective, or one with count_items(batch)"
         )
-    inputs = (
-        objective.inputs(batch)
-        if objective.inputs
-        else read_batch(batch, objective.labels, objective.ids, objective.withheld)
-    )
-    labels = inputs.fields.get(objective.labels)
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        return torch.tensor(inputs.examples)
-    parts = [part for stage in objective.stages for term in stage.terms for part in row_parts(term.rows)]
-    if any(isinstance(part, Shifted) and part.name == objective.labels for part in parts):
-        labels = labels[..., 1:]
-    return (labels != IGNORED).sum()
+    return torch.as_tensor(own(batch), dtype=torch.int64)
 
 
 def examples_of(batch: Any) -> int:
@@ -101,8 +84,7 @@ def total_over_processes(value: Tensor) -> Tensor:
 class Terms:
     """Sums of an objective's terms between two logs.
 
-    Terms of micro-batches add up to the step's, as the total does; factors of a balance are the same in all of them and
-    are averaged.
+    Terms of micro-batches add up to the step's, as the total does; factors of a balance are averaged.
     """
 
     def __init__(self) -> None:

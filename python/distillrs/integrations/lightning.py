@@ -69,6 +69,7 @@ class _Hooks:
         # Gradients are collected per so many items: about those of a batch, so that losses look as one expects.
         self._unit: int | None = None
         self._micro_batch = 0
+        self._size = 0
         self._items: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
 
@@ -80,15 +81,22 @@ class _Hooks:
             batch: What the objective is called with.
         """
         trainer = module.trainer
+        if not (module.training and torch.is_grad_enabled()):
+            evaluated: Tensor = self.objective(
+                batch, Step(trainer.global_step, seed=self.seed, total=_total(trainer))
+            ).total
+            return evaluated
         count = count_items(self.objective, batch).to(module.device)
         if self._unit is None:
             self._unit = max(1, int(total_over_processes(count)) // trainer.world_size)
-        steps = trainer.estimated_stepping_batches
+        if self._micro_batch == 0:
+            # The last batch of an epoch may be shorter; units go on from the window's usual size.
+            self._size = examples_of(batch)
         step = Step(
             trainer.global_step,
             seed=self.seed,
-            total=int(steps) if steps < float("inf") else None,
-            first_unit=(self._micro_batch * trainer.world_size + trainer.global_rank) * examples_of(batch),
+            total=_total(trainer),
+            first_unit=(self._micro_batch * trainer.world_size + trainer.global_rank) * self._size,
             items=self._unit,
         )
         loss = self.objective(batch, step)
@@ -100,7 +108,8 @@ class _Hooks:
         return total
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        """The objective follows the module's device."""
+        """The objective follows the module's device; what an interrupted run had collected is dropped."""
+        self._micro_batch, self._items, self._sums = 0, None, {}
         if isinstance(self.objective, nn.Module):
             self.objective.to(module.device)
 
@@ -133,3 +142,8 @@ class _Hooks:
         """Goes on from :meth:`state_dict`."""
         self.objective.load_state_dict(state["objective"])
         self._unit = state["unit"]
+
+
+def _total(trainer: Any) -> int | None:
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if steps < float("inf") else None

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from distillrs.errors import argument_error, unknown_name_error
+from distillrs.errors import argument_error
 from distillrs.knowledge.taps import find_module
 
 
@@ -31,7 +31,9 @@ class Balance(Protocol):
 class LossRatio:
     """Every other term is brought to a share of a reference term's size: ``factor = ratio |reference| / |term|``.
 
-    Under gradient accumulation the ratio is that of each micro-batch.
+    Sizes are those after the terms' scales, so a reference whose scale falls takes the others along; where the
+    reference has no part in a stage, or a scale of 0, all factors are 1. Under gradient accumulation the ratio is that
+    of each micro-batch.
 
     Attributes:
         reference: Name of the term that keeps factor 1.
@@ -51,7 +53,7 @@ class LossRatio:
     def __call__(self, values: Mapping[str, Tensor], student: nn.Module) -> dict[str, float | Tensor]:
         """See :class:`Balance`."""
         if self.reference not in values:
-            raise unknown_name_error("reference", self.reference, list(values))
+            return dict.fromkeys(values, 1.0)
         size = values[self.reference].detach().abs()
         factors: dict[str, float | Tensor] = {}
         for name, value in values.items():

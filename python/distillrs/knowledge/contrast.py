@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distillrs import random
 from distillrs.errors import argument_error
 from distillrs.knowledge.divergences import Divergence
+from distillrs.knowledge.numerics import products, unit
 from distillrs.knowledge.view import View
 from distillrs.step import Step
 
@@ -86,7 +87,7 @@ class InfoNCE(nn.Module, Divergence):
             # Ids tell a row of the queue from the same example's of today; without ids they are other examples.
             again = same.new_zeros(len(second), held) if keys is None else keys[:, None] == self.keys_held[:held]
             same = torch.cat([same, again], 1)
-        logits = first @ candidates.T / self.temperature
+        logits = products(first, candidates.T) / self.temperature
         own = torch.eye(len(first), len(candidates), dtype=torch.bool, device=first.device)
         losses: Tensor
         if self.duplicates == "excluded":
@@ -224,7 +225,7 @@ class NoiseContrast(nn.Module, Divergence):
     def _loss(self, anchors: Tensor, memory: Tensor, chosen: Tensor, side: int) -> Tensor:
         # A copy, because the memory is written before the way back.
         rows = memory[chosen].to(anchors)
-        scores = (torch.einsum("bkd,bd->bk", rows, anchors) / self.temperature).exp()
+        scores = (products(rows, anchors[..., None])[..., 0] / self.temperature).exp()
         examples = len(memory)
         mean = scores.detach().mean() * examples
         constant = torch.where(self.constants[side] > 0, self.constants[side].to(mean), mean)
@@ -240,7 +241,7 @@ class NoiseContrast(nn.Module, Divergence):
     @torch.no_grad()
     def _remember(self, memory: Tensor, ids: Tensor, rows: Tensor) -> None:
         moved = self.momentum * memory[ids] + (1 - self.momentum) * rows.detach().to(memory)
-        memory[ids] = nn.functional.normalize(moved, dim=1)
+        memory[ids] = unit(moved)
 
 
 def _unit_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,5 +250,5 @@ def _unit_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         got = f"shapes {tuple(student.shape)} and {tuple(teacher.shape)}"
         raise argument_error("student", got, "two tensors [batch, features] of one shape, after an embedding")
     dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
-    first, second = (nn.functional.normalize(each.to(dtype), dim=1) for each in (student, teacher))
+    first, second = (unit(each.to(dtype)) for each in (student, teacher))
     return first, second

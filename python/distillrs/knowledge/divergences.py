@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distillrs import ops
 from distillrs.errors import argument_error
+from distillrs.knowledge.numerics import unit
 from distillrs.knowledge.view import View
 from distillrs.ops._top_k import log1mexp
 
@@ -36,6 +37,9 @@ class Divergence(ABC):
 
     needs_labels: bool = False
     """Whether rows without a label cannot count."""
+
+    tempered: bool = False
+    """Whether both sides are divided by the term's temperatures, so that the rule "squared" has a meaning."""
 
     @abstractmethod
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
@@ -130,8 +134,7 @@ class NormalisedMSE(Divergence):
         if self.by == "teacher":
             length = second.square().sum(-1).clamp(min=self.epsilon**2)
             return (first - second).square().sum(-1) / length
-        unit = [torch.nn.functional.normalize(each, dim=-1, eps=self.epsilon) for each in (first, second)]
-        return (unit[0] - unit[1]).square().sum(-1)
+        return (unit(first, epsilon=self.epsilon) - unit(second, epsilon=self.epsilon)).square().sum(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,7 @@ class Bernoulli(Divergence):
 
     given: Literal["logits", "log_probabilities"] = "logits"
     row_axes: int | None = None
+    tempered = True
 
     def __post_init__(self) -> None:
         if self.given not in ("logits", "log_probabilities"):
@@ -264,6 +268,7 @@ class DecoupledKL(Divergence):
     alpha: float = 1.0
     beta: float = 8.0
     needs_labels = True
+    tempered = True
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`."""

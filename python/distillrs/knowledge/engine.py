@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
-from distillrs.knowledge.balance import Balance
-from distillrs.knowledge.inputs import Inputs, InputsFunction, counted_labels, read_batch
-from distillrs.knowledge.rows import at_step, row_parts
+from distillrs.knowledge.balance import Balance, LossRatio
+from distillrs.knowledge.inputs import IGNORED, Inputs, InputsFunction, read_batch
+from distillrs.knowledge.rows import Labelled, Shifted, at_step, row_parts
 from distillrs.knowledge.stages import Stage, checked_stages, stage_at
 from distillrs.knowledge.taps import OneTap, Record, record, unwrapped
 from distillrs.knowledge.teachers import Request, Teacher, ask, named_teachers
@@ -30,8 +30,8 @@ class Objective(nn.Module):
     mode, the student as it is. ``terms`` of the returned loss are the terms before their scales, and ``factor/name``
     where a balance is used; over micro-batches of one step they add up as the total does.
 
-    The objective owns what its parts train (projectors, banks, tables), and neither the student nor frozen teachers:
-    those follow its ``.to()``, but are not among its parameters and not in its state.
+    The objective owns what its parts train (projectors, banks, tables), and neither the student nor frozen teachers,
+    which are not among its parameters and not in its state. Frozen teachers follow its ``.to()``.
 
     With ``step.items`` every term is brought to a global count of items: a term over labelled rows is its local sum by
     ``items``, any other its local mean times the local share of the items. So gradients of micro-batches and of
@@ -76,6 +76,10 @@ class Objective(nn.Module):
             raise argument_error("terms", terms, "a list of terms, or stages=[...] instead")
         self.stages = checked_stages(stages if stages is not None else [Stage(list(terms or ()))])
         self.teachers = nn.ModuleDict(named_teachers(teachers))
+        if isinstance(balance, LossRatio):
+            names = [term.label for term in self._all_terms()]
+            if balance.reference not in names:
+                raise unknown_name_error("reference", balance.reference, names)
         self.balance = balance
         self.inputs = inputs
         self.labels = labels
@@ -86,10 +90,10 @@ class Objective(nn.Module):
         object.__setattr__(self, "_student", student)
         self._stage: int | None = None
         self._given_gradients: dict[str, bool] | None = None
-        self._names: dict[int, str] = {}
+        self._names: dict[Term, str] = {}
         parts: list[nn.Module] = []
         for term in self._all_terms():
-            self._names[id(term)] = self._unique(term.label)
+            self._names[term] = self._unique(term.label)
             if term.teacher_taps and term.teacher_name not in self.teachers:
                 raise unknown_name_error("teacher_name", term.teacher_name, list(self.teachers))
             owned = (term.align, term.divergence, term.target, term.scale, *row_parts(term.rows))
@@ -125,7 +129,7 @@ class Objective(nn.Module):
         network = self.student if student is None else student
         if not isinstance(network, nn.Module):
             raise argument_error("student", type(network).__name__, "None or the student, wrapped")
-        inputs = self.inputs(batch) if self.inputs else read_batch(batch, self.labels, self.ids, self.withheld)
+        inputs = self._read(batch)
         number, local = stage_at(self.stages, step)
         self._enter(number, network)
         scales = {id(term): at_step(term.scale, local) for term in self.stages[number].terms}
@@ -133,7 +137,7 @@ class Objective(nn.Module):
         found, answers = self._run(terms, inputs, step, network)
         values = {}
         for term in terms:
-            values[self._names[id(term)]] = term.value(
+            values[self._names[term]] = term.value(
                 _side(term.student_taps, found.values),
                 _side(term.teacher_taps, answers.get(term.teacher_name, {})),
                 inputs,
@@ -214,29 +218,54 @@ class Objective(nn.Module):
         network: nn.Module,
     ) -> Loss:
         if step.items is not None:
-            share = self._share(inputs, step.items)
+            counted = self._counted(inputs)
             for term in terms:
                 if isinstance(term.normaliser, str) and not term.counts(self.labels):
-                    values[self._names[id(term)]] = values[self._names[id(term)]] * share
-        scaled = {self._names[id(term)]: scales[id(term)] * values[self._names[id(term)]] for term in terms}
+                    value = values[self._names[term]]
+                    values[self._names[term]] = value * (counted.to(value) / step.items)
+        scaled = {self._names[term]: scales[id(term)] * values[self._names[term]] for term in terms}
         factors = self.balance(scaled, network) if self.balance is not None and scaled else {}
         total: Tensor | None = None
         for name, part in scaled.items():
             part = part * factors[name] if name in factors else part
             total = part if total is None else total + part
         logged = {name: value.detach() for name, value in values.items()}
-        logged |= {f"factor/{name}": torch.as_tensor(factor).detach() for name, factor in factors.items()}
+        for name, factor in factors.items():
+            logged[f"factor/{name}"] = torch.as_tensor(factor, device=scaled[name].device).detach()
         if total is None:
             # Of nothing, but with a graph: a trainer may call backward() at every step.
             total = _first_tensor(found.output).flatten()[:0].sum()
         return Loss(total, logged)
 
-    def _share(self, inputs: Inputs, items: int) -> float | Tensor:
-        """The part of all items that this batch has."""
+    def count_items(self, batch: Any) -> Tensor:
+        """The items of a batch: what ``step.items`` counts over all micro-batches and processes.
+
+        Labels that are not ignored, without the first of each row where a term shifts them; examples if the batch has
+        no class labels.
+
+        Args:
+            batch: As for a call.
+
+        Returns:
+            int64 [].
+        """
+        return self._counted(self._read(batch))
+
+    def _read(self, batch: Any) -> Inputs:
+        return self.inputs(batch) if self.inputs else read_batch(batch, self.labels, self.ids, self.withheld)
+
+    def _counted(self, inputs: Inputs) -> Tensor:
         labels = inputs.fields.get(self.labels)
-        if isinstance(labels, Tensor) and labels.dtype == torch.int64:
-            return counted_labels(labels) / items
-        return inputs.examples / items
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+            return torch.tensor(inputs.examples)
+        parts = [part for term in self._all_terms() for part in row_parts(term.rows)]
+        own = [part for part in parts if isinstance(part, Shifted | Labelled) and part.name == self.labels]
+        if any(isinstance(part, Shifted) for part in own):
+            labels = labels[..., 1:]
+        counts = torch.ones_like(labels, dtype=torch.bool)
+        for mark in {part.ignore_index for part in own} | {IGNORED}:
+            counts &= labels != mark
+        return counts.sum()
 
     def _enter(self, number: int, network: nn.Module) -> None:
         if number == self._stage:

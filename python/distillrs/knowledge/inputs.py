@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error, unknown_name_error
@@ -94,8 +93,3 @@ def read_batch(batch: Any, labels: str, ids: str, withheld: Iterable[str]) -> In
         got,
         "a mapping, a tensor, (inputs, labels), (inputs, labels, ids), or Objective(inputs=...) to read it",
     )
-
-
-def counted_labels(labels: Tensor) -> Tensor:
-    """How many labels are not ignored, as a tensor on their device."""
-    return (labels != IGNORED).sum().to(torch.float64 if labels.device.type == "cpu" else torch.float32)

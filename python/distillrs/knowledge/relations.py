@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
+from distillrs.knowledge.numerics import products, unit, wide
 
 
 class AttentionMap:
@@ -32,7 +33,7 @@ class AttentionMap:
     def _map(self, name: str, maps: Tensor) -> Tensor:
         if maps.ndim < 3:
             raise argument_error(name, f"shape {tuple(maps.shape)}", "maps [B, C, ...]")
-        flat = _wide(maps).abs().pow(self.p).mean(1).flatten(1)
+        flat = wide(maps).abs().pow(self.p).mean(1).flatten(1)
         return torch.nn.functional.normalize(flat, dim=1)
 
 
@@ -68,17 +69,17 @@ class Gram:
     def _products(self, name: str, features: Tensor) -> Tensor:
         if features.ndim < (2 if self.of == "examples" else 3 if self.of == "channels" else 2):
             raise argument_error(name, f"shape {tuple(features.shape)}", f"features of {self.of}")
-        vectors = _wide(features)
+        vectors = wide(features)
         if self.of == "examples":
             vectors = vectors.flatten(1)
         elif self.of == "channels":
             vectors = vectors.flatten(2)
         if self.normalise == "vectors":
-            vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        products = vectors @ vectors.mT
+            vectors = unit(vectors)
+        gram = products(vectors, vectors.mT)
         if self.normalise == "rows":
-            return torch.nn.functional.normalize(products, dim=-1)
-        return products / vectors.shape[-1] if self.normalise == "size" else products
+            return unit(gram)
+        return gram / vectors.shape[-1] if self.normalise == "size" else gram
 
 
 class HeadRelations:
@@ -109,8 +110,8 @@ class HeadRelations:
             if each.ndim != 3 or each.shape[-1] % self.heads:
                 allowed = f"[batch, tokens, width] with a width that {self.heads} heads divide"
                 raise argument_error(name, f"shape {tuple(each.shape)}", allowed)
-            split = _wide(each).reshape(*each.shape[:2], self.heads, -1).transpose(1, 2)
-            found.append(split @ split.mT / math.sqrt(split.shape[-1]))
+            split = wide(each).reshape(*each.shape[:2], self.heads, -1).transpose(1, 2)
+            found.append(products(split, split.mT) / math.sqrt(split.shape[-1]))
         return torch.stack(found, 1).permute(0, 3, 1, 2, 4)
 
 
@@ -126,7 +127,7 @@ class PairDistances:
 
     @staticmethod
     def _distances(features: Tensor) -> Tensor:
-        flat = _wide(features).flatten(1)
+        flat = wide(features).flatten(1)
         # From differences, not from products: near examples would lose their digits, and the root has no slope at 0.
         squares = (flat[:, None] - flat[None]).square().sum(-1)
         apart = squares > 0
@@ -146,10 +147,6 @@ class TripletAngles:
 
     @staticmethod
     def _angles(features: Tensor) -> Tensor:
-        flat = _wide(features).flatten(1)
-        edges = torch.nn.functional.normalize(flat[None] - flat[:, None], dim=2)
-        return (edges @ edges.mT).flatten(1)
-
-
-def _wide(features: Tensor) -> Tensor:
-    return features if features.dtype == torch.float64 else features.float()
+        flat = wide(features).flatten(1)
+        edges = unit(flat[None] - flat[:, None])
+        return products(edges, edges.mT).flatten(1)

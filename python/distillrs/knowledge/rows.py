@@ -45,7 +45,7 @@ class Shifted:
     ignore_index: int = IGNORED
 
     def labels(self, view: View) -> Tensor:
-        """The label of each row, ignored for the last.
+        """The label of each row, -100 where it is ignored and for the last.
 
         Raises:
             ArgumentError: The labels are not ``[..., L]`` with at least two axes.
@@ -54,11 +54,12 @@ class Shifted:
         if labels.ndim < 2:
             got = f"shape {tuple(labels.shape)}"
             raise argument_error(f"batch[{self.name!r}]", got, "[batch, tokens] for shifted labels")
-        return torch.cat([labels[..., 1:], torch.full_like(labels[..., :1], self.ignore_index)], -1)
+        labels = torch.cat([labels[..., 1:], torch.full_like(labels[..., :1], self.ignore_index)], -1)
+        return labels.masked_fill(labels == self.ignore_index, IGNORED)
 
     def __call__(self, view: View) -> Tensor:
         """Booleans ``[B, L]``."""
-        return self.labels(view) != self.ignore_index
+        return self.labels(view) != IGNORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,13 @@ class Labelled:
     ignore_index: int = IGNORED
 
     def labels(self, view: View) -> Tensor:
-        """The label of each row."""
-        return view.inputs.tensor(self.name)
+        """The label of each row, -100 where it is ignored."""
+        labels = view.inputs.tensor(self.name)
+        return labels.masked_fill(labels == self.ignore_index, IGNORED)
 
     def __call__(self, view: View) -> Tensor:
         """Booleans, shaped as the labels."""
-        return self.labels(view) != self.ignore_index
+        return self.labels(view) != IGNORED
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class SnapshotRing(Teacher):
                 return {tap: value.detach() for tap, value in found.values.items()}
             for tap, logits in found.values.items():
                 combined[tap] = add_member(combined.get(tap), logits.detach(), 1 / len(self._states), self.how)
-        return {tap: total if self.how == "logit" else total.log() for tap, total in combined.items()}
+        return {tap: total.log() if self.how == "vote" else total for tap, total in combined.items()}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The snapshots and their steps."""

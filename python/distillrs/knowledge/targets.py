@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
+from distillrs.knowledge.inputs import IGNORED
+from distillrs.knowledge.numerics import wide
 from distillrs.knowledge.rows import PerRow, at_step
 from distillrs.knowledge.view import View
 from distillrs.schedule import Ramp
@@ -50,7 +52,7 @@ class FromTeacher(Target):
         """See :class:`Target`."""
         if not isinstance(view.teacher, Tensor):
             raise argument_error("target", type(view.teacher).__name__, "a teacher's logits; a top-k cannot be mixed")
-        logits, temperature = _wide(view.teacher.detach()), view.teacher_temperature
+        logits, temperature = wide(view.teacher.detach()), view.teacher_temperature
         divisor = temperature.to(logits)[..., None] if isinstance(temperature, Tensor) else temperature
         return (logits / divisor).log_softmax(-1)
 
@@ -76,7 +78,7 @@ class Labels(Target):
     def log_probs(self, view: View) -> Tensor:
         """See :class:`Target`."""
         labels = view.required_labels("the target Labels")
-        logits = _wide(view.student)
+        logits = wide(view.student)
         vocabulary = logits.shape[-1]
         check_labels(labels, logits)
         # Rows whose label is ignored have weight 0: any entry will do there.
@@ -197,8 +199,13 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
     shape = tuple(logits.shape[:-1])
     if labels.dtype != torch.int64 or tuple(labels.shape) != shape:
         raise argument_error("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 of the rows' shape {shape}")
-    if labels.device.type == "cpu" and labels.numel() and int(labels.max()) >= logits.shape[-1]:
-        raise argument_error("labels", int(labels.max()), f"classes from 0 to {logits.shape[-1] - 1}")
+    # On a device the look would wait for it.
+    if labels.device.type != "cpu":
+        return
+    wrong = labels[((labels < 0) & (labels != IGNORED)) | (labels >= logits.shape[-1])]
+    if wrong.numel():
+        allowed = f"classes from 0 to {logits.shape[-1] - 1}, or {IGNORED} for none"
+        raise argument_error("labels", int(wrong[0]), allowed)
 
 
 def _check_share(share: Share) -> None:
@@ -218,7 +225,3 @@ def _share(share: Share, view: View, like: Tensor) -> Tensor:
         raise argument_error("share", f"shape {tuple(value.shape)}", f"a number for each row, {tuple(like.shape[:-1])}")
     value = value.detach().to(like)
     return value.reshape(*value.shape, *(1 for _ in range(like.ndim - value.ndim))) if value.ndim else value
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

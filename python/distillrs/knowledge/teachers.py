@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
 from distillrs.knowledge.inputs import Inputs
+from distillrs.knowledge.numerics import wide
 from distillrs.knowledge.taps import OneTap, Output, Record, record, tap_name
 from distillrs.step import Step
 from distillrs.trajectory import TeacherCache
@@ -106,7 +108,8 @@ def random_teacher(factory: Callable[[], nn.Module], seed: int = 0) -> FrozenTea
         seed: Of the draw.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random.generator_seed(Step(0, seed=seed), "random teacher"))
+        # The CPU's alone: torch.manual_seed would seed every device, and nothing gives those back.
+        torch.default_generator.manual_seed(random.generator_seed(Step(0, seed=seed), "random teacher"))
         network = factory()
     return FrozenTeacher(Frozen(network))
 
@@ -207,13 +210,13 @@ class Ensemble(Teacher):
                 if not isinstance(logits, Tensor):
                     raise argument_error("members", type(logits).__name__, "teachers that give logits")
                 combined[tap] = add_member(combined.get(tap), logits, weight, self.how)
-        return {tap: total if self.how == "logit" else total.log() for tap, total in combined.items()}
+        return {tap: total.log() if self.how == "vote" else total for tap, total in combined.items()}
 
 
 def add_member(
     total: Tensor | None, logits: Tensor, weight: float, how: Literal["probability", "logit", "vote"]
 ) -> Tensor:
-    """Adds one member to an ensemble's sum of probabilities, logits or votes.
+    """Adds one member to an ensemble's sum of probabilities, kept as its logarithm, or of logits or votes.
 
     Args:
         total: ``[..., vocabulary]`` so far, or ``None``.
@@ -221,12 +224,14 @@ def add_member(
         weight: Of the member.
         how: What is added up.
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    share = wide(logits)
     if how == "probability":
-        wide = wide.softmax(-1)
-    elif how == "vote":
-        wide = nn.functional.one_hot(wide.argmax(-1), wide.shape[-1]).to(wide.dtype)
-    return weight * wide if total is None else total + weight * wide
+        # In logarithms: a sum of probabilities would lose the rare ones.
+        share = share.log_softmax(-1) + (math.log(weight) if weight else -math.inf)
+        return share if total is None else torch.logaddexp(total, share)
+    if how == "vote":
+        share = nn.functional.one_hot(share.argmax(-1), share.shape[-1]).to(share.dtype)
+    return weight * share if total is None else total + weight * share
 
 
 class Cached(Teacher):

@@ -13,7 +13,7 @@ from distillrs.errors import argument_error
 from distillrs.knowledge.alignments import Alignment, Side, identity
 from distillrs.knowledge.divergences import Divergence
 from distillrs.knowledge.inputs import IGNORED, Inputs
-from distillrs.knowledge.rows import Labelled, PerRow, Rows, RowWeights, Shifted, at_step, row_parts, weigh
+from distillrs.knowledge.rows import Labelled, Mask, PerRow, Rows, RowWeights, Shifted, at_step, row_parts, weigh
 from distillrs.knowledge.taps import AnyTap, OneTap, as_taps, tap_name
 from distillrs.knowledge.targets import FromTeacher, Labels, Target, check_labels
 from distillrs.knowledge.view import View
@@ -82,6 +82,16 @@ class Term:
             raise argument_error("target", self.target, "a target, such as Labels()")
         if isinstance(self.divergence, Divergence) and not isinstance(self.target, FromTeacher):
             raise argument_error("target", self.target, f"FromTeacher() with {type(self.divergence).__name__}")
+        if not self.target.needs_teacher and self.align is not identity:
+            got, allowed = (
+                type(self.align).__name__,
+                "no alignment with a target that needs no teacher: tap what it is for",
+            )
+            raise argument_error("align", got, allowed)
+        is_tempered = isinstance(self.divergence, RowDivergence) or self.divergence.tempered
+        if self.temperature_rule == "squared" and not is_tempered:
+            got = f"'squared' with {type(self.divergence).__name__}, which divides nothing by a temperature"
+            raise argument_error("temperature_rule", got, "'none'")
         row_parts(self.rows)
         for name in ("temperature", "teacher_temperature"):
             value = getattr(self, name)
@@ -92,7 +102,13 @@ class Term:
                 raise argument_error(name, value, "a positive number, a tensor, a ramp or PerRow(...)")
         if self.temperature_rule not in ("none", "squared"):
             raise argument_error("temperature_rule", self.temperature_rule, "'none' or 'squared'")
-        if self.temperature_rule == "squared" and self.teacher_temperature not in (None, self.temperature):
+        same = self.teacher_temperature is None or self.teacher_temperature is self.temperature
+        numbers = isinstance(self.temperature, int | float) and isinstance(self.teacher_temperature, int | float)
+        if (
+            self.temperature_rule == "squared"
+            and not same
+            and not (numbers and self.temperature == self.teacher_temperature)
+        ):
             got = "'squared' with different temperatures for student and teacher"
             raise argument_error("temperature_rule", got, "'none', or equal temperatures: T^2 has no meaning otherwise")
         if not callable(self.scale) and not (isinstance(self.scale, int | float) and math.isfinite(self.scale)):
@@ -128,7 +144,7 @@ class Term:
         Args:
             items: The batch entry whose labels are counted.
         """
-        if self.normaliser != "rows":
+        if self.normaliser != "rows" or any(isinstance(part, Mask) for part in row_parts(self.rows)):
             return False
         labelled = [part for part in row_parts(self.rows) if isinstance(part, Shifted | Labelled)]
         return any(part.name == items for part in labelled) or (not labelled and self._needs_labels)
@@ -212,7 +228,8 @@ class Term:
         student, temperature = view.student, view.temperature
         if isinstance(self.target, FromTeacher):
             if isinstance(view.teacher, TopK):
-                if isinstance(temperature, Tensor) or view.teacher_temperature != temperature:
+                several = isinstance(temperature, Tensor) or isinstance(view.teacher_temperature, Tensor)
+                if several or view.teacher_temperature != temperature:
                     raise argument_error("temperature", "one for each row or side", "one number for a cached teacher")
                 factor = temperature**2 if self.temperature_rule == "squared" else 1.0
                 sparse: Tensor = sparse_row_divergence(
@@ -302,7 +319,7 @@ class Term:
         given = weights.mask if self.normaliser == "rows" else weights.weight
         if given is None:
             return float(max(math.prod(shape), 1))
-        total = given.sum()
+        total = given.sum(dtype=torch.float32) if given.dtype in (torch.float16, torch.bfloat16) else given.sum()
         return (
             total.clamp(min=1) if self.normaliser == "rows" else torch.where(total > 0, total, torch.ones_like(total))
         )
@@ -313,7 +330,10 @@ def _temperature(value: Temperature, view: View) -> float | Tensor:
         return value.function(view).detach()
     if isinstance(value, Tensor):
         return value
-    return at_step(value, view.local)
+    number = at_step(value, view.local)
+    if not number > 0:
+        raise argument_error("temperature", number, f"positive numbers at every step; this is step {view.local.index}")
+    return number
 
 
 def _is_present(view: View) -> Tensor:

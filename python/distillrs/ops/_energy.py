@@ -36,9 +36,9 @@ def energy(
       ``n (n - 1)``.
     - energy distance (Szekely and Rizzo, 2013): the same with ``NegativeDistance()``.
 
-    Arithmetic is in float64 where the device has it: squared distances of near points are differences of large
-    numbers. Pairs that rounding cannot tell from coinciding ones count as such. The gradient with respect to both
-    sets, which may be one, is formed on the way back, tile by tile; a second derivative is refused.
+    Arithmetic is in float64 where the device has it, and distances of near points are taken from their differences. The
+    gradient with respect to both sets, which may be one, is formed on the way back, tile by tile; a second derivative
+    is refused.
 
     Args:
         x: ``[n, *features]``: float64, float32, bfloat16 or float16.
@@ -151,6 +151,12 @@ class _Pairs:
                 if not self.kernel.of_product:
                     scale = square[rows, None] + other[points]
                     u = torch.add(scale, u, alpha=-2)
-                    # Below what rounding leaves of the difference the points are the same.
-                    u = torch.where(u <= 16 * torch.finfo(self.dtype).eps * scale, 0.0, u)
+                    self._set_near(u, scale, rows, points)
                 yield rows, points, u
+
+    def _set_near(self, u: Tensor, scale: Tensor, rows: slice, points: slice) -> None:
+        """Near points from their differences: of their products rounding would leave too few digits."""
+        near = (u <= torch.finfo(self.dtype).eps ** 0.4 * scale).nonzero()
+        for part in near.split(max(1, _PAIRS_AT_ONCE // max(1, self.x.shape[1]))):
+            i, j = part.unbind(1)
+            u[i, j] = (self.x[rows][i] - self.y[points][j]).square().sum(1)

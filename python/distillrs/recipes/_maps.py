@@ -11,6 +11,7 @@ from torch import nn
 
 from distillrs.diffusion import Network, NetworkAdapter
 from distillrs.errors import argument_error
+from distillrs.frozen import Frozen
 from distillrs.schedule import EDM, Adjacent, PairLaw, ScheduledPairs, karras
 from distillrs.step import Step
 
@@ -18,6 +19,11 @@ from distillrs.step import Step
 def adapted(network: nn.Module | NetworkAdapter, **settings: Any) -> NetworkAdapter:
     """A plain module in the recipe's own adapter; an adapter as it is."""
     return Network(network, **settings) if isinstance(network, nn.Module) else network
+
+
+def frozen(teacher: nn.Module | NetworkAdapter) -> nn.Module | NetworkAdapter:
+    """A plain module in evaluation mode and without gradients; an adapter as it is."""
+    return Frozen(teacher) if isinstance(teacher, nn.Module) and not isinstance(teacher, Frozen) else teacher
 
 
 def preconditioned(network: nn.Module | NetworkAdapter, path: EDM) -> NetworkAdapter:
@@ -48,6 +54,8 @@ def run_length(step: Step, steps: int | None) -> int:
     total = step.total if steps is None else steps
     if total is None:
         raise argument_error("steps", None, "a length, or a Step with a total: the curriculum is a share of the run")
+    if total < 1:
+        raise argument_error("steps", total, "a length of at least 1")
     return total
 
 

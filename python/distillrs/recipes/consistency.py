@@ -24,6 +24,7 @@ from distillrs.errors import argument_error
 from distillrs.recipes._maps import (
     check_levels,
     doubling_levels,
+    frozen,
     growing_levels,
     levels_law,
     preconditioned,
@@ -88,7 +89,7 @@ def consistency_distillation(
     if solver not in ("heun", "euler", "ddim"):
         raise argument_error("solver", solver, "'heun', 'euler' or 'ddim'")
     check_levels(levels, levels)
-    score = teacher if isinstance(teacher, Score) else Teacher(preconditioned(teacher, path), "F")
+    score = teacher if isinstance(teacher, Score) else Teacher(preconditioned(frozen(teacher), path), "F")
     return FlowMap(
         preconditioned(network, path),
         path=path,

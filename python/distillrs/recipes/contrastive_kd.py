@@ -79,5 +79,6 @@ def contrastive_kd(
 
 def _head(size: int, width: int, name: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random.generator_seed(Step(0, seed=seed), name))
+        # The CPU's alone: torch.manual_seed would seed every device, and nothing gives those back.
+        torch.default_generator.manual_seed(random.generator_seed(Step(0, seed=seed), name))
         return nn.Sequential(nn.Flatten(), nn.Linear(size, width))

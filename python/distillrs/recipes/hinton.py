@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from distillrs import ops
+from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Objective, Term
 from distillrs.recipes._networks import LOGITS, frozen, task
 from distillrs.registry import recipe
@@ -36,6 +37,8 @@ def hinton(
     Raises:
         ArgumentError: A value that is not allowed.
     """
+    if not isinstance(weight, int | float) or not 0 <= weight <= 1:
+        raise argument_error("weight", weight, "a number from 0 to 1")
     soft = Term(
         logits,
         divergence=ops.ForwardKL(),

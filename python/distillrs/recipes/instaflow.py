@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from distillrs.diffusion import Data, Diagonal, Endpoint, FlowMap, Metric, NetworkAdapter
+from distillrs.diffusion import Data, Diagonal, Endpoint, FlowMap, Metric, NetworkAdapter, NoisedData
 from distillrs.errors import argument_error
 from distillrs.recipes._maps import adapted
 from distillrs.registry import recipe
@@ -58,6 +58,7 @@ def instaflow(
         return FlowMap(
             adapter,
             path=RectifiedFlow(),
+            states=NoisedData(coupled=True),
             residual=Diagonal(Data()),
             pairs=Triangle(diagonal=1.0, diagonal_law=Uniform()),
             seed=seed,
@@ -65,6 +66,7 @@ def instaflow(
     return FlowMap(
         adapter,
         path=RectifiedFlow(),
+        states=NoisedData(coupled=True),
         residual=Endpoint(space="state"),
         pairs=Neighbouring((0.0, 1.0)),
         metric=metric,

@@ -6,7 +6,7 @@ from torch import nn
 
 from distillrs.diffusion import FlowMap, Jump, NetworkAdapter, Score, Semigroup, Solver, Teacher, Weighted
 from distillrs.errors import argument_error
-from distillrs.recipes._maps import adapted
+from distillrs.recipes._maps import adapted, frozen
 from distillrs.registry import recipe
 from distillrs.schedule import VP, Kind, Neighbouring, Path, TruncatedSNR
 
@@ -52,11 +52,13 @@ def progressive_distillation(
     path = VP.cosine() if path is None else path
     if isinstance(sampling_steps, bool) or not isinstance(sampling_steps, int) or sampling_steps < 1:
         raise argument_error("sampling_steps", sampling_steps, "a positive integer")
+    if kind in ("noise", "score") and float(path.alpha(1.0)) == 0:
+        raise argument_error("kind", kind, "'v', 'x0' or 'velocity': at time 1 this path has no signal left")
     return FlowMap(
         adapted(network, times="t"),
         path=path,
         head=Jump(kind),
-        source=teacher if isinstance(teacher, Score) else Teacher(adapted(teacher, times="t"), kind),
+        source=teacher if isinstance(teacher, Score) else Teacher(adapted(frozen(teacher), times="t"), kind),
         residual=Semigroup(Solver(None, "ddim")),
         pairs=Neighbouring(tuple(level / sampling_steps for level in range(sampling_steps + 1))),
         balance=Weighted(TruncatedSNR(), kind),

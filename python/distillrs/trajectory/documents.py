@@ -237,6 +237,10 @@ class Documents:
             for each, column in self._columns(partitions).items():
                 out.log_partition[each].copy_(column)
             return out
+        if local is not None:
+            for each, column in self._columns(partitions).items():
+                local.log_partition[each].copy_(column)
+            return local
         ids, log_probs, tail, partitions = (
             each.to(target, non_blocking=True) for each in (ids, log_probs, tail, partitions)
         )

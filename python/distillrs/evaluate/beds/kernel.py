@@ -69,6 +69,8 @@ class KernelDensity:
             found: Tensor = mixture_denoiser(flat, data, alpha, sigma, bandwidth=self.bandwidth)
             return found.reshape(x.shape)
         label = self._label(condition, len(x))
+        if not len(x):
+            return x
         parts, places = [], []
         for value in sorted(set(label.tolist())):
             place = (label == value).nonzero()[:, 0]
@@ -99,4 +101,7 @@ class KernelDensity:
         if count and not -1 <= int(label.min()) <= int(label.max()) < self.classes:
             got = f"labels from {int(label.min())} to {int(label.max())}"
             raise argument_error("condition", got, f"labels from 0 to {self.classes - 1}, or -1 for every class")
+        empty = [value for value in sorted(set(label.tolist())) if value >= 0 and not len(self._rows[value])]
+        if empty:
+            raise argument_error("condition", f"the label {empty[0]}", "labels of which there are examples")
         return label

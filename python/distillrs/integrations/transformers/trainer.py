@@ -100,7 +100,10 @@ class Distil:
             items=items,
         )
         outputs: list[Any] = []
-        hook = model.register_forward_hook(lambda module, given, output: outputs.append(output))
+        # A copy of the model that is made meanwhile has this hook too.
+        hook = model.register_forward_hook(
+            lambda module, given, output: outputs.append(output) if return_outputs and module is model else None
+        )
         try:
             with its.accelerator.autocast():
                 loss = self.objective(inputs, step, student=model)
@@ -110,7 +113,13 @@ class Distil:
             self._micro_batch += 1
             self._terms.add(loss.terms)
         total = loss.total * world if items is not None else loss.total
-        return (total, outputs[0]) if return_outputs else total
+        if not return_outputs:
+            return total
+        # The Trainer takes what follows the loss, or the entries of a mapping.
+        given = outputs[0]
+        if not isinstance(given, dict):
+            given = {"loss": total, "logits": given[0] if isinstance(given, tuple) else given}
+        return total, given
 
     def training_step(self, *arguments: Any, **settings: Any) -> Tensor:
         """The Trainer's, and what it does not do for parameters that are not the model's."""
@@ -126,6 +135,8 @@ class Distil:
 
     def create_optimizer(self, *arguments: Any, **settings: Any) -> Any:
         """The Trainer's optimiser with the objective's own parameters in it."""
+        # Gives back the flags that a stage of an earlier call took: the Trainer leaves out what needs no gradient.
+        self.objective.parameter_groups()
         given = self._its.optimizer is not None
         parent: Any = super()
         optimizer = parent.create_optimizer(*arguments, **settings)
