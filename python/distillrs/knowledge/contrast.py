@@ -24,7 +24,8 @@ class InfoNCE(nn.Module, Divergence):
     ``-log softmax_j(cos(s_i, t_j) / tau)_i``. An example that comes twice would be its own negative: rows with the same
     id (without ids in the batch: with the same teacher features) count as positives, of whose terms the mean is taken,
     or are left out. The loss bounds the mutual information from below by ``log K - loss``, K the number of candidates,
-    so a loss near 0 says that K is too small, not that all is learned. Source: van den Oord et al., 2018; the queue is
+    so a loss near 0 says that K is too small, not that all is learned. Several processes have a queue each, of which
+    the trainers' hooks save the first one's. Source: van den Oord et al., 2018; the queue is
     that of He et al., MoCo, CVPR 2020.
 
     Args:
@@ -127,7 +128,8 @@ class NoiseContrast(nn.Module, Divergence):
 
     and the same of t_i in M_s. Z is N times the mean of the exponentials at the first call and then fixed. The memories
     follow the networks: ``M[i] <- normalise(momentum M[i] + (1 - momentum) row)``, after each training call. Negatives
-    are drawn for each example by its id and the step. Memories, Z and nothing else are state. Source: Tian et al.,
+    are drawn for each example by its id and the step. Memories, Z and nothing else are state; several processes have
+    their own, of which the trainers' hooks save the first one's. Source: Tian et al.,
     Contrastive Representation Distillation, ICLR 2020, and its authors' code.
 
     Args:

@@ -111,7 +111,8 @@ class SnapshotTable(Teacher):
     student's softmax of this batch, at temperature 1 and in the student's own mode: under augmentation that is the
     prediction on the view of that time. A mixture of examples has no row: give such batches another teacher. With
     several processes each has a table of its own: let a process see the same examples in every epoch, or use
-    :class:`SnapshotRing`. The table is saved with the objective. Source: Kim et al., Self-Knowledge Distillation with
+    :class:`SnapshotRing`. The table is saved with the objective; of several processes the trainers' hooks save the
+    first one's. Source: Kim et al., Self-Knowledge Distillation with
     Progressive Refinement of Targets, ICCV 2021, and its authors' code.
 
     Args:

@@ -18,6 +18,9 @@ from distillrs.step import Step
 class Stage:
     """Terms for a number of steps. Ramps in them see the stage's own steps, from 0.
 
+    In ``DistributedDataParallel`` a stage that leaves parameters without a gradient needs
+    ``find_unused_parameters=True``.
+
     Attributes:
         terms: What is minimised.
         steps: Length; ``None``, for the last stage alone, lasts as long as the run.

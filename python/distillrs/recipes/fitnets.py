@@ -50,7 +50,8 @@ def fitnets(
         hint: Path of the teacher's.
         student_width: Channels of the guided layer.
         teacher_width: Of the hint.
-        hint_steps: Length of stage 1.
+        hint_steps: Length of stage 1, in which the layers above the guided one have no gradient: in
+            ``DistributedDataParallel`` that takes ``find_unused_parameters=True``.
         regressor: From the guided layer's output to the hint's shape, trained and discarded; ``None`` for a linear one.
         trainable: What of the student stage 1 trains, as of :class:`~distillrs.knowledge.Stage`; ``None`` leaves all,
             of which those above the guided layer get no gradient.
