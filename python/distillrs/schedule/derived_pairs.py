@@ -39,20 +39,13 @@ class Adjacent(PairLaw):
         if not isinstance(self.end, Segments) and not 0 <= self.end < 1:
             raise argument_error("end", self.end, "a time from 0 to below 1, or segments")
 
-    def draw(
-        self,
-        units: Units,
-        *shape: int,
-        step: Step | int,
-        name: str = "t",
-        device: torch.device | str | None = None,
-    ) -> Times:
-        """Draws triples; see :class:`PairLaw`."""
-        t, s, _ = self.law.draw(units, *shape, step=step, name=name)
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
+        t, s, _ = self.law.pairs(units, shape, step, name)
         end = self.end.below(t) if isinstance(self.end, Segments) else torch.full_like(t, self.end)
         # A step that would cross the end stops there.
         s = torch.maximum(s, torch.minimum(end, t))
-        return Times(t.to(device), torch.minimum(end, t).to(device), s.to(device))
+        return Times(t, torch.minimum(end, t), s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +64,11 @@ class Neighbouring(PairLaw):
             raise argument_error("times", self.times, "two or more distinct times from 0 to 1")
         object.__setattr__(self, "times", times)
 
-    def draw(
-        self,
-        units: Units,
-        *shape: int,
-        step: Step | int,
-        name: str = "t",
-        device: torch.device | str | None = None,
-    ) -> Times:
-        """Draws pairs; see :class:`PairLaw`."""
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
         low = random.integers(units, len(self.times) - 1, *shape, step=step, name=name)
         times = torch.tensor(self.times, dtype=torch.float64)
-        return Times(times[low + 1].to(device), times[low].to(device))
+        return Times(times[low + 1], times[low])
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +92,16 @@ class WithDiagonal(PairLaw):
         if self.diagonal_law is not None:
             _check_law("diagonal_law", self.diagonal_law)
 
-    def draw(
-        self,
-        units: Units,
-        *shape: int,
-        step: Step | int,
-        name: str = "t",
-        device: torch.device | str | None = None,
-    ) -> Times:
-        """Draws pairs or triples; see :class:`PairLaw`."""
-        t, r, middle = self.law.draw(units, *shape, step=step, name=name)
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
+        t, r, middle = self.law.pairs(units, shape, step, name)
         kind = random.uniform(units, *shape, step=step, name=f"{name}/on diagonal", dtype=torch.float64)
         on = kind < self.share
         if self.diagonal_law is not None:
             t = torch.where(on, self.diagonal_law.draw(units, *shape, step=step, name=f"{name}/diagonal"), t)
         r = torch.where(on, t, r)
-        middle = None if middle is None else torch.where(on, t, middle).to(device)
-        return Times(t.to(device), r.to(device), middle)
+        middle = None if middle is None else torch.where(on, t, middle)
+        return Times(t, r, middle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +114,8 @@ class ScheduledPairs(PairLaw):
 
     make: Callable[[Step], PairLaw]
 
-    def draw(
-        self,
-        units: Units,
-        *shape: int,
-        step: Step | int,
-        name: str = "t",
-        device: torch.device | str | None = None,
-    ) -> Times:
-        """Draws from the step's law; see :class:`PairLaw`."""
-        law = self.make(Step.of(step))
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
+        law = self.make(step)
         _check_pairs("make", law)
-        return law.draw(units, *shape, step=step, name=name, device=device)
+        return law.pairs(units, shape, step, name)

@@ -41,6 +41,19 @@ class PairLaw(ABC):
     __slots__ = ()
 
     @abstractmethod
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """What a law has to say: its times on the CPU, a pure function of the arguments.
+
+        Args:
+            units: Whom to draw for.
+            shape: Of each unit's draw.
+            step: Where in the run.
+            name: What the draw is for.
+
+        Returns:
+            float64 ``[len(units), *shape]`` each.
+        """
+
     def draw(
         self,
         units: Units,
@@ -54,6 +67,8 @@ class PairLaw(ABC):
         Returns:
             Tensors ``[len(units), *shape]``.
         """
+        t, r, middle = self.pairs(units, shape, Step.of(step), name)
+        return Times(t.to(device), r.to(device), None if middle is None else middle.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +105,8 @@ class Triangle(PairLaw):
         if self.diagonal_law is not None:
             _check_law("diagonal_law", self.diagonal_law)
 
-    def draw(
-        self,
-        units: Units,
-        *shape: int,
-        step: Step | int,
-        name: str = "t",
-        device: torch.device | str | None = None,
-    ) -> Times:
-        """Draws pairs; see :class:`PairLaw`."""
-        step = Step.of(step)
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
         # The greater of two draws has the square of the law's distribution function, the smaller, given the greater,
         # the law up to there: two quantiles and no sorting, so that bounds stay exact.
         top = self.law._share(units, shape, step, name).sqrt()
@@ -112,7 +119,7 @@ class Triangle(PairLaw):
         if self.diagonal_law is not None:
             alone = self.diagonal_law.draw(units, *shape, step=step, name=f"{name}/diagonal")
             t = torch.where(on_diagonal, alone, t)
-        return Times(t.to(device), torch.where(on_diagonal, t, r).to(device))
+        return Times(t, torch.where(on_diagonal, t, r))
 
     def _lower(self, t: Tensor, top: Tensor, within: Tensor) -> Tensor:
         if self.maximum_gap == 1:
@@ -150,17 +157,10 @@ class Segments(PairLaw):
         object.__setattr__(self, "edges", edges)
         _check_law("law", self.law)
 
-    def draw(
-        self,
-        units: Units,
-        *shape: int,
-        step: Step | int,
-        name: str = "t",
-        device: torch.device | str | None = None,
-    ) -> Times:
-        """Draws pairs; see :class:`PairLaw`."""
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
         t = self.law.draw(units, *shape, step=step, name=name)
-        return Times(t.to(device), self.below(t).to(device))
+        return Times(t, self.below(t))
 
     def below(self, t: Tensor) -> Tensor:
         """The lower edge of each time's segment: float64, of the shape of ``t``."""
@@ -187,20 +187,13 @@ class Nested(PairLaw):
         if not 1 <= self.depth <= 52:
             raise argument_error("depth", self.depth, "an integer from 1 to 52")
 
-    def draw(
-        self,
-        units: Units,
-        *shape: int,
-        step: Step | int,
-        name: str = "t",
-        device: torch.device | str | None = None,
-    ) -> Times:
-        """Draws triples; see :class:`PairLaw`."""
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
         level = random.integers(units, self.depth, *shape, step=step, name=name)
         share = random.uniform(units, *shape, step=step, name=name, dtype=torch.float64)
         size = torch.exp2(-level.double())
         r = (share / size).floor() * size
-        return Times((r + size).to(device), r.to(device), (r + size / 2).to(device))
+        return Times((r + size), r, (r + size / 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,17 +240,10 @@ class BinnedLogNormal(PairLaw):
         low, high = scores[:-1], scores[1:]
         return torch.where(low > 0, torch.erfc(low) - torch.erfc(high), torch.erfc(-high) - torch.erfc(-low))
 
-    def draw(
-        self,
-        units: Units,
-        *shape: int,
-        step: Step | int,
-        name: str = "t",
-        device: torch.device | str | None = None,
-    ) -> Times:
-        """Draws pairs; see :class:`PairLaw`."""
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
         edges = self._weights().cumsum(0)
         share = random.uniform(units, *shape, step=step, name=name, dtype=torch.float64) * edges[-1]
         low = torch.searchsorted(edges, share, right=True).clamp(max=len(edges) - 1)
         times = torch.tensor(self.times, dtype=torch.float64)
-        return Times(times[low + 1].to(device), times[low].to(device))
+        return Times(times[low + 1], times[low])
