@@ -90,19 +90,14 @@ _LABELS = Labels()
 _TEACHER = FromTeacher()
 
 
-@dataclass(frozen=True, slots=True)
-class Arithmetic(Target):
-    """``(1 - share) first + share second``, of probabilities.
+class Mix(Target):
+    """A mix of two targets; what its kinds share."""
 
-    Attributes:
-        share: Of the second: a number from 0 to 1, a ramp of the step, a tensor with one for each row, or ``PerRow``.
-        first: A target.
-        second: A target.
-    """
+    __slots__ = ()
 
     share: Share
-    first: Target = _LABELS
-    second: Target = _TEACHER
+    first: Target
+    second: Target
 
     def __post_init__(self) -> None:
         _check_share(self.share)
@@ -117,6 +112,21 @@ class Arithmetic(Target):
         """Whether either part does."""
         return self.first.needs_labels or self.second.needs_labels
 
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic(Mix):
+    """``(1 - share) first + share second``, of probabilities.
+
+    Attributes:
+        share: Of the second: a number from 0 to 1, a ramp of the step, a tensor with one for each row, or ``PerRow``.
+        first: A target.
+        second: A target.
+    """
+
+    share: Share
+    first: Target = _LABELS
+    second: Target = _TEACHER
+
     def log_probs(self, view: View) -> Tensor:
         """See :class:`Target`."""
         first, second = self.first.log_probs(view), self.second.log_probs(view)
@@ -125,7 +135,7 @@ class Arithmetic(Target):
 
 
 @dataclass(frozen=True, slots=True)
-class Geometric(Target):
+class Geometric(Mix):
     """``first^(1 - share) second^share``, normalised.
 
     A part that excludes an entry excludes it from the mix, unless its share is 0.
@@ -139,19 +149,6 @@ class Geometric(Target):
     share: Share
     first: Target
     second: Target = _TEACHER
-
-    def __post_init__(self) -> None:
-        _check_share(self.share)
-
-    @property
-    def needs_teacher(self) -> bool:  # type: ignore[override]  # a property where the others have a constant
-        """Whether either part does."""
-        return self.first.needs_teacher or self.second.needs_teacher
-
-    @property
-    def needs_labels(self) -> bool:  # type: ignore[override]  # a property where the others have a constant
-        """Whether either part does."""
-        return self.first.needs_labels or self.second.needs_labels
 
     def log_probs(self, view: View) -> Tensor:
         """See :class:`Target`."""
