@@ -51,8 +51,11 @@ def mean_flow(network: nn.Module, x0: Tensor) -> Tensor:
     r = torch.where(torch.rand(len(x0)) < 0.75, t, r)
     noise = torch.randn_like(x0)
     z, velocity = (1 - t[:, None]) * x0 + t[:, None] * noise, noise - x0
-    function = lambda z, t, r: network(z, t, t - r)  # noqa: E731
-    output, slope = torch.func.jvp(function, (z, t, r), (velocity, torch.ones_like(t), torch.zeros_like(r)))
+
+    def average(z: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        return network(z, t, t - r)
+
+    output, slope = torch.func.jvp(average, (z, t, r), (velocity, torch.ones_like(t), torch.zeros_like(r)))
     error = (output - (velocity - (t - r)[:, None] * slope).detach()).square().sum(1)
     return (error / (error.detach() + 1e-3)).mean()
 

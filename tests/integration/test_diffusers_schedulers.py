@@ -202,7 +202,7 @@ def test_any_levels_of_edm_export():
     assert torch.allclose(back.sigmas, grid.sigmas, rtol=1e-6)
     start = X * grid.sigmas[0]
     found = play(exported, start, grid.times)
-    scaled = lambda x, t: network(x / torch.hypot(path.sigma(t), torch.tensor(0.7).double()), t)  # noqa: E731
+    scaled = lambda x, t: network(x / torch.hypot(path.sigma(t), torch.tensor(0.7).double()), t)
     ours = integrate(grid, start, scaled, solver="euler", kind="F")
     assert torch.allclose(found, ours, rtol=1e-5, atol=1e-5)
     assert float(exported.scheduler.timesteps[0]) == pytest.approx(0.25 * math.log(72.0), rel=1e-6)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,39 +12,26 @@ import torch
 
 from distillrs.ops import TopK
 from distillrs.trajectory import UNCHECKED, TeacherCache
+from killed_writers import killed_writers, remove_logs
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 
 V, K = 60, 9
 
-# The parent forks these many times; importing torch anew each time would take a second.
-NURSERY = """
-import os, sys
-import torch
+KILLED = """
 from distillrs.trajectory import UNCHECKED, TeacherCache
-
-path, = sys.argv[1:]
-torch.set_num_threads(1)
 
 def answers(number):
     return torch.randn(1 + number % 7, 60, generator=torch.Generator().manual_seed(number))
 
-for line in sys.stdin:
-    first, last = map(int, line.split())
-    child = os.fork()
-    if child == 0:
-        out = os.fdopen(os.dup(1), "w", buffering=1)
-        with TeacherCache.create(path, 60, 9, UNCHECKED, exist_ok=True) as cache:
-            for key in cache.missing([f"document {number}" for number in range(first, last)]):
-                cache.append(key, answers(int(key.split()[1])))
-                if int(key.split()[1]) % 3 == 0:
-                    cache.flush()
-                    print("acknowledged", key.split()[1], file=out)
-        print("done", 0, file=out)
-        os._exit(0)
-    print("child", child, flush=True)
-    os.waitpid(child, 0)
-    print("ended", 0, flush=True)
+def write(path, first, last):
+    with TeacherCache.create(path, 60, 9, UNCHECKED, exist_ok=True) as cache:
+        for key in cache.missing([f"document {number}" for number in range(first, last)]):
+            number = int(key.split()[1])
+            cache.append(key, answers(number))
+            if number % 3 == 0:
+                cache.flush()
+                yield number
 """
 
 
@@ -75,39 +60,14 @@ def check(path: Path, due: set[int]) -> set[int]:
 
 
 def kill_repeatedly(path: Path, times: int, seed: int) -> None:
-    draw = random.Random(seed)
-    nursery = subprocess.Popen([sys.executable, "-c", NURSERY, str(path)], stdin=-1, stdout=-1, text=True)
-    assert nursery.stdin is not None
-    assert nursery.stdout is not None
-    acknowledged: set[int] = set()
-    unacknowledged = 0
-    for turn in range(times):
-        first = 40 * (turn // 3)  # the next writer goes on where a killed one ended
-        nursery.stdin.write(f"{first} {first + 60}\n")
-        nursery.stdin.flush()
-        child = int(nursery.stdout.readline().split()[1])
-        patience, heard = draw.randrange(0, 22), 0
-        while True:
-            if heard == patience:
-                time.sleep(draw.random() * 0.002)
-                subprocess.run(["kill", "-9", str(child)], check=False, stderr=subprocess.DEVNULL)
-            word, number = nursery.stdout.readline().split()
-            if word == "ended":
-                break
-            heard += 1
-            if word == "acknowledged":
-                acknowledged.add(int(number))
+    acknowledged, unacknowledged = set[int](), 0
+    for acknowledged in killed_writers(KILLED, path, times, new=40, shared=20, seed=seed):
         unacknowledged += len(check(path, acknowledged) - acknowledged)
-    nursery.stdin.close()
-    assert nursery.wait(30) == 0
-    nursery.stdout.close()
     # Otherwise no kill came between an append and the next acknowledgement.
     assert unacknowledged > 0
     with TeacherCache.create(path, V, K, UNCHECKED, exist_ok=True) as cache:
         assert cache.verify().sound
-    # All is sealed: the log of a writer that died before its first whole record may stay, and holds nothing.
-    for log in path.glob("*.dlog"):
-        log.unlink()
+    remove_logs(path)
     check(path, acknowledged)
 
 

@@ -40,7 +40,7 @@ def distance(a, b):
 @given(two_sets(), st.integers(1, 3))
 def test_neighbourhoods_against_loops(sets, k):
     x, y = sets
-    radius = lambda points, i: sorted(distance(points[i], p) for j, p in enumerate(points) if j != i)[k - 1]  # noqa: E731
+    radius = lambda points, i: sorted(distance(points[i], p) for j, p in enumerate(points) if j != i)[k - 1]
     of_x, of_y = ([radius(points, i) for i in range(len(points))] for points in (x, y))
     inside = [[distance(a, b) <= of_y[j] for j, b in enumerate(y)] for a in x]
     covers = [[distance(a, b) <= of_x[i] for i, a in enumerate(x)] for b in y]

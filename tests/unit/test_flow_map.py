@@ -388,7 +388,7 @@ def test_the_target_is_the_output_that_solves_the_residual(head, residual):
 
 
 def test_differences_at_the_ends_of_time_are_of_the_steps_that_were_taken():
-    function = lambda x, t, r: t[:, None] * x + 2 * r[:, None] * x  # noqa: E731
+    function = lambda x, t, r: t[:, None] * x + 2 * r[:, None] * x
     t = torch.tensor([1.0, 0.999, 0.5, 0.002], dtype=torch.float64)
     r = torch.tensor([0.0, 0.001, 0.4, 0.0], dtype=torch.float64)
     x, zero, module = X0[:4], torch.zeros(4, dtype=torch.float64), Net()

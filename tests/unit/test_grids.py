@@ -45,7 +45,7 @@ def test_shifted_grids_are_shifted_once():
 
 def test_rows_of_ddim_tables():
     path = VP.betas()
-    rows = lambda grid: path.clock(grid.times, to="index").round().int().tolist()  # noqa: E731
+    rows = lambda grid: path.clock(grid.times, to="index").round().int().tolist()
     assert rows(ddim(4, path)) == [999, 749, 499, 249, -1]
     assert rows(ddim(4, path, spacing="leading")) == [750, 500, 250, 0, -1]
     assert rows(ddim(4, path, spacing="leading", offset=1, last="first_row")) == [751, 501, 251, 1, 0]

@@ -21,7 +21,7 @@ def test_the_two_conventions_differ_by_one():
 @pytest.mark.parametrize("path", [RectifiedFlow(), EDM()], ids=str)
 def test_every_kind_is_guided_alike(path):
     x, t = random.normal(3, 2, step=0, name="x", dtype=torch.float64), 0.4
-    told = lambda value: path.convert(value, x, t, kind="x0", to="velocity")  # noqa: E731
+    told = lambda value: path.convert(value, x, t, kind="x0", to="velocity")
     assert torch.allclose(told(guide(C, U, 3.0)), guide(told(C), told(U), 3.0))
 
 

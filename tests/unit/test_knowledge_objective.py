@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 import distillrs as dr
@@ -282,7 +282,7 @@ def test_identical_micro_batches_give_the_gradient_of_one():
     data = text(4)
     items = 2 * int((data["labels"] != -100).sum())
     student, teacher = Language(), Language(9, seed=1)
-    pooled = lambda run: run.output["logits"].mean(1)  # noqa: E731
+    pooled = lambda run: run.output["logits"].mean(1)
     objective = Objective(
         student,
         dr.Frozen(teacher),

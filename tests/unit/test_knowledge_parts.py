@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 import distillrs as dr
 from distillrs import knowledge as kn
@@ -77,7 +77,7 @@ def test_rows_that_are_masked_may_hold_anything():
     student = network()
     keep = torch.ones(8, dtype=torch.bool)
     keep[3] = False
-    poisoned = lambda run: torch.where(keep[:, None], run.output, torch.nan)  # noqa: E731
+    poisoned = lambda run: torch.where(keep[:, None], run.output, torch.nan)
     for divergence in (kn.MSE(), kn.NormalisedMSE(), kn.Cosine(), kn.SmoothL1(), ops.ReverseKL()):
         clean = value(Term(LOGITS, divergence=divergence, rows=lambda view: keep), x, student=student)
         term = Term(poisoned, poisoned, divergence=divergence, rows=lambda view: keep)

@@ -48,7 +48,7 @@ def hooks(network):
 def test_paths_sides_and_fields_are_read_and_hooks_are_gone_afterwards():
     network = Network()
     taps = [Tap("layers.1"), Tap("layers.1", field=1), Tap("layers.1", "input"), Output(), Output("hidden_states", -1)]
-    function = lambda run: run.output["logits"] + run.inputs.args[0].sum()  # noqa: E731
+    function = lambda run: run.output["logits"] + run.inputs.args[0].sum()
     found = record(network, [*taps, function], Inputs((X,)))
     hidden = network.layers[0](X)[0]
     torch.testing.assert_close(found.values[taps[0]], network.layers[1](hidden)[0])

@@ -148,7 +148,7 @@ def test_continuous_consistency_with_trigonometric_flow():
     """sCM: the tangent, its warm-up and its normalisation as published."""
     deviation, network, teacher = 0.5, Net(1, 1), Net(1, 2)
     path = Trig(deviation)
-    adapter = lambda net: Network(net, times="t", clock="angle", path=path, scale_input=True)  # noqa: E731
+    adapter = lambda net: Network(net, times="t", clock="angle", path=path, scale_input=True)
     objective = FlowMap(
         adapter(network), path=path, head=Jump("F"), source=Teacher(adapter(teacher), "F"),
         residual=Eulerian(JVP(), scale=trig_scale, warm_up=LinearRamp(0.0, 1.0, steps=100)),
@@ -183,7 +183,7 @@ def test_mean_flow(guidance):
             empty = network(z, t[:, 0], torch.zeros(ROWS, dtype=torch.float64), label=NONE)
         guided = guidance * velocity + (1 - guidance) * empty
         velocity = torch.where(dropped[:, None], velocity, guided)
-    function = lambda z, t, r: network(z, t, t - r, label=label)  # noqa: E731
+    function = lambda z, t, r: network(z, t, t - r, label=label)
     ones, zeros = torch.ones(ROWS, dtype=torch.float64), torch.zeros(ROWS, dtype=torch.float64)
     output, slope = torch.func.jvp(function, (z, t[:, 0], r[:, 0]), (velocity, ones, zeros))
     error = (output - (velocity - (t - r) * slope).detach()).square().sum(1)

@@ -55,8 +55,8 @@ class Distil:
         self._micro_batch = 0
         self._terms = Terms()
         self._logged_at = 0
-        # object.__init__ as a type checker sees it; the Trainer's where the mixin is used.
-        super().__init__(objective.student if model is None else model, *arguments, **settings)  # type: ignore[call-arg]
+        trained = objective.student if model is None else model
+        super().__init__(trained, *arguments, **settings)  # type: ignore[call-arg]  # the Trainer's, once mixed in
         if isinstance(objective, nn.Module):
             objective.to(self._its.args.device)
         # The loss that comes back is normalised over all that is accumulated.
