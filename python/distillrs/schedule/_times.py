@@ -40,12 +40,15 @@ def check_range(name: str, value: Tensor, low: float, high: float, what: str = "
     """
     if value.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    outside = ~((value >= low) & (value <= high))
+    if not value.numel():
+        return
     try:
-        found = bool(outside.any())
+        least, most = (float(end) for end in value.detach().aminmax())
     except RuntimeError:
         return
-    if found:
+    # A comparison with what is not a number is false.
+    if not (least >= low and most <= high):
+        outside = ~((value >= low) & (value <= high))
         raise argument_error(name, float(value[outside].flatten()[0]), f"{what} from {low:.6g} to {high:.6g}")
 
 
