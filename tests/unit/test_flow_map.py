@@ -18,11 +18,14 @@ from distillrs.diffusion import (
     Cosine,
     Data,
     Diagonal,
+    DiffusersNetwork,
     Endpoint,
     Eulerian,
     FlowMap,
     Guided,
+    InKinds,
     Jump,
+    KindMetric,
     Lagrangian,
     LatentBoundary,
     LogVariance,
@@ -39,6 +42,7 @@ from distillrs.diffusion import (
     TangentNormalisation,
     Teacher,
     TeacherPath,
+    Translated,
     Weighted,
     sample,
 )  # fmt: skip
@@ -50,6 +54,9 @@ from distillrs.schedule import (
     EDM,
     VP,
     Adjacent,
+    AnyPair,
+    FromNoise,
+    Grid,
     MinSNR,
     Neighbouring,
     RectifiedFlow,
@@ -535,6 +542,18 @@ def test_what_makes_no_sense_together_is_refused_with_the_reason(changes, messag
         (lambda: Solver(2.0), "^step: got 2.0"),
         (lambda: Eulerian(Solver(0.1), scale="state"), "^derivative: got Solver"),
         (lambda: Eulerian(scale="none"), "scale.*'none'"),
+        (lambda: Eulerian(Solver(0.1), differentiate=True), "^differentiate: got True"),
+        (lambda: Eulerian(scale="state", differentiate=True), "^differentiate: got True"),
+        (lambda: build(metric=InKinds((KindMetric("x0", SquaredError()),))), "^metric: got InKinds"),
+        (lambda: InKinds(()), "^parts: got"),
+        (lambda: KindMetric("image", SquaredError()), "kind.*'image'"),
+        (lambda: Guided(Self(), "guidance"), "^scale: got 'guidance'"),
+        (lambda: Translated(Network(Net()), VP(), "eps", PATH), "kind.*'eps'"),
+        (lambda: Translated(Network(Net()), VP(), "v", PATH, least=0.0), "^least: got 0.0"),
+        (lambda: FromNoise(gap=0.0), "^gap: got 0.0"),
+        (lambda: FromNoise(0.5), "^law: got 0.5"),
+        (lambda: AnyPair((0.5, 0.5)), "^times: got"),
+        (lambda: sample([StateMap(Network(Net()), PATH)], X0, spaced(2, PATH)), "^map: got '1 maps'"),
         (lambda: Lagrangian(Solver(0.1), differentiate=True), "^differentiate: got True"),
         (lambda: Semigroup(Solver(0.1)), "^via: got Solver"),
         (lambda: Semigroup(middle="end"), "middle.*'end'"),
@@ -545,7 +564,8 @@ def test_what_makes_no_sense_together_is_refused_with_the_reason(changes, messag
         (lambda: Guided(TEACHER, 2.0).predict(X0, X0[:, 0]), "^null: got None"),
         (lambda: Jump("epsilon"), "kind.*'epsilon'"),
         (lambda: Network("net"), "^module: got 'str'"),
-        (lambda: Network(Net(), times="r"), "times.*'r'"),
+        (lambda: Network(Net(), times="s"), "times.*'s'"),
+        (lambda: DiffusersNetwork(Net(), times="r", second="timestep_cond"), "^second: got 'timestep_cond'"),
         (lambda: Network(Net(), clock="index"), "^path: got None"),
         (lambda: Network(Net(), times="t_gap", clock="angle", path=VP()), "^clock: got 'angle'"),
         (lambda: PseudoHuber(0.0), "^factor: got 0.0"),
@@ -580,6 +600,47 @@ def test_laws_of_neighbours_and_diagonals():
     on = mixed.t == mixed.r
     assert float(on.double().mean()) == pytest.approx(0.6, abs=0.04)
     assert bool(((mixed.t[on] >= 0.2) & (mixed.t[on] <= 0.3)).all())
+
+
+def test_laws_of_pairs_of_a_list_and_of_pure_noise():
+    times = AnyPair((1.0, 0.1, 0.7, 0.4)).draw(6000, step=0)
+    pairs = list(zip(times.t.tolist(), times.r.tolist(), strict=True))
+    assert set(pairs) == {(0.4, 0.1), (0.7, 0.1), (0.7, 0.4), (1.0, 0.1), (1.0, 0.4), (1.0, 0.7)}
+    assert all(pairs.count(pair) == pytest.approx(1000, abs=120) for pair in set(pairs))
+    assert times.middle is None
+    noise = FromNoise(Uniform(0.1, 1.0), 0.25).draw(2000, 2, step=0)
+    assert torch.equal(noise.t, torch.ones(2000, 2, dtype=torch.float64))
+    assert torch.equal(noise.middle, (noise.r + 0.25).clamp(max=1))
+    assert 0.1 <= float(noise.r.min()) < 0.12
+    assert float(noise.r.mean()) == pytest.approx(0.55, abs=0.02)
+    assert FromNoise().draw(3, step=0).middle is None
+
+
+def test_a_stochastic_sampler_goes_two_steps_and_one_back():
+    """Meng et al. (2023): noise that takes the state from alpha_s, sigma_s to exactly the earlier time's spread."""
+    network, path, one = Net(), VP.cosine(), torch.ones(16, dtype=torch.float64)
+    student = StateMap(Network(network), path, AverageVelocity())
+    grid = spaced(3, path)
+    times = grid.times.tolist()
+    x = float(grid.sigmas[0]) * X0
+    for index in range(3):
+        t, r = times[index], times[min(index + 2, 3)]
+        x = x + (r - t) * network(x, t * one, r * one)
+        if index < 2:
+            up = times[index + 1]
+            ratio = float(path.alpha(up) / path.alpha(r))
+            spread = float(path.sigma(up)) ** 2 - (ratio * float(path.sigma(r))) ** 2
+            x = ratio * x + spread**0.5 * random.normal(16, 3, step=4, name=f"renoise/{index}", dtype=torch.float64)
+    assert torch.allclose(sample(student, X0, grid, method="stochastic", step=4), x, rtol=1e-9, atol=1e-12)
+
+
+def test_a_sampler_changes_networks_on_the_way():
+    first, second = StateMap(Network(Net()), PATH), StateMap(Network(Net()), PATH)
+    grid = spaced(2, PATH)
+    half, whole = Grid([1.0, 0.5], PATH), Grid([0.5, 0.0], PATH)
+    middle = sample(first, X0, half)
+    # The second grid begins at half the noise: the state stands for noise of deviation one half.
+    assert torch.allclose(sample([first, second], X0, grid), sample(second, middle / 0.5, whole))
 
 
 @pytest.mark.parametrize("method", ["renoise", "anchor"])

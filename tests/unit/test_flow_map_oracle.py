@@ -72,6 +72,8 @@ MODES = {
     "eulerian jvp": (Eulerian(JVP()), WIDE),
     "eulerian central": (Eulerian(Central(1e-3)), WIDE),
     "eulerian state": (Eulerian(JVP(), scale="state"), WIDE),
+    "eulerian apart": (Eulerian(JVP(), differentiate=True), WIDE),
+    "eulerian apart central": (Eulerian(Central(1e-3), differentiate=True), WIDE),
     "eulerian solver": (Eulerian(Solver(0.01, "heun")), WIDE),
     "lagrangian jvp": (Lagrangian(JVP()), WIDE),
     "lagrangian central": (Lagrangian(Central(1e-3)), WIDE),
@@ -151,7 +153,7 @@ def test_the_head_of_trigonometric_flow():
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@pytest.mark.parametrize("method", ["ode", "renoise", "anchor"])
+@pytest.mark.parametrize("method", ["ode", "renoise", "anchor", "stochastic"])
 def test_samplers_of_the_exact_map(path, method):
     """The flow's samples are exact in any number of steps; the others have the distribution, not the pairing."""
     head = AverageVelocity()
@@ -163,7 +165,7 @@ def test_samplers_of_the_exact_map(path, method):
     paired = BED.flow(start, 0.98, 0.02, path)
     if method == "ode":
         assert torch.allclose(found, paired, atol=1e-9)
-    elif method == "renoise":
+    elif method in ("renoise", "stochastic"):
         assert float((found - paired).square().mean().sqrt()) > 0.3
     marginal = BED.sample(4000, step=1)
     assert found.mean(0).tolist() == pytest.approx(marginal.mean(0).tolist(), abs=0.25)

@@ -20,7 +20,7 @@ from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.derivatives import JVP, Central, Derivative, Solver
 from distillrs.diffusion.flow_map import FlowMap
 from distillrs.diffusion.heads import AverageVelocity, ConsistencyBoundary, Head, HeadWeights, Jump, LatentBoundary
-from distillrs.diffusion.metrics import Cosine, Metric, PseudoHuber, SquaredError
+from distillrs.diffusion.metrics import Cosine, InKinds, KindMetric, Metric, PseudoHuber, SquaredError
 from distillrs.diffusion.networks import DiffusersNetwork, Network, NetworkAdapter
 from distillrs.diffusion.residuals import (
     Compared,
@@ -39,6 +39,7 @@ from distillrs.diffusion.scores import Score, Teacher, velocity_of
 from distillrs.diffusion.sources import Averaged, Call, Data, Guided, Self, Source
 from distillrs.diffusion.state_map import StateMap
 from distillrs.diffusion.states import Batch, Drawn, NoisedData, PriorOnly, States, TeacherPath
+from distillrs.diffusion.translated import Translated
 from distillrs.schedule import Prediction
 
 __all__ = [
@@ -65,7 +66,9 @@ __all__ = [
     "Guided",
     "Head",
     "HeadWeights",
+    "InKinds",
     "Jump",
+    "KindMetric",
     "Lagrangian",
     "LatentBoundary",
     "LogVariance",
@@ -93,6 +96,7 @@ __all__ = [
     "TangentNormalisation",
     "Teacher",
     "TeacherPath",
+    "Translated",
     "Weighted",
     "sample",
     "trig_scale",

@@ -13,10 +13,10 @@ from distillrs import random
 from distillrs.diffusion.balance import Balance, MaskNonFinite, Rows
 from distillrs.diffusion.conditions import Condition, replace_rows, rows_of, select
 from distillrs.diffusion.heads import AverageVelocity, Head
-from distillrs.diffusion.metrics import Metric, SquaredError
+from distillrs.diffusion.metrics import InKinds, Metric, SquaredError
 from distillrs.diffusion.networks import NetworkAdapter
 from distillrs.diffusion.randomness import Replay
-from distillrs.diffusion.residuals import Compared, Eulerian, Problem, Residual
+from distillrs.diffusion.residuals import Compared, Diagonal, Eulerian, Problem, Residual
 from distillrs.diffusion.sources import AnySource, Averaged, Call, Data, Guided, Self, Source, bound, check_source
 from distillrs.diffusion.state_map import StateMap
 from distillrs.diffusion.states import Batch, NoisedData, States
@@ -71,7 +71,7 @@ class FlowMap(nn.Module):
         head: Head | None = None,
         states: States | None = None,
         pairs: PairLaw | None = None,
-        metric: Metric | None = None,
+        metric: Metric | InKinds | None = None,
         balance: Balance | Sequence[Balance] = (),
         condition_dropout: float = 0.0,
         target: NetworkAdapter | None = None,
@@ -188,7 +188,10 @@ class FlowMap(nn.Module):
         score = bound(source, call) if source is not None and residual.needs_source else None
         prediction, target = residual.compare(replace(problem, source=score))
         prediction, target, finite = self._balanced(Compared(prediction, target.detach()))
-        raw = self.metric(prediction, target)
+        if isinstance(self.metric, InKinds):
+            raw = self.metric.compare(prediction, target, problem.x, problem.t, problem.map.head, problem.path)
+        else:
+            raw = self.metric(prediction, target)
         if raw.shape != (len(prediction),):
             raise argument_error(
                 "metric", f"a result of shape {tuple(raw.shape)}", f"one number a row, [{len(prediction)}]"
@@ -250,6 +253,9 @@ class FlowMap(nn.Module):
         if not 0 <= self.condition_dropout <= 1:
             raise argument_error("condition_dropout", self.condition_dropout, "a probability")
         for residual in (part for part in self.residual.parts() if part is not None):
+            if isinstance(self.metric, InKinds) and not isinstance(residual, Diagonal):
+                allowed = f"InKinds with Diagonal() alone: what {type(residual).__name__} compares is of no kind"
+                raise argument_error("metric", self.metric, allowed)
             if residual.needs_any_end and head.end(path) is not None:
                 allowed = "Eulerian or Endpoint: the map of this head ends at one time and cannot be moved or cut"
                 raise argument_error("residual", residual, allowed)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distillrs.diffusion.heads import Head
 from distillrs.errors import argument_error, unknown_name_error
+from distillrs.schedule import Kind, Path
 
 Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``metric(prediction, target)``: two ``[n, ...]`` to ``[n]``. Any function of that form is one, a perceptual distance
@@ -92,6 +94,61 @@ class Cosine:
         first, second = prediction.flatten(1).to(wide), target.flatten(1).to(wide)
         similarity: Tensor = functional.cosine_similarity(first, second, dim=1, eps=self.floor)
         return 1 - similarity
+
+
+@dataclass(frozen=True, slots=True)
+class KindMetric:
+    """A metric of predictions of one kind, with a weight of the time.
+
+    Attributes:
+        kind: What is compared: the data, say, for a perceptual distance.
+        metric: Compares it.
+        weight: float64 ``[n]`` of the times ``[n]``; ``None`` for 1.
+    """
+
+    kind: Kind
+    metric: Metric
+    weight: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise unknown_name_error("kind", self.kind, list(get_args(Kind)))
+
+
+@dataclass(frozen=True, slots=True)
+class InKinds:
+    """``sum weight(t) metric(prediction, target)``, each in a kind of its own, whatever the network predicts.
+
+    For the diagonal residual, whose prediction is one of the flow at a state.
+
+    Attributes:
+        parts: The terms.
+    """
+
+    parts: tuple[KindMetric, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or not all(isinstance(part, KindMetric) for part in self.parts):
+            raise argument_error("parts", self.parts, "one or more of KindMetric")
+
+    def compare(self, prediction: Tensor, target: Tensor, x: Tensor, t: Tensor, head: Head, path: Path) -> Tensor:
+        """The rows' distances, ``[n]``.
+
+        Args:
+            prediction: Output of the network on the diagonal, ``[n, ...]``.
+            target: Likewise, without a graph.
+            x: The states.
+            t: Their times, float64 ``[n]``.
+            head: What the output is of.
+            path: Likewise.
+        """
+        both = [head.velocity(path, value, x, t) for value in (prediction, target)]
+        total = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        for part in self.parts:
+            own = [path.convert(value, x, t, kind="velocity", to=part.kind) for value in both]
+            loss = part.metric(own[0], own[1])
+            total = total + (loss if part.weight is None else loss * part.weight(t).to(loss))
+        return total
 
 
 def _rows(prediction: Tensor, target: Tensor) -> Tensor:

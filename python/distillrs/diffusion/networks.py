@@ -12,8 +12,9 @@ from distillrs.diffusion.conditions import Condition
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Clock, Path
 
-Times: TypeAlias = Literal["t", "t_r", "t_gap"]
-"""Which times a network is given: the first; both; the first and the way to the second, ``t - r``."""
+Times: TypeAlias = Literal["t", "r", "t_r", "t_gap"]
+"""Which times a network is given: the first; the second, for maps that all begin at pure noise; both; the first and the
+way to the second, ``t - r``."""
 
 
 class NetworkAdapter(Protocol):
@@ -87,9 +88,7 @@ class _Clocked:
         return x / scale.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
 
     def _told(self, t: Tensor, r: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        told = [t]
-        if self.times != "t":
-            told.append(r if self.times == "t_r" else t - r)
+        told = {"t": (t,), "r": (r,), "t_r": (t, r)}.get(self.times) or (t, t - r)
         return [(self._clock(time) * self.clock_factor).to(dtype) for time in told]
 
     def _clock(self, time: Tensor) -> Tensor:
@@ -141,8 +140,8 @@ class DiffusersNetwork(_Clocked):
 
     def __post_init__(self) -> None:
         _Clocked.__post_init__(self)
-        if (self.second is None) != (self.times == "t"):
-            allowed = "a keyword of the network for two times, and None for one (times='t')"
+        if (self.second is None) != (self.times in ("t", "r")):
+            allowed = "a keyword of the network for two times, and None for one (times='t' or 'r')"
             raise argument_error("second", self.second, allowed)
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor, condition: Condition = None) -> Tensor:

@@ -164,6 +164,9 @@ class Eulerian(Residual):
     - ``scale="solve"``: ``F`` against ``F - (dPhi/dt) / B_t``, the output that would make it vanish: mean flows.
     - ``scale="state"``: ``Phi`` against ``Phi - dPhi/dt``: the limit of discrete consistency, over the step.
     - a function ``s(path, t, r)``: ``F`` against ``F - s dPhi/dt``.
+    - ``differentiate=True``: the derivative by the time alone, ``A_t x + B_t F + B F_t``, with its graph, against
+      ``-(A u + B F_x u)`` without one: Boffi, Albergo, Vanden-Eijnden, "How to build a consistency model: learning flow
+      maps via self-distillation" (2025).
 
     With a :class:`Solver`, ``Phi(x_t, t, r)`` against ``Phi(x_s, s, r)`` of the state one step along the source: Song
     et al., "Consistency models" (2023).
@@ -174,6 +177,7 @@ class Eulerian(Residual):
         scale: Of a continuous residual; see above.
         warm_up: Multiplies ``A_t x + B dF/dt``, from 0 to 1: Lu and Song (2024).
         space: Of a discrete residual.
+        differentiate: See above.
     """
 
     derivative: Derivative | Solver = field(default_factory=JVP)
@@ -181,6 +185,7 @@ class Eulerian(Residual):
     scale: Scale = "solve"
     warm_up: Ramp | None = None
     space: Space = "state"
+    differentiate: bool = False
 
     needs_any_end = False
 
@@ -191,6 +196,10 @@ class Eulerian(Residual):
             raise unknown_name_error("scale", self.scale, ["solve", "state"])
         if isinstance(self.derivative, Solver) and (self.warm_up is not None or self.scale != "solve"):
             raise argument_error("derivative", self.derivative, "JVP() or Central(h) where scale or warm_up are set")
+        if self.differentiate and isinstance(self.derivative, Solver):
+            raise argument_error("differentiate", True, "False with a Solver, which has no derivative")
+        if self.differentiate and (self.warm_up is not None or self.scale != "solve"):
+            raise argument_error("differentiate", True, "False where scale or warm_up are set")
 
     @property
     def needs_anywhere(self) -> bool:  # type: ignore[override]  # depends on the solver
@@ -199,13 +208,15 @@ class Eulerian(Residual):
 
     def check(self, path: Path, head: Head) -> None:
         """Refuses heads whose ``B_t`` vanishes somewhere."""
-        if not isinstance(self.derivative, Solver) and self.scale == "solve":
+        if not isinstance(self.derivative, Solver) and self.scale == "solve" and not self.differentiate:
             _check_solvable(path, head, 0, "scale", "'state' or a function")
 
     def compare(self, problem: Problem) -> Compared:
         """See the class."""
         if isinstance(self.derivative, Solver):
             return self._discrete(problem, self.derivative)
+        if self.differentiate:
+            return self._apart(problem, self.derivative)
         x, t, r = problem.x, problem.t, problem.r
         velocity = problem.velocity(x, t)
         output, slope = self.derivative.along(
@@ -231,6 +242,20 @@ class Eulerian(Residual):
             value = problem.map.join(output, x, t, r)
             return Compared(value, value.detach() - rate)
         return Compared(output, target)
+
+    def _apart(self, problem: Problem, derivative: Derivative) -> Compared:
+        x, t, r = problem.x, problem.t, problem.r
+        module, replay = problem.map.network.module, problem.replay
+        still, zero = torch.zeros_like(x), torch.zeros_like(t)
+        velocity = problem.velocity(x, t)
+        (state, network), (state_t, network_t) = _rates(problem.map.head, problem.path, t, r, 0)
+        by_time = (still, torch.ones_like(t), zero)
+        output, slope = derivative.along(problem.output, (x, t, r), by_time, module, replay, True)
+        rate = per_row(state_t, x) * x + per_row(network_t, x) * output + per_row(network, x) * slope
+        with torch.no_grad():
+            by_state = derivative.along(problem.output, (x, t, r), (velocity, zero, zero), module, replay, False)
+            target = -(per_row(state, x) * velocity + per_row(network, x) * by_state.slope)
+        return Compared(rate, target)
 
     def _discrete(self, problem: Problem, solver: Solver) -> Compared:
         x, t, r = problem.x, problem.t, problem.r

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal, TypeAlias
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,15 +14,15 @@ from distillrs import random
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.state_map import StateMap
 from distillrs.errors import argument_error, unknown_name_error
-from distillrs.schedule import Grid
+from distillrs.schedule import Grid, Path
 from distillrs.step import Step
 
-SamplerMethod: TypeAlias = Literal["ode", "renoise", "anchor"]
+SamplerMethod: TypeAlias = Literal["ode", "renoise", "anchor", "stochastic"]
 """See :func:`sample`."""
 
 
 def sample(
-    map: StateMap,
+    map: StateMap | Sequence[StateMap],
     noise: Tensor,
     grid: Grid,
     condition: Condition = None,
@@ -37,9 +39,11 @@ def sample(
     - ``renoise``: to the data, then noise anew up to the next time: multi-step sampling of consistency models (Song et
       al., 2023). A map that is wrong between its ends may still look well here.
     - ``anchor``: to the data, then up with the noise that the sample began with: Lee, Lin, Fanti (2024).
+    - ``stochastic``: two steps of the grid in one, then noise anew for one step back: Meng et al., "On distillation of
+      guided diffusion models" (2023). The last step is a single one.
 
     Args:
-        map: The student's map.
+        map: The student's map; or one for each step of the grid, to change from one network to another on the way.
         noise: Standard normal, ``[n, ...]``; row ``i`` is unit ``step.first_unit + i``.
         grid: The times, from noise; the last is where the samples end.
         condition: Of the rows.
@@ -53,18 +57,22 @@ def sample(
         ``[n, ...]``; with ``every`` ``[steps + 1, n, ...]``.
 
     Raises:
-        ArgumentError: For a grid of another path, an unknown method, or a map that cannot end at the grid's times.
+        ArgumentError: For a grid of another path, an unknown method, a wrong number of maps, or a map that cannot
+            end at the grid's times.
     """
-    if method not in ("ode", "renoise", "anchor"):
-        raise unknown_name_error("method", method, ["ode", "renoise", "anchor"])
+    if method not in get_args(SamplerMethod):
+        raise unknown_name_error("method", method, list(get_args(SamplerMethod)))
     if gradient not in ("none", "last", "all"):
         raise argument_error("gradient", gradient, "'none', 'last' or 'all'")
-    if grid.path != map.path:
-        raise argument_error("grid", grid.path, f"one of the map's path, {map.path}")
-    end = map.head.end(map.path)
-    if end is not None and method == "ode" and grid.steps > 1:
+    maps = [map] * grid.steps if isinstance(map, StateMap) else list(map)
+    if len(maps) != grid.steps:
+        raise argument_error("map", f"{len(maps)} maps", f"one, or one for each of the grid's {grid.steps} steps")
+    for one in maps:
+        if grid.path != one.path:
+            raise argument_error("grid", grid.path, f"one of the map's path, {one.path}")
+    ends = [one.head.end(one.path) for one in maps]
+    if method in ("ode", "stochastic") and any(end is not None for end in ends[:-1]):
         raise argument_error("method", method, "'renoise' or 'anchor': the map of this head ends at one time only")
-    last = float(grid.times[-1]) if end is None else end
     step = Step.of(step)
     x = (float(grid.sigmas[0]) * noise).to(noise.dtype)
     states = [x]
@@ -72,16 +80,30 @@ def sample(
     def full(time: float) -> Tensor:
         return torch.full((len(noise),), time, dtype=torch.float64, device=noise.device)
 
-    for index, (t, r) in enumerate(itertools.pairwise(grid.times.tolist())):
+    times = grid.times.tolist()
+    for index, (t, r) in enumerate(itertools.pairwise(times)):
         final = index == grid.steps - 1
+        now, end = maps[index], ends[index]
+        if method == "ode" or final:
+            there = r if end is None else end
+        elif method == "stochastic":
+            there = times[index + 2]
+        else:
+            there = times[-1] if end is None else end
         with torch.set_grad_enabled(torch.is_grad_enabled() and (gradient == "all" or (gradient == "last" and final))):
-            ends = r if method == "ode" and not (final and end is not None) else last
-            x = map(x, full(t), full(ends), condition).to(noise.dtype)
+            x = now(x, full(t), full(there), condition).to(noise.dtype)
             if method != "ode" and not final:
                 fresh = noise if method == "anchor" else _fresh(noise, step, f"{name}/{index}")
-                x = map.path.corrupt(x, fresh, r)
+                x = _back(now.path, x, fresh, there, r) if method == "stochastic" else now.path.corrupt(x, fresh, r)
         states.append(x)
     return torch.stack(states) if every else x
+
+
+def _back(path: Path, x: Tensor, noise: Tensor, t: float, to: float) -> Tensor:
+    """From a time to a noisier one: ``x alpha'/alpha + sqrt(sigma'^2 - (sigma alpha'/alpha)^2) noise``."""
+    ratio = float(path.alpha(to)) / float(path.alpha(t))
+    spread = float(path.sigma(to)) ** 2 - (float(path.sigma(t)) * ratio) ** 2
+    return (ratio * x + math.sqrt(max(spread, 0.0)) * noise).to(x.dtype)
 
 
 def _fresh(noise: Tensor, step: Step, name: str) -> Tensor:

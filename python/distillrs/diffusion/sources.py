@@ -155,13 +155,14 @@ class Guided(Source):
 
     Attributes:
         score: The source that is guided.
-        scale: ``w``.
+        scale: ``w``; or the name of the condition's entry that holds each row's, ``[n]``. That entry is for a student
+            that takes the guidance as an input; the guided score, which knows none, is not told it.
         convention: What ``w`` multiplies; see :func:`distillrs.schedule.guide`.
         null: The condition that stands for none; ``None`` takes the batch's.
     """
 
     score: AnySource
-    scale: float
+    scale: float | str
     convention: Convention = "from_unconditional"
     null: Condition = None
 
@@ -172,6 +173,9 @@ class Guided(Source):
             raise argument_error("score", self.score, "a source that is not guided already")
         if not isinstance(self.score, (Source, Score)):
             raise argument_error("score", self.score, "a score or a source")
+        if isinstance(self.scale, str) and isinstance(self.score, Source):
+            allowed = f"a number with {type(self.score).__name__}: only a teacher does without the student's guidance"
+            raise argument_error("scale", self.scale, allowed)
 
     @property
     def anywhere(self) -> bool:
@@ -194,8 +198,23 @@ class Guided(Source):
             raise argument_error(
                 "null", self.null, "the condition that stands for none, and a score that needs no batch"
             )
-        conditional, unconditional, kind = predict_both(self.score, x, t, condition, self.null)
-        return Prediction(guide(conditional, unconditional, self.scale, self.convention), kind)
+        scale, told, null = self.strength(condition, self.null)
+        conditional, unconditional, kind = predict_both(self.score, x, t, told, null)
+        return Prediction(guide(conditional, unconditional, scale, self.convention), kind)
+
+    def strength(self, condition: Condition, null: Condition) -> tuple[float | Tensor, Condition, Condition]:
+        """``w`` of the rows, and both conditions as the guided score is told them."""
+        name = self.scale
+        if not isinstance(name, str):
+            return name, condition, null
+        value = (condition or {}).get(name)
+        if not isinstance(value, Tensor):
+            raise argument_error("condition", sorted(condition or {}), f"an entry {name!r}, the guidance of each row")
+
+        def without(entries: Condition) -> Condition:
+            return {key: entry for key, entry in (entries or {}).items() if key != name}
+
+        return value.detach(), without(condition), without(null)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,12 +227,13 @@ class _GuidedScore:
     dropped: Tensor | None
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition = None) -> Prediction:
+        scale, told, null = self.guided.strength(condition, self.null)
         if self.unconditional is None:
-            one, other, kind = predict_both(self.score, x, t, condition, self.null)
+            one, other, kind = predict_both(self.score, x, t, told, null)
         else:
             one, kind = velocity_of(self.score, self.path, x, t, condition), "velocity"
             other = velocity_of(self.unconditional, self.path, x, t, self.null)
-        found = guide(one, other, self.guided.scale, self.guided.convention)
+        found = guide(one, other, scale, self.guided.convention)
         if self.dropped is not None:
             found = torch.where(self.dropped.reshape(-1, *(1,) * (x.dim() - 1)), one, found)
         return Prediction(found, kind)

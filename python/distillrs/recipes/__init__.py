@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillrs.recipes.attention_transfer import attention_transfer
+from distillrs.recipes.boot import boot
 from distillrs.recipes.consistency import (
     consistency_average_rate,
     consistency_distillation,
@@ -13,19 +14,24 @@ from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
 from distillrs.recipes.decoupled_kd import decoupled_kd
 from distillrs.recipes.fitnets import fitnets
+from distillrs.recipes.flow_map_self_distillation import flow_map_self_distillation
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
+from distillrs.recipes.guided_distillation import guidance_scales, guided_distillation
 from distillrs.recipes.hinton import hinton
 from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mean_flow import mean_flow
+from distillrs.recipes.mf_rae import mf_rae
 from distillrs.recipes.mtt import mtt
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.relational_kd import relational_kd
+from distillrs.recipes.rfpp import rfpp
 from distillrs.recipes.shortcut import shortcut
 from distillrs.recipes.smooth_expert import smooth_expert, smooth_expert_experts, smooth_expert_initial
 from distillrs.recipes.tesla import tesla
 
 __all__ = [
     "attention_transfer",
+    "boot",
     "consistency_average_rate",
     "consistency_distillation",
     "consistency_training",
@@ -35,16 +41,21 @@ __all__ = [
     "datm_initial",
     "decoupled_kd",
     "fitnets",
+    "flow_map_self_distillation",
     "ftd",
     "ftd_experts",
     "ftd_initial",
+    "guidance_scales",
+    "guided_distillation",
     "hinton",
     "ict",
     "instaflow",
     "mean_flow",
+    "mf_rae",
     "mtt",
     "progressive_distillation",
     "relational_kd",
+    "rfpp",
     "shortcut",
     "smooth_expert",
     "smooth_expert_experts",

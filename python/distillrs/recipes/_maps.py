@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from distillrs.diffusion import Network, NetworkAdapter
+from distillrs.diffusion import Network, NetworkAdapter, Score, Teacher
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
-from distillrs.schedule import EDM, Adjacent, PairLaw, ScheduledPairs, karras
+from distillrs.schedule import EDM, Adjacent, Kind, PairLaw, ScheduledPairs, karras
 from distillrs.step import Step
 
 
@@ -24,6 +24,11 @@ def adapted(network: nn.Module | NetworkAdapter, **settings: Any) -> NetworkAdap
 def frozen(teacher: nn.Module | NetworkAdapter) -> nn.Module | NetworkAdapter:
     """A plain module in evaluation mode and without gradients; an adapter as it is."""
     return Frozen(teacher) if isinstance(teacher, nn.Module) and not isinstance(teacher, Frozen) else teacher
+
+
+def teacher_score(teacher: nn.Module | NetworkAdapter | Score, kind: Kind) -> Score:
+    """A plain module or an adapter as a score of one time, frozen; a score as it is."""
+    return teacher if isinstance(teacher, Score) else Teacher(adapted(frozen(teacher), times="t"), kind)
 
 
 def preconditioned(network: nn.Module | NetworkAdapter, path: EDM) -> NetworkAdapter:

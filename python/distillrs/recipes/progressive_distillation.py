@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from distillrs.diffusion import FlowMap, Jump, NetworkAdapter, Score, Semigroup, Solver, Teacher, Weighted
+from distillrs.diffusion import FlowMap, Jump, NetworkAdapter, Score, Semigroup, Solver, Weighted
 from distillrs.errors import argument_error
-from distillrs.recipes._maps import adapted, frozen
+from distillrs.recipes._maps import adapted, teacher_score
 from distillrs.registry import recipe
 from distillrs.schedule import VP, Kind, Neighbouring, Path, TruncatedSNR
 
@@ -58,7 +58,7 @@ def progressive_distillation(
         adapted(network, times="t"),
         path=path,
         head=Jump(kind),
-        source=teacher if isinstance(teacher, Score) else Teacher(adapted(frozen(teacher), times="t"), kind),
+        source=teacher_score(teacher, kind),
         residual=Semigroup(Solver(None, "ddim")),
         pairs=Neighbouring(tuple(level / sampling_steps for level in range(sampling_steps + 1))),
         balance=Weighted(TruncatedSNR(), kind),

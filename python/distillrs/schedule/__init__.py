@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distillrs.schedule.buffers import BufferMove, MovingBuffer
-from distillrs.schedule.derived_pairs import Adjacent, Neighbouring, ScheduledPairs, WithDiagonal
+from distillrs.schedule.derived_pairs import Adjacent, AnyPair, FromNoise, Neighbouring, ScheduledPairs, WithDiagonal
 from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, Trig
 from distillrs.schedule.grids import Grid, ddim, karras, shifted, spaced
 from distillrs.schedule.laws import (
@@ -61,6 +61,7 @@ __all__ = [
     "VP",
     "Adjacent",
     "AlphaTable",
+    "AnyPair",
     "BinnedLogNormal",
     "BufferMove",
     "CacheOperation",
@@ -74,6 +75,7 @@ __all__ = [
     "ExpandingWindow",
     "Feedback",
     "FoundGrid",
+    "FromNoise",
     "Grid",
     "Halving",
     "Kind",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from distillrs import random
 from distillrs.errors import argument_error
 from distillrs.random import Units
-from distillrs.schedule.laws import TimeLaw, _check_law, _numbers
+from distillrs.schedule.laws import TimeLaw, Uniform, _check_law, _numbers
 from distillrs.schedule.pair_laws import PairLaw, Segments, Times
 from distillrs.step import Step
 
@@ -18,6 +18,13 @@ from distillrs.step import Step
 def _check_pairs(name: str, law: object) -> None:
     if not isinstance(law, PairLaw):
         raise argument_error(name, law, "a law of pairs")
+
+
+def _sorted_times(values: tuple[float, ...]) -> tuple[float, ...]:
+    times = tuple(sorted(_numbers("times", values)))
+    if len(times) < 2 or len(set(times)) < len(times) or not 0 <= times[0] < times[-1] <= 1:
+        raise argument_error("times", values, "two or more distinct times from 0 to 1")
+    return times
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +66,57 @@ class Neighbouring(PairLaw):
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        times = tuple(sorted(_numbers("times", self.times)))
-        if len(times) < 2 or len(set(times)) < len(times) or not 0 <= times[0] < times[-1] <= 1:
-            raise argument_error("times", self.times, "two or more distinct times from 0 to 1")
-        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "times", _sorted_times(self.times))
 
     def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
         """See :class:`PairLaw`."""
         low = random.integers(units, len(self.times) - 1, *shape, step=step, name=name)
         times = torch.tensor(self.times, dtype=torch.float64)
         return Times(times[low + 1], times[low])
+
+
+@dataclass(frozen=True, slots=True)
+class AnyPair(PairLaw):
+    """Two different times of a list, every pair equally likely: a stored path, between any two of its states.
+
+    Attributes:
+        times: Two or more distinct ones, in any order.
+    """
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", _sorted_times(self.times))
+
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
+        times = torch.tensor(self.times, dtype=torch.float64)
+        high, low = torch.tril_indices(len(times), len(times), -1)
+        drawn = random.integers(units, len(high), *shape, step=step, name=name)
+        return Times(times[high[drawn]], times[low[drawn]])
+
+
+@dataclass(frozen=True, slots=True)
+class FromNoise(PairLaw):
+    """From time 1 to a drawn time: for maps whose states are pure noise.
+
+    Attributes:
+        law: Of the end ``r``.
+        gap: The middle stands this far before the end, at 1 at most; ``None`` for no middle.
+    """
+
+    law: TimeLaw = field(default_factory=Uniform)
+    gap: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_law("law", self.law)
+        if self.gap is not None and not 0 < self.gap <= 1:
+            raise argument_error("gap", self.gap, "None or a time above 0, up to 1")
+
+    def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
+        """See :class:`PairLaw`."""
+        r = self.law.draw(units, *shape, step=step, name=name)
+        return Times(torch.ones_like(r), r, None if self.gap is None else (r + self.gap).clamp(max=1.0))
 
 
 @dataclass(frozen=True, slots=True)
