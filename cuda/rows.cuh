@@ -2,28 +2,14 @@
 //
 // A block has a multiple of 32 threads, 512 at most, and works on one row at a time. Arithmetic is in float; what is
 // summed over a block is summed in double, in an order that does not depend on anything but the number of threads.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "values.cuh"
 
 constexpr int kMaxThreads = 512;
 constexpr int kMaxWarps = kMaxThreads / 32;
 // Values that a thread asks memory for before it looks at the first: enough of them hide the way to memory and back.
 constexpr int kChunk = 8;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr double kLog2E = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
-
-__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
-
-__device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < infinity(); }
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-__device__ __forceinline__ void narrow(float x, float* to) { *to = x; }
-__device__ __forceinline__ void narrow(float x, __half* to) { *to = __float2half_rn(x); }
-__device__ __forceinline__ void narrow(float x, __nv_bfloat16* to) { *to = __float2bfloat16_rn(x); }
 
 // Rows come in runs: `inner` of them `inner_stride` elements apart, the runs `outer_stride` apart.
 template <class T>

@@ -9,16 +9,18 @@ import torch
 from cuda_host import nvrtc
 from cuda_host.host import HostLoader
 from distillrs import _core, ops
-from distillrs.ops._cuda import _launcher, _module, _parts, _sources, _statistics
+from distillrs.ops._cuda import _launcher, _mixture, _module, _parts, _sources, _statistics
 
 TYPES = ["float", "__nv_bfloat16", "__half"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Which macros name types of logits in each source.
+# Which macros name types of values in each source, and its kernels where they do not have its name.
 MACROS = {
+    "mixture_denoiser.cu": ("ROWS", "POINTS"),
     "row_divergence.cu": ("STUDENT", "TEACHER"),
     "row_statistics.cu": ("LOGITS",),
     "sparse_divergence.cu": ("STUDENT",),
 }
+KERNELS = {"mixture_denoiser.cu": ["mixture_posterior", "mixture_covariance"]}
 SEEDS = [0, 1, 5]
 ALL = [
     ops.ForwardKL(),
@@ -115,6 +117,26 @@ def test_sparse_divergence_has_no_race_and_one_result(consume, dtype):
     assert_equal(checked(run))
 
 
+@pytest.mark.parametrize(("types", "weighted"), [(DTYPES[:2], False), (DTYPES[::-2], True)])
+def test_mixture_denoiser_has_no_race_and_one_result(types, weighted):
+    x, data = logits(35, 40, dtype=types[0]), logits(150, 40, seed=1, dtype=types[1])
+    # Little noise, so that some tiles are passed over.
+    scales = [torch.full((35,), value, dtype=torch.float64) for value in (0.9, 0.4)]
+    weights = logits(150, seed=2).abs() * (torch.arange(150) % 3 > 0) if weighted else None
+
+    def run():
+        leaves = [value.clone().requires_grad_() for value in (x, *scales)]
+        found = [
+            function(leaves[0], data, *leaves[1:], 0.1, weights, backend="cuda")
+            for function in (ops.mixture_denoiser, ops.mixture_log_density)
+        ]
+        return [*(value.detach() for value in found), *torch.autograd.grad(sum(map(torch.sum, found)), leaves)]
+
+    results = checked(run)
+    assert_equal(results)
+    assert all(torch.isfinite(value).all() for value in results[0])
+
+
 @pytest.mark.parametrize("columns", [1, 31, 257, 2100, 5000, 9001])
 def test_any_number_of_threads(columns):
     # Rising, so that every round of a thread finds a larger logit.
@@ -189,6 +211,8 @@ def test_sources_compile_for_every_architecture_and_type(name, architecture):
     for types in itertools.product(TYPES, repeat=len(MACROS[name])):
         if len(set(types)) > 1 and architecture != "sm_90":
             continue  # what differs between architectures does not differ between pairs of types
+        if name == "mixture_denoiser.cu" and len(set(types)) > 1 and types[0] != "float":
+            continue  # rows and points are only widened, each alone
         flags = _module.options(dict(zip(MACROS[name], types, strict=True)))
         # cupy flushes subnormal numbers; what the machine code does with them is not looked at here.
         flags = (*flags, f"--gpu-architecture={architecture}", "-ftz=true", "--ptxas-options=-v")
@@ -198,7 +222,8 @@ def test_sources_compile_for_every_architecture_and_type(name, architecture):
         # Spilled registers would go to memory and back in the middle of a pass.
         assert set(re.findall(r"(\d+) bytes spill", log)) == {"0"}, log
         assert binary[:4] == b"\x7fELF"
-        assert name.removesuffix(".cu").encode() in binary
+        for kernel in KERNELS.get(name, [name.removesuffix(".cu")]):
+            assert kernel.encode() in binary
 
 
 def test_a_source_that_does_not_compile_is_seen():
@@ -210,15 +235,26 @@ def test_a_source_that_does_not_compile_is_seen():
 
 
 def test_constants_that_python_repeats_are_those_of_the_sources():
-    text = "".join(_sources.source(name) for name in kernels())
-    for name, value in [
-        ("kMaxThreads", _launcher.MAX_THREADS),
-        ("kChunk", _launcher.CHUNK),
-        ("kMaxParts", _parts.MAX_PARTS),
-        ("kMaxTop", _statistics.MAX_TOP),
+    of_rows = ["row_divergence.cu", "row_statistics.cu", "sparse_divergence.cu"]
+    for names, constants in [
+        (
+            of_rows,
+            {
+                "kMaxThreads": _launcher.MAX_THREADS,
+                "kChunk": _launcher.CHUNK,
+                "kMaxParts": _parts.MAX_PARTS,
+                "kMaxTop": _statistics.MAX_TOP,
+            },
+        ),
+        (["mixture_denoiser.cu"], {"kRows": _mixture.ROWS, "kPoints": _mixture.POINTS}),
     ]:
-        assert set(re.findall(rf"constexpr \w+ {name} = (\d+);", text)) == {str(value)}
-    assert set(re.findall(r"__launch_bounds__\((\d+)\)", text)) == {str(_launcher.MAX_THREADS)}
+        text = "".join(_sources.source(name) for name in names)
+        for name, value in constants.items():
+            assert set(re.findall(rf"constexpr \w+ {name} = (\d+);", text)) == {str(value)}
+    for names, threads in [(of_rows, _launcher.MAX_THREADS), (["mixture_denoiser.cu"], _mixture.THREADS)]:
+        text = "".join(_sources.source(name) for name in names)
+        assert set(re.findall(r"__launch_bounds__\((\d+)[,)]", text)) == {str(threads)}
+    text = _sources.source("row_divergence.cu")
     order = re.search(r"enum Kind \{([^}]*)\}", text)[1].replace(" ", "").split(",")
-    for divergence, (kind, _) in _parts._KINDS.items():
-        assert order[kind] == f"k{divergence.__name__}"
+    assert order == [f"k{divergence.__name__}" for divergence in _parts.KINDS]
+    assert list(_parts.KINDS.values()) == list(range(len(order)))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 
 from distillrs import ops
+from property import test_mixture_properties as mixtures
 from property import test_row_divergence_properties as divergences
 from property import test_row_statistics_properties as statistics
 from property import test_sparse_kernel_properties as sparse
@@ -80,6 +81,28 @@ def test_sparse_divergence(case):
     tolerance = 1e-4 if "Alpha" in str(divergence) else 3e-5
     torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-4, atol=tolerance)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["denoiser", "log_density"])
+@given(case=mixtures.cases())
+def test_mixtures(which, case):
+    x, data, arguments = case
+    x, data = x.float(), data.float()
+    rest = {name: arguments[name] for name in ("bandwidth", "weights")}
+    scales = [torch.as_tensor(arguments[name], dtype=torch.float64) for name in ("alpha", "sigma")]
+    ours = (ops.mixture_denoiser, ops.mixture_log_density)[which]
+
+    def on_device(x, alpha, sigma):
+        return ours(x.cuda(), data.cuda(), alpha.cuda(), sigma.cuda(), **moved(rest), backend="cuda").cpu()
+
+    def exactly(*inputs):
+        return mixtures.textbook(inputs[0], data, *inputs[1:], *rest.values())[which]
+
+    found, exact = mixtures.both(on_device, x, *scales), mixtures.both(exactly, x.double(), *scales)
+    mixtures.assert_close(found[0], exact[0], 4e-6)
+    size = 1 + float(data.abs().max())
+    for mine, true in zip([found[1], *found[2]], [exact[1], *exact[2]], strict=True):
+        mixtures.assert_close(mine, true, 2e-5 * size)
 
 
 def test_auto_takes_the_kernels():

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jvp, vmap
 
 from distillrs import ops
 
-BACKENDS = ["torch", "rust"]
+BACKENDS = ["torch", "rust", "cuda"]
 
 
 def textbook(x, data, alpha, sigma, bandwidth, weights):
@@ -98,6 +98,28 @@ def test_float32_rows_give_what_their_own_rounding_allows(backend, case):
     assert ours[2][0].dtype == torch.float32
     assert_close(ours[0], exact[0], 2e-6)
     # A derivative is a difference of products of points: the points' size is its scale.
+    size = 1 + float(data.abs().max())
+    for mine, true in zip([ours[1], *ours[2]], [exact[1], *exact[2]], strict=True):
+        assert_close(mine, true, 1e-5 * size)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@settings(max_examples=30)
+@given(case=cases())
+def test_float32_densities_give_what_their_own_rounding_allows(backend, case):
+    x, data, arguments = case
+    x, data = x.float(), data.float()
+    rest = {name: arguments[name] for name in ("bandwidth", "weights")}
+    alpha, sigma = (torch.as_tensor(arguments[name], dtype=torch.float64) for name in ("alpha", "sigma"))
+
+    def density(*inputs):
+        return ops.mixture_log_density(inputs[0], data, *inputs[1:], **rest, backend=backend)
+
+    ours = both(density, x, alpha, sigma)
+    exact = both(lambda *inputs: textbook(inputs[0], data, *inputs[1:], *rest.values())[1], x.double(), alpha, sigma)
+    assert ours[0].dtype == torch.float32
+    # The nearest point's distance over the noise is what a density is a difference of.
+    assert_close(ours[0], exact[0], 2e-6)
     size = 1 + float(data.abs().max())
     for mine, true in zip([ours[1], *ours[2]], [exact[1], *exact[2]], strict=True):
         assert_close(mine, true, 1e-5 * size)

@@ -1,5 +1,6 @@
 """Closed forms, ends and refusals of the mixture's denoiser and density."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,10 @@ from torch.func import grad, hessian, jacfwd, jvp, vmap
 
 from distillrs import _core, ops
 from distillrs.errors import ArgumentError, DistillrsError
+from distillrs.ops._cuda import _mixture
+
+# Backends beside the reference; the kernels run on the CPU.
+FAST = ["rust", "cuda"]
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -57,37 +62,41 @@ def test_finite_differences_agree():
         torch.autograd.gradcheck(call, inputs, check_forward_ad=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_ends_are_the_limits(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float64, "torch"), *((torch.float32, name) for name in ("torch", *FAST))]
+)
+def test_the_ends_are_the_limits(dtype, backend):
     data = normal(9, 4, seed=1, dtype=dtype)
     x, mean = data[[2, 5]] + 1e-3, data.mean(0).expand(2, 4)
-    torch.testing.assert_close(ops.mixture_denoiser(x, data, 1.0, 0.0), data[[2, 5]])
-    torch.testing.assert_close(ops.mixture_denoiser(x, data, 0.5, 0.0, 0.3), x / 0.5)
+    torch.testing.assert_close(ops.mixture_denoiser(x, data, 1.0, 0.0, backend=backend), data[[2, 5]])
+    torch.testing.assert_close(ops.mixture_denoiser(x, data, 0.5, 0.0, 0.3, backend=backend), x / 0.5)
     for sigma, bandwidth in ((0.0, 0.0), (0.0, 0.3), (1.0, 0.0), (1.0, 0.3)):
-        torch.testing.assert_close(ops.mixture_denoiser(x, data, 0.0, sigma, bandwidth), mean)
-    tiny = ops.mixture_denoiser(x, data, 1.0, 1e-12)
+        torch.testing.assert_close(ops.mixture_denoiser(x, data, 0.0, sigma, bandwidth, backend=backend), mean)
+    tiny = ops.mixture_denoiser(x, data, 1.0, 1e-12, backend=backend)
     torch.testing.assert_close(tiny, data[[2, 5]])
 
 
-def test_without_noise_equally_near_points_share_by_weight():
-    data = normal(9, 4, seed=1)
+@pytest.mark.parametrize(("dtype", "backend"), [(torch.float64, "torch"), (torch.float32, "cuda")])
+def test_without_noise_equally_near_points_share_by_weight(dtype, backend):
+    data = normal(9, 4, seed=1, dtype=dtype)
     twice = torch.cat([data, data[2:3]])
-    found = ops.mixture_denoiser(data[2:3] + 1e-3, twice, 1.0, 0.0)
+    found = ops.mixture_denoiser(data[2:3] + 1e-3, twice, 1.0, 0.0, backend=backend)
     torch.testing.assert_close(found, data[2:3])
-    line = torch.tensor([[-1.0], [1.0], [1.0]], dtype=torch.float64)
-    between = torch.zeros(1, 1, dtype=torch.float64)
-    third = torch.full((1, 1), 1 / 3, dtype=torch.float64)
-    torch.testing.assert_close(ops.mixture_denoiser(between, line, 1.0, 0.0), third)
+    line = torch.tensor([[-1.0], [1.0], [1.0]], dtype=dtype)
+    between = torch.zeros(1, 1, dtype=dtype)
+    third = torch.full((1, 1), 1 / 3, dtype=dtype)
+    torch.testing.assert_close(ops.mixture_denoiser(between, line, 1.0, 0.0, backend=backend), third)
     weights = torch.tensor([2.0, 1.0, 0.0])
-    torch.testing.assert_close(ops.mixture_denoiser(between, line, 1.0, 0.0, 0.0, weights), -third)
+    torch.testing.assert_close(ops.mixture_denoiser(between, line, 1.0, 0.0, 0.0, weights, backend=backend), -third)
 
 
-def test_where_nothing_is_uncertain_derivatives_are_0():
-    data = normal(9, 4, seed=1)
+@pytest.mark.parametrize(("dtype", "backend"), [(torch.float64, "torch"), (torch.float32, "cuda")])
+def test_where_nothing_is_uncertain_derivatives_are_0(dtype, backend):
+    data = normal(9, 4, seed=1, dtype=dtype)
     inputs = (data[:2] + 1e-3, torch.ones(2).double(), torch.zeros(2).double())
 
     def call(x, alpha, sigma):
-        return ops.mixture_denoiser(x, data, alpha, sigma)
+        return ops.mixture_denoiser(x, data, alpha, sigma, backend=backend)
 
     _, tangent = jvp(call, inputs, tuple(map(torch.ones_like, inputs)))
     assert not tangent.any()
@@ -129,10 +138,11 @@ def test_dtypes_layouts_and_empty_rows(dtype):
     torch.testing.assert_close(one, found[1, 2])
 
 
-def test_not_a_number_stays_one():
-    x = normal(3, 2)
+@pytest.mark.parametrize(("dtype", "backend"), [(torch.float64, "torch"), (torch.float32, "cuda")])
+def test_not_a_number_stays_one(dtype, backend):
+    x = normal(3, 2, dtype=dtype)
     x[1, 0] = math.nan
-    found = ops.mixture_denoiser(x, normal(6, 2, seed=1), 1.0, 0.5)
+    found = ops.mixture_denoiser(x, normal(6, 2, seed=1, dtype=dtype), 1.0, 0.5, backend=backend)
     assert found.isnan().any(1).tolist() == [False, True, False]
 
 
@@ -197,7 +207,7 @@ def test_derivatives_with_respect_to_data_and_weights_are_refused():
         ({"weights": torch.ones(6, dtype=torch.int64)}, "weights: got torch.int64"),
         ({"weights": torch.zeros(6)}, "weights: got 'values from 0.0 to 0.0'"),
         ({"weights": torch.tensor([1.0, 1, 1, 1, 1, -1])}, "weights: got 'values from -1.0"),
-        ({"backend": "cuda"}, "backend: got 'cuda'"),
+        ({"backend": "cuda"}, "backend: got .*cuda.* with tensors on cpu"),
         ({"backend": "rust", "x": torch.zeros(2, 3, dtype=torch.float64)}, r"backend: got .*rust.* with"),
         ({"backend": "rust", "data": torch.ones(6, 3).half()}, r"backend: got .*rust.* with"),
         ({"backend": "gpu"}, "backend: got 'gpu'"),
@@ -233,18 +243,20 @@ def test_memory_does_not_grow_with_rows_times_points():
     assert 2000 * 2 <= largest.size <= 2**19
 
 
-def test_rows_in_any_layout_on_the_core():
+@pytest.mark.parametrize("backend", FAST)
+def test_rows_in_any_layout(backend):
     data, x = normal(20, 7, seed=1, dtype=torch.float32), normal(7, 9, dtype=torch.float32)
     weights = torch.rand(40)[::2]
     for points in (data, data.mT.contiguous().mT, data.expand(3, 20, 7)[1]):
-        found = ops.mixture_denoiser(x.mT, points, 0.9, 0.4, 0.1, weights, backend="rust")
+        found = ops.mixture_denoiser(x.mT, points, 0.9, 0.4, 0.1, weights, backend=backend)
         exact = ops.mixture_denoiser(x.mT, data, 0.9, 0.4, 0.1, weights, backend="torch")
         torch.testing.assert_close(found, exact, rtol=1e-5, atol=2e-6)
-    assert ops.mixture_denoiser(x.mT[:0], data, 0.9, 0.4, backend="rust").shape == (0, 7)
+    assert ops.mixture_denoiser(x.mT[:0], data, 0.9, 0.4, backend=backend).shape == (0, 7)
 
 
 @pytest.mark.parametrize("sigma", [3.0, 0.05, 1e-3, 1e-6])
-def test_small_noise_costs_the_core_no_digits(sigma):
+@pytest.mark.parametrize("backend", FAST)
+def test_small_noise_costs_no_digits(backend, sigma):
     data = 5 + normal(400, 64, seed=1, dtype=torch.float32)
     x = data[:30] + sigma * normal(30, 64, dtype=torch.float32)
     inputs = (x, torch.full((30,), 0.9, dtype=torch.float64), torch.full((30,), sigma, dtype=torch.float64))
@@ -254,9 +266,57 @@ def test_small_noise_costs_the_core_no_digits(sigma):
         return ops.mixture_denoiser(x, data, *scales, 0.5, backend=backend)
 
     for found, exact in zip(
-        jvp(lambda *p: call("rust", *p), inputs, along), jvp(lambda *p: call("torch", *p), inputs, along), strict=True
+        jvp(lambda *p: call(backend, *p), inputs, along), jvp(lambda *p: call("torch", *p), inputs, along), strict=True
     ):
         torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("types", list(itertools.product([torch.float32, torch.bfloat16, torch.float16], repeat=2)))
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_narrow_rows_and_points_on_the_device(backend, types):
+    x, data = normal(3, 40, 5, dtype=types[0]), normal(90, 5, seed=1, dtype=types[1])
+    leaf = x.clone().requires_grad_()
+    options = {"bandwidth": 0.2, "weights": normal(90, seed=4).abs()}
+    denoised = ops.mixture_denoiser(leaf, data, 0.9, 0.6, **options, backend=backend)
+    density = ops.mixture_log_density(leaf, data, 0.9, 0.6, **options, backend=backend)
+    assert (denoised.dtype, density.dtype) == (types[0], torch.float32)
+    (gradient,) = torch.autograd.grad(denoised.float().sum() + density.sum(), leaf)
+    wide = x.double().requires_grad_()
+    exact = ops.mixture_denoiser(wide, data.double(), 0.9, 0.6, **options)
+    exact_density = ops.mixture_log_density(wide, data.double(), 0.9, 0.6, **options)
+    (exact_gradient,) = torch.autograd.grad(exact.sum() + exact_density.sum(), wide)
+    tolerance = max(torch.finfo(types[0]).eps, 1e-5)
+    for found, true in ((denoised, exact), (density, exact_density), (gradient, exact_gradient)):
+        torch.testing.assert_close(found.double(), true, rtol=tolerance, atol=4 * tolerance)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_the_device_passes_over_far_points_and_those_without_weight(backend):
+    """Tiles of which nothing counts, before and after those that do."""
+    data = torch.cat([normal(64, 3, seed=1) + far for far in (1e3, 0.0, 1e3, -1e3)]).float()
+    x, weights = normal(40, 3).float(), torch.ones(256)
+    weights[:64] = 0
+    for given in (None, weights):
+        leaf = x.clone().requires_grad_()
+        found = ops.mixture_denoiser(leaf, data, 1.0, 0.5, weights=given, backend=backend)
+        (gradient,) = torch.autograd.grad(found.square().sum(), leaf)
+        wide = x.double().requires_grad_()
+        exact = ops.mixture_denoiser(wide, data[64:128].double(), 1.0, 0.5)
+        # About a centre that lies far away, float32 keeps fewer digits.
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            gradient.double(), torch.autograd.grad(exact.square().sum(), wide)[0], rtol=0, atol=2e-2
+        )
+
+
+def test_the_device_s_parts_take_less_than_the_points():
+    for rows in (1, 31, 33, 500, 20_000):
+        for points in (1, 63, 64, 1000, 60_000):
+            parts = _mixture.parts_of(rows, points)
+            assert parts == 1 or parts * rows <= points / 2
+            assert parts * -(-rows // _mixture.ROWS) <= max(512, -(-rows // _mixture.ROWS))
+            assert parts <= -(-points // _mixture.POINTS)
+    assert _mixture.parts_of(32, 60_000) > 100
 
 
 def test_the_core_gives_the_same_bits_at_any_thread_count():

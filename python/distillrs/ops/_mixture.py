@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distillrs.errors import DistillrsError, argument_error
 from distillrs.ops import _backends, _mixture_reference, _mixture_rust
+from distillrs.ops._cuda import _mixture as _cuda_mixture
 from distillrs.ops._mixture_reference import Posterior
 from distillrs.ops._rows import LOGIT_DTYPES
 
@@ -48,7 +49,8 @@ def mixture_denoiser(
         sigma: Standard deviation of the noise, not negative; in the same way.
         bandwidth: Standard deviation of the kernels, not negative.
         weights: ``[points]``: not negative, not all 0; ``None`` for equal ones. They need not add up to 1.
-        backend: "torch" (the reference), "rust" (float32 on the CPU) or "auto".
+        backend: "torch" (the reference), "rust" (float32 on the CPU), "cuda" (float32, bfloat16 and float16 on a CUDA
+            device) or "auto".
 
     Returns:
         ``[..., *features]`` in the dtype of ``x``.
@@ -88,7 +90,7 @@ def mixture_log_density(
         sigma: Standard deviation of the noise, not negative; in the same way.
         bandwidth: Standard deviation of the kernels, not negative.
         weights: ``[points]``: not negative, not all 0; ``None`` for equal ones. They need not add up to 1.
-        backend: "auto" or "torch"; there is no other yet.
+        backend: "torch" (the reference), "cuda" (float32, bfloat16 and float16 on a CUDA device) or "auto".
 
     Returns:
         ``[...]`` in float32 (float64 for float64 rows), in nats; not a number where ``s = 0``, as points have no
@@ -172,11 +174,12 @@ def _mixture(
 def _kernels(backend: _backends.Backend, x: Tensor, data: Tensor, only_mean: bool) -> ModuleType:
     if backend == "torch":
         return _mixture_reference
+    refusal = _cuda_mixture.refusal(x, data)
+    if _backends.takes_cuda(backend, x.device, refusal, lambda: _cuda_mixture.prepare(x, data)):
+        return _cuda_mixture
     reason = ("a log-density", "the denoiser") if not only_mean else _mixture_rust.refusal(x, data)
     if backend == "auto":
         return _mixture_reference if reason is not None else _mixture_rust
-    if backend != "rust":
-        raise argument_error("backend", backend, "'auto', 'torch' or 'rust'")
     if reason is not None:
         raise argument_error("backend", "'rust' with " + reason[0], reason[1] + ", or backend='torch'")
     return _mixture_rust

@@ -6,29 +6,9 @@ import torch
 from torch import Tensor
 
 from distillrs import _core
-from distillrs.ops._divergences import (
-    Alpha,
-    ForwardKL,
-    JensenShannon,
-    Mixture,
-    ReverseKL,
-    RowDivergence,
-    SkewKL,
-    SkewReverseKL,
-    TotalVariation,
-)
+from distillrs.ops import _parts
 from distillrs.ops._layout import CORE_DTYPES, row_layout, vector
 from distillrs.ops._rows import DivergenceStatistics, Rows, side_statistics
-
-_PARAMETERS = {
-    ForwardKL: None,
-    ReverseKL: None,
-    JensenShannon: "beta",
-    SkewKL: "alpha",
-    SkewReverseKL: "alpha",
-    TotalVariation: None,
-    Alpha: "a",
-}
 
 
 def refusal(student: Tensor, rows: Rows) -> tuple[str, str] | None:
@@ -38,11 +18,7 @@ def refusal(student: Tensor, rows: Rows) -> tuple[str, str] | None:
     for tensor in (student, rows.teacher):
         if tensor.dtype not in CORE_DTYPES:
             return f"{tensor.dtype}", "float32, bfloat16 or float16"
-    for part in _parts(rows.divergence):
-        # A subclass may have changed the formulas.
-        if type(part) not in _PARAMETERS:
-            return f"the divergence {part}", "the divergences of distillrs.ops"
-    return None
+    return _parts.refusal(rows.divergence)
 
 
 def divergence_rows(
@@ -69,7 +45,7 @@ def divergence_rows(
     # Names, because the core gets addresses: what is not held here would be gone.
     temperatures = (rows.student_temperature.contiguous(), rows.teacher_temperature.contiguous())
     scales = (rows.divergence_scale.contiguous(), rows.label_scale.contiguous())
-    weights = {part: _row_weights(weight, rows) for part, weight in _parts(rows.divergence).items()}
+    parts = {part: _held(weight, rows) for part, weight in _parts.parts_of(rows.divergence).items()}
     # Before the call, which may overwrite the logits.
     sides = side_statistics(row_summary, student, teacher, rows) if with_statistics else None
     total = _core.row_divergence(
@@ -77,7 +53,7 @@ def divergence_rows(
         student_layout,
         teacher_layout,
         rows.vocabulary,
-        [(*_name(part), *_weight(weight)) for part, weight in weights.items()],
+        [(type(part).__name__, _parts.parameter_of(part), *_weight(weight)) for part, weight in parts.items()],
         (vector(temperatures[0]), vector(temperatures[1])),
         (vector(scales[0]), vector(scales[1])),
         None if labels is None else vector(labels),
@@ -122,19 +98,8 @@ def row_summary(
     return logsumexp, entropy, argmax, top
 
 
-def _parts(divergence: RowDivergence) -> dict[RowDivergence, float | Tensor]:
-    return dict(divergence.weights) if type(divergence) is Mixture else {divergence: 1.0}
-
-
-def _name(part: RowDivergence) -> tuple[str, float]:
-    parameter = _PARAMETERS[type(part)]
-    return type(part).__name__, float(getattr(part, parameter)) if parameter is not None else 0.0
-
-
-def _row_weights(weight: float | Tensor, rows: Rows) -> float | Tensor:
-    if not isinstance(weight, Tensor):
-        return weight
-    return weight.to("cpu", torch.float64).expand(rows.shape).reshape(-1).contiguous()
+def _held(weight: float | Tensor, rows: Rows) -> float | Tensor:
+    return _parts.row_weights(weight, rows.shape, "cpu").contiguous() if isinstance(weight, Tensor) else weight
 
 
 def _weight(weight: float | Tensor) -> tuple[float, tuple[int, int] | None]:

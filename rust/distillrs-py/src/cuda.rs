@@ -3,12 +3,14 @@ use pyo3::prelude::*;
 
 use crate::error::CoreResult;
 
-const SOURCES: [(&str, &str); 5] = [
+const SOURCES: [(&str, &str); 7] = [
     ("divergences.cuh", include_str!("../../../cuda/divergences.cuh")),
+    ("mixture_denoiser.cu", include_str!("../../../cuda/mixture_denoiser.cu")),
     ("row_divergence.cu", include_str!("../../../cuda/row_divergence.cu")),
     ("row_statistics.cu", include_str!("../../../cuda/row_statistics.cu")),
     ("rows.cuh", include_str!("../../../cuda/rows.cuh")),
     ("sparse_divergence.cu", include_str!("../../../cuda/sparse_divergence.cu")),
+    ("values.cuh", include_str!("../../../cuda/values.cuh")),
 ];
 
 /// Names of the embedded CUDA sources and headers.

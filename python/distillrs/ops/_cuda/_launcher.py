@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import KernelCompileError, argument_error
-from distillrs.ops._cuda._module import Argument, CupyLoader, Loader, Module
+from distillrs.ops._cuda._module import Argument, CupyLoader, Dimensions, Loader, Module
 from distillrs.ops._cuda._sources import source
 
 TYPES = {torch.float32: "float", torch.bfloat16: "__nv_bfloat16", torch.float16: "__half"}
@@ -50,7 +50,7 @@ class Launcher:
         """The module of a source, compiled if it is not yet.
 
         Args:
-            name: The source's without its ending, which is also its kernel's.
+            name: The source's without its ending.
             types: Macros that name a type of logits.
             device: Where it will run.
 
@@ -72,6 +72,38 @@ class Launcher:
                     raise
             return self._modules[key]
 
+    def launch(
+        self,
+        name: str,
+        kernel: str,
+        types: Mapping[str, torch.dtype],
+        device: torch.device,
+        grid: Dimensions,
+        block: Dimensions,
+        arguments: Mapping[str, Argument],
+        shared_bytes: int = 0,
+    ) -> None:
+        """Starts a kernel.
+
+        Args:
+            name: The source's without its ending.
+            kernel: Which of its kernels.
+            types: Macros that name a type of values.
+            device: That of every tensor.
+            grid: Blocks; where there are none, nothing is started.
+            block: Threads of each.
+            arguments: By the names and in the order of the kernel's parameters.
+            shared_bytes: Of dynamic shared memory.
+
+        Raises:
+            ArgumentError: For a tensor elsewhere.
+        """
+        for parameter, value in arguments.items():
+            if isinstance(value, Tensor) and value.device != device:
+                raise argument_error(parameter, f"a tensor on {value.device}", f"one on {device}")
+        if 0 not in grid:
+            self.module(name, types, device).launch(kernel, grid, block, arguments, shared_bytes)
+
     def launch_rows(
         self,
         name: str,
@@ -82,7 +114,7 @@ class Launcher:
         arguments: Mapping[str, Argument],
         shared_bytes: int = 0,
     ) -> None:
-        """Starts the kernel of a source that works on rows, one block for each.
+        """Starts the kernel of a source's own name, which works on rows, one block for each.
 
         Args:
             name: The source's without its ending.
@@ -96,16 +128,11 @@ class Launcher:
         Raises:
             ArgumentError: For a tensor elsewhere, or a row that is too long.
         """
-        for parameter, value in arguments.items():
-            if isinstance(value, Tensor) and value.device != device:
-                raise argument_error(parameter, f"a tensor on {value.device}", f"one on {device}")
         if columns > MAX_COLUMNS:
             raise argument_error("vocabulary", columns, f"at most {MAX_COLUMNS} for the CUDA kernels")
-        if rows == 0:
-            return
         block = (threads_for(columns), 1, 1)
         grid = (min(rows, _MAX_GRID), 1, 1)
-        self.module(name, types, device).launch(name, grid, block, arguments, shared_bytes)
+        self.launch(name, name, types, device, grid, block, arguments, shared_bytes)
 
 
 def threads_for(columns: int) -> int:

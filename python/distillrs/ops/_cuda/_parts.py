@@ -9,39 +9,22 @@ import torch
 from torch import Tensor
 
 from distillrs.ops._cuda._module import Argument
-from distillrs.ops._divergences import (
-    Alpha,
-    ForwardKL,
-    JensenShannon,
-    Mixture,
-    ReverseKL,
-    RowDivergence,
-    SkewKL,
-    SkewReverseKL,
-    TotalVariation,
-)
+from distillrs.ops._divergences import ForwardKL, ReverseKL, RowDivergence, SkewKL, SkewReverseKL
+from distillrs.ops._parts import PARAMETERS, parameter_of, parts_of, row_weights
+from distillrs.ops._parts import refusal as unknown
 
 # As in cuda/divergences.cuh.
 MAX_PARTS = 16
-_FORWARD, _REVERSE = 0, 1
-_KINDS = {
-    ForwardKL: (_FORWARD, None),
-    ReverseKL: (_REVERSE, None),
-    JensenShannon: (2, "beta"),
-    SkewKL: (3, "alpha"),
-    SkewReverseKL: (4, "alpha"),
-    TotalVariation: (5, None),
-    Alpha: (6, "a"),
-}
+# Kinds, as in the same place.
+KINDS = {part: kind for kind, part in enumerate(PARAMETERS)}
 
 
 def refusal(divergence: RowDivergence) -> tuple[str, str] | None:
     """Why the kernels cannot serve a divergence, and what they could; ``None`` if they can."""
-    parts = _parts(divergence)
-    for part in parts:
-        # A subclass may have changed the formulas.
-        if type(part) not in _KINDS:
-            return f"the divergence {part}", "the divergences of distillrs.ops"
+    reason = unknown(divergence)
+    if reason is not None:
+        return reason
+    parts = parts_of(divergence)
     if len(parts) > MAX_PARTS:
         return f"a mixture of {len(parts)} divergences", f"a mixture of at most {MAX_PARTS}"
     return None
@@ -55,10 +38,10 @@ def part_arguments(divergence: RowDivergence, shape: tuple[int, ...], device: to
         shape: Leading axes of the rows.
         device: Where they will run.
     """
-    parts = _parts(divergence)
+    parts = parts_of(divergence)
     kinds = tuple(_kind(part) for part in parts)
     if any(isinstance(weight, Tensor) for weight in parts.values()):
-        rows = [_row_weights(weight, shape, device) for weight in parts.values()]
+        rows = [row_weights(weight, shape, device) for weight in parts.values()]
         weights = torch.stack(rows)
         strides = (weights.stride(0), 1)
     else:
@@ -74,23 +57,12 @@ def part_arguments(divergence: RowDivergence, shape: tuple[int, ...], device: to
     }
 
 
-def _parts(divergence: RowDivergence) -> dict[RowDivergence, float | Tensor]:
-    return dict(divergence.weights) if type(divergence) is Mixture else {divergence: 1.0}
-
-
 def _kind(part: RowDivergence) -> tuple[int, float]:
-    kind, name = _KINDS[type(part)]
-    parameter = float(getattr(part, name)) if name is not None else 0.0
+    parameter = parameter_of(part)
     # Without the other side's share, a skewed divergence is the plain one, whose sums are free.
     if parameter == 0 and isinstance(part, SkewKL | SkewReverseKL):
-        return (_FORWARD if isinstance(part, SkewKL) else _REVERSE), 0.0
-    return kind, parameter
-
-
-def _row_weights(weight: float | Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    if not isinstance(weight, Tensor):
-        return torch.full(shape, weight, dtype=torch.float64, device=device).reshape(-1)
-    return weight.to(device, torch.float64).expand(shape).reshape(-1)
+        return KINDS[ForwardKL if isinstance(part, SkewKL) else ReverseKL], 0.0
+    return KINDS[type(part)], parameter
 
 
 @lru_cache(maxsize=256)
