@@ -6,6 +6,8 @@ CPU, the CUDA backend NVIDIA's GPUs. Throughout, p is the teacher and q the stud
 
 from __future__ import annotations
 
+from distillrs.ops._distributions import Dense, Sampled
+from distillrs.ops._divergence import divergence
 from distillrs.ops._divergences import (
     Alpha,
     ForwardKL,
@@ -37,6 +39,7 @@ from distillrs.ops._top_k import TopK
 
 __all__ = [
     "Alpha",
+    "Dense",
     "DivergenceStatistics",
     "ForwardKL",
     "Gaussian",
@@ -50,10 +53,12 @@ __all__ = [
     "ReverseKL",
     "RowDivergence",
     "RowStatistics",
+    "Sampled",
     "SkewKL",
     "SkewReverseKL",
     "TopK",
     "TotalVariation",
+    "divergence",
     "energy",
     "linear_row_divergence",
     "mixture_denoiser",

@@ -248,7 +248,11 @@ class Mixture(RowDivergence):
         Args:
             rows: int64 ``[n]``: their indices when all leading axes are flattened.
         """
-        return Mixture({part: w.reshape(-1)[rows] if isinstance(w, Tensor) else w for part, w in self.weights.items()})
+        chosen = {
+            part: weight.reshape(-1)[rows] if isinstance(weight, Tensor) and weight.dim() else weight
+            for part, weight in self.weights.items()
+        }
+        return Mixture(chosen)
 
     def _sum(self, terms: dict[RowDivergence, Tensor]) -> Tensor:
         total: Tensor | None = None

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from distillrs.errors import argument_error
 from distillrs.ops import _backends, _cuda
+from distillrs.ops._chunks import in_chunks
 from distillrs.ops._divergences import Mixture, RowDivergence
 from distillrs.ops._row_divergence import apply
-from distillrs.ops._rows import DivergenceStatistics, Reduction, Rows, prepare
+from distillrs.ops._rows import DivergenceStatistics, Reduction, Rows, TemperatureRule, prepare
 from distillrs.ops._top_k import TopK
-
-_ELEMENTS_AT_ONCE = 2**20
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
@@ -25,6 +24,7 @@ def sparse_row_divergence(
     divergence: RowDivergence,
     *,
     temperature: float = 1.0,
+    temperature_rule: TemperatureRule = "none",
     weight: float | Tensor | None = None,
     vocabulary: int | None = None,
     reduction: Reduction = "mean",
@@ -45,6 +45,7 @@ def sparse_row_divergence(
         teacher: Top-k of the same rows. A row without entries (all ids -1) still has its tail.
         divergence: Which one; p is the teacher, q the student.
         temperature: Of both sides; other than 1 it must be one whose log-partition the teacher keeps.
+        temperature_rule: "squared" multiplies each row's divergence by T^2.
         weight: A number for each row, ``[...]``; rows of weight 0 are skipped.
         vocabulary: How many columns count, from the first.
         reduction: "mean", "sum" or "none".
@@ -73,7 +74,7 @@ def sparse_row_divergence(
         divergence,
         temperature=temperature,
         teacher_temperature=None,
-        temperature_rule="none",
+        temperature_rule=temperature_rule,
         weight=weight,
         labels=None,
         label_weight=0.0,
@@ -129,20 +130,7 @@ class SparseRows:
 def _evaluate(
     student: Tensor, sparse: SparseRows, gradient: Tensor | None, with_statistics: bool
 ) -> tuple[Tensor, Tensor, DivergenceStatistics | None]:
-    rows = sparse.rows
-    count = rows.count
-    flat = student.reshape(count, student.shape[-1])
-    losses = student.new_zeros(count, dtype=rows.compute_dtype)
-    # Written apart and copied, because rows of a strided tensor may not be numbered by one stride.
-    out = torch.zeros_like(flat, memory_format=torch.contiguous_format) if gradient is not None else None
-    active = rows.divergence_scale.nonzero()[:, 0]
-    for chosen in torch.split(active, max(1, _ELEMENTS_AT_ONCE // rows.vocabulary)):
-        part = _some_rows(flat, sparse, chosen, losses, out is not None)
-        if out is not None and part is not None:
-            out[chosen, : rows.vocabulary] = part.to(out.dtype)
-    if gradient is not None and out is not None:
-        gradient.copy_(out.reshape(gradient.shape))
-    return losses, losses.sum(), None
+    return in_chunks(_some_rows, student, sparse, gradient)
 
 
 def _some_rows(flat: Tensor, sparse: SparseRows, chosen: Tensor, losses: Tensor, with_gradient: bool) -> Tensor | None:
@@ -155,11 +143,7 @@ def _some_rows(flat: Tensor, sparse: SparseRows, chosen: Tensor, losses: Tensor,
     ids = top.ids.reshape(rows.count, k)[chosen].long()
     log_probs = top.log_probs.reshape(rows.count, k)[chosen].to(dtype)
     missing = (ids < 0) | (log_probs == -torch.inf)
-    # An absent entry must not touch column 0: a column beyond the last takes what is written for it.
-    places = ids.masked_fill(missing, rows.vocabulary)
-    padded = torch.nn.functional.pad(log_q, (0, 1), value=-torch.inf)
-    entries = padded.gather(-1, places)
-    outside = padded.scatter(-1, places, -torch.inf)[:, :-1]
+    entries, outside = split_events(log_q, ids.masked_fill(missing, -1))
     # From the entries themselves: one less the sum of the others would lose a small tail to rounding.
     events_q = torch.cat([entries, outside.logsumexp(-1, keepdim=True)], -1)
     events_p = torch.cat(
@@ -173,6 +157,23 @@ def _some_rows(flat: Tensor, sparse: SparseRows, chosen: Tensor, losses: Tensor,
     derivative = divergence.derivative(events_p, events_q).masked_fill(absent, 0)
     # The tail's derivative is shared among its entries by their probabilities within it.
     inside = torch.where(outside == -torch.inf, 0.0, (outside - events_q[:, -1:]).exp())
+    places = ids.masked_fill(missing, rows.vocabulary)
     slope = torch.nn.functional.pad(inside * derivative[:, -1:], (0, 1)).scatter_add(-1, places, derivative[:, :-1])
     slope = slope[:, :-1] - log_q.exp() * derivative.sum(-1, keepdim=True)
     return scale[:, None] / temperature * slope
+
+
+def split_events(log_probs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of some entries, and all with these left out.
+
+    Args:
+        log_probs: ``[rows, vocabulary]``.
+        ids: int64 ``[rows, k]``; -1 for no entry.
+
+    Returns:
+        ``[rows, k]`` and ``[rows, vocabulary]``, minus infinity where there is none.
+    """
+    # An absent entry must not touch column 0: a column beyond the last takes what is written for it.
+    places = ids.masked_fill(ids < 0, log_probs.shape[-1])
+    padded = torch.nn.functional.pad(log_probs, (0, 1), value=-torch.inf)
+    return padded.gather(-1, places), padded.scatter(-1, places, -torch.inf)[:, :-1]
