@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from distillrs.knowledge.alignments import Alignment, Chain, Pooled, Projector, Through, identity, layer_pairs
+from distillrs.knowledge.alignments import (
+    Aligned,
+    Alignment,
+    BatchAlignment,
+    Chain,
+    Pooled,
+    Projector,
+    Through,
+    identity,
+    layer_pairs,
+)
 from distillrs.knowledge.balance import Balance, GradientBalance, LossRatio
+from distillrs.knowledge.chunks import Boundary, ChunkEnds, Chunks, TokenChunks, token_chunks
 from distillrs.knowledge.contrast import InfoNCE, NoiseContrast
 from distillrs.knowledge.divergences import (
     L1,
     MSE,
     Bernoulli,
+    BernoulliLimit,
     Cosine,
     DecoupledKL,
     Divergence,
@@ -17,9 +29,9 @@ from distillrs.knowledge.divergences import (
     SmoothL1,
 )
 from distillrs.knowledge.engine import Objective
-from distillrs.knowledge.inputs import Inputs
+from distillrs.knowledge.inputs import Inputs, Prefixed
 from distillrs.knowledge.relations import AttentionMap, Gram, HeadRelations, PairDistances, TripletAngles
-from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted
+from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted, Where
 from distillrs.knowledge.snapshots import SnapshotRing, SnapshotTable
 from distillrs.knowledge.stages import Stage
 from distillrs.knowledge.taps import AnyTap, Output, Record, Run, Tap, record, release
@@ -35,18 +47,25 @@ from distillrs.knowledge.teachers import (
 )
 from distillrs.knowledge.terms import Term
 from distillrs.knowledge.view import View
+from distillrs.knowledge.vocabularies import VocabularyMap, shared_tokens
 
 __all__ = [
     "L1",
     "MSE",
+    "Aligned",
     "Alignment",
     "AnyTap",
     "Arithmetic",
     "AttentionMap",
     "Balance",
+    "BatchAlignment",
     "Bernoulli",
+    "BernoulliLimit",
+    "Boundary",
     "Cached",
     "Chain",
+    "ChunkEnds",
+    "Chunks",
     "Cosine",
     "DecoupledKL",
     "Divergence",
@@ -72,6 +91,7 @@ __all__ = [
     "PerRow",
     "PlackettLuce",
     "Pooled",
+    "Prefixed",
     "Projector",
     "Record",
     "Request",
@@ -89,12 +109,17 @@ __all__ = [
     "Teacher",
     "Term",
     "Through",
+    "TokenChunks",
     "TripletAngles",
     "View",
+    "VocabularyMap",
+    "Where",
     "identity",
     "layer_pairs",
     "optimal_weight",
     "random_teacher",
     "record",
     "release",
+    "shared_tokens",
+    "token_chunks",
 ]
