@@ -16,6 +16,7 @@ from distillrs.knowledge.alignments import (
 from distillrs.knowledge.balance import Balance, GradientBalance, LossRatio
 from distillrs.knowledge.chunks import Boundary, ChunkEnds, Chunks, TokenChunks, token_chunks
 from distillrs.knowledge.contrast import InfoNCE, NoiseContrast
+from distillrs.knowledge.corpus import Corpus, Example, Task, TextMix, paired_batch
 from distillrs.knowledge.divergences import (
     L1,
     MSE,
@@ -32,6 +33,14 @@ from distillrs.knowledge.engine import Objective
 from distillrs.knowledge.inputs import Inputs, Prefixed
 from distillrs.knowledge.relations import AttentionMap, Gram, HeadRelations, PairDistances, TripletAngles
 from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted, Where
+from distillrs.knowledge.sampling import (
+    Speculated,
+    acceptance,
+    block_length,
+    sample_text,
+    speculative_sample,
+    speed_up,
+)
 from distillrs.knowledge.snapshots import SnapshotRing, SnapshotTable
 from distillrs.knowledge.stages import Stage
 from distillrs.knowledge.taps import AnyTap, Output, Record, Run, Tap, record, release
@@ -66,11 +75,13 @@ __all__ = [
     "Chain",
     "ChunkEnds",
     "Chunks",
+    "Corpus",
     "Cosine",
     "DecoupledKL",
     "Divergence",
     "Ensemble",
     "EntropyFilter",
+    "Example",
     "FromTeacher",
     "FrozenTeacher",
     "Geometric",
@@ -103,23 +114,32 @@ __all__ = [
     "SmoothL1",
     "SnapshotRing",
     "SnapshotTable",
+    "Speculated",
     "Stage",
     "Tap",
     "Target",
+    "Task",
     "Teacher",
     "Term",
+    "TextMix",
     "Through",
     "TokenChunks",
     "TripletAngles",
     "View",
     "VocabularyMap",
     "Where",
+    "acceptance",
+    "block_length",
     "identity",
     "layer_pairs",
     "optimal_weight",
+    "paired_batch",
     "random_teacher",
     "record",
     "release",
+    "sample_text",
     "shared_tokens",
+    "speculative_sample",
+    "speed_up",
     "token_chunks",
 ]
