@@ -196,3 +196,35 @@ def test_what_cannot_be_read_is_refused():
         hooks.token_spans(tokenizer("bytes"), ["one"], max_length=0)
     with pytest.raises(ArgumentError, match="size"):
         hooks.begins_word(tokenizer("bytes"), 3)
+
+
+def test_the_trainer_of_transformers_takes_such_batches(tmp_path):
+    import transformers
+
+    from distillrs import recipes
+
+    def model(vocabulary, width, seed):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1, "head_dim": 8}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=vocabulary, **sizes, **heads))
+
+    class Trainer(hooks.Distil, transformers.Trainer):
+        pass
+
+    own, other = tokenizer("bytes"), tokenizer("unigram")
+    boundary = kn.Boundary(hooks.begins_word(own), hooks.begins_word(other), 0.0)
+    student = model(len(own), 16, 0)
+    before = student.lm_head.weight.detach().clone()
+    objective = recipes.alm(student, model(len(other), 24, 1), boundary=boundary, balance_layer="lm_head")
+    quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 1}
+    sizes = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), remove_unused_columns=False, dataloader_pin_memory=False, **quiet, **sizes
+    )
+    texts = [{"text": "the cat sat on the mat"}, {"text": "naïve"}] * 4
+    collate = hooks.AcrossTokenizers(own, other)
+    trainer = Trainer(args=arguments, train_dataset=texts, data_collator=collate, objective=objective)
+    trainer.train()
+    assert {"term/chunks", "term/task"} <= set(trainer.state.log_history[0])
+    assert not torch.equal(student.lm_head.weight, before)

@@ -85,7 +85,8 @@ class AcrossTokenizers:
 
     A batch has ``input_ids``, ``attention_mask``, ``labels`` (the ids, -100 for padding) and ``chunks`` for the
     student, and ``teacher_input_ids``, ``teacher_attention_mask`` and ``teacher_chunks``: what
-    :func:`distillrs.recipes.alm` reads.
+    :func:`distillrs.recipes.alm` reads. The Trainer of transformers keeps the texts for it with
+    ``remove_unused_columns=False``.
 
     Args:
         student: The student's tokenizer.
