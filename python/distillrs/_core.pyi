@@ -300,6 +300,27 @@ def k_medoids(
 def balanced_partition(points: Buffer, k: int, iterations: int, labels: Buffer) -> None:
     """Fills int64 `labels` [n]."""
 
+def token_chunks(
+    rows: int,
+    student_spans: Buffer,
+    teacher_spans: Buffer,
+    minimum: int,
+    boundary: Buffer | None,
+    threshold: float,
+    student_chunks: Buffer,
+    teacher_chunks: Buffer,
+    ends: Buffer,
+) -> None:
+    """Fills int64 `student_chunks` and `teacher_chunks` [rows, tokens] and `ends` [rows, fewer of both].
+
+    Spans are int64 [rows, tokens, 2], `boundary` is float32 [rows, tokens of the teacher].
+    """
+
+def shared_tokens(
+    student_bytes: Buffer, student_offsets: Buffer, teacher_bytes: Buffer, teacher_offsets: Buffer, teacher_ids: Buffer
+) -> None:
+    """Fills int64 `teacher_ids` [tokens of the student]; bytes are uint8, offsets int64 [tokens + 1]."""
+
 def min_hash(values: Buffer, offsets: Buffer, count: int, seed: int, signatures: Buffer) -> None:
     """Fills uint64 `signatures` [sets, count]; `values` and `offsets` are int64."""
 

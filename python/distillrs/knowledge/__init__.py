@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from distillrs.knowledge.alignments import Alignment, Chain, Pooled, Projector, Through, identity, layer_pairs
+from distillrs.knowledge.alignments import (
+    Aligned,
+    Alignment,
+    BatchAlignment,
+    Chain,
+    Pooled,
+    Projector,
+    Through,
+    identity,
+    layer_pairs,
+)
 from distillrs.knowledge.balance import Balance, GradientBalance, LossRatio
+from distillrs.knowledge.chunks import Boundary, ChunkEnds, Chunks, TokenChunks, token_chunks
 from distillrs.knowledge.contrast import InfoNCE, NoiseContrast
+from distillrs.knowledge.corpus import Corpus, Example, Task, TextMix, paired_batch
 from distillrs.knowledge.divergences import (
     L1,
     MSE,
     Bernoulli,
+    BernoulliLimit,
     Cosine,
     DecoupledKL,
     Divergence,
@@ -17,9 +30,17 @@ from distillrs.knowledge.divergences import (
     SmoothL1,
 )
 from distillrs.knowledge.engine import Objective
-from distillrs.knowledge.inputs import Inputs
+from distillrs.knowledge.inputs import Inputs, Prefixed
 from distillrs.knowledge.relations import AttentionMap, Gram, HeadRelations, PairDistances, TripletAngles
-from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted
+from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted, Where
+from distillrs.knowledge.sampling import (
+    Speculated,
+    acceptance,
+    block_length,
+    sample_text,
+    speculative_sample,
+    speed_up,
+)
 from distillrs.knowledge.snapshots import SnapshotRing, SnapshotTable
 from distillrs.knowledge.stages import Stage
 from distillrs.knowledge.taps import AnyTap, Output, Record, Run, Tap, record, release
@@ -35,23 +56,32 @@ from distillrs.knowledge.teachers import (
 )
 from distillrs.knowledge.terms import Term
 from distillrs.knowledge.view import View
+from distillrs.knowledge.vocabularies import VocabularyMap, shared_tokens
 
 __all__ = [
     "L1",
     "MSE",
+    "Aligned",
     "Alignment",
     "AnyTap",
     "Arithmetic",
     "AttentionMap",
     "Balance",
+    "BatchAlignment",
     "Bernoulli",
+    "BernoulliLimit",
+    "Boundary",
     "Cached",
     "Chain",
+    "ChunkEnds",
+    "Chunks",
+    "Corpus",
     "Cosine",
     "DecoupledKL",
     "Divergence",
     "Ensemble",
     "EntropyFilter",
+    "Example",
     "FromTeacher",
     "FrozenTeacher",
     "Geometric",
@@ -72,6 +102,7 @@ __all__ = [
     "PerRow",
     "PlackettLuce",
     "Pooled",
+    "Prefixed",
     "Projector",
     "Record",
     "Request",
@@ -83,18 +114,32 @@ __all__ = [
     "SmoothL1",
     "SnapshotRing",
     "SnapshotTable",
+    "Speculated",
     "Stage",
     "Tap",
     "Target",
+    "Task",
     "Teacher",
     "Term",
+    "TextMix",
     "Through",
+    "TokenChunks",
     "TripletAngles",
     "View",
+    "VocabularyMap",
+    "Where",
+    "acceptance",
+    "block_length",
     "identity",
     "layer_pairs",
     "optimal_weight",
+    "paired_batch",
     "random_teacher",
     "record",
     "release",
+    "sample_text",
+    "shared_tokens",
+    "speculative_sample",
+    "speed_up",
+    "token_chunks",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.errors import argument_error
+from distillrs.knowledge.inputs import Inputs
 from distillrs.step import Step
 
 Side: TypeAlias = Any
@@ -23,6 +25,64 @@ class Alignment(Protocol):
     def __call__(self, student: Side, teacher: Side) -> tuple[Side, Side]:
         """Both sides, aligned."""
         ...
+
+
+class Aligned(NamedTuple):
+    """An aligned pair.
+
+    Attributes:
+        student: The student's side.
+        teacher: The teacher's.
+        present: Booleans ``[*rows]``, or of their leading axes: rows that there are at all; ``None`` for all.
+    """
+
+    student: Side
+    teacher: Side
+    present: Tensor | None = None
+
+
+class BatchAlignment(ABC):
+    """An alignment that also reads the batch, and says which rows there are. Subclass it for one of your own."""
+
+    @abstractmethod
+    def of_batch(self, student: Side, teacher: Side, inputs: Inputs) -> Aligned:
+        """Both sides, aligned.
+
+        Args:
+            student: The student's side, with its graph.
+            teacher: The teacher's.
+            inputs: The batch.
+        """
+
+    def __call__(self, student: Side, teacher: Side) -> tuple[Side, Side]:
+        """Refused: outside of a term there is no batch to read.
+
+        Raises:
+            ArgumentError: Always.
+        """
+        name = type(self).__name__
+        raise argument_error("align", f"{name} called without a batch", f"{name}.of_batch(student, teacher, inputs)")
+
+
+def aligned(alignment: Alignment, student: Side, teacher: Side, inputs: Inputs) -> Aligned:
+    """Both sides through an alignment of either kind.
+
+    Args:
+        alignment: The alignment.
+        student: The student's side.
+        teacher: The teacher's.
+        inputs: The batch.
+    """
+    if isinstance(alignment, Chain):
+        found = Aligned(student, teacher)
+        for part in alignment.parts:
+            after = aligned(part, found.student, found.teacher, inputs)
+            both = [each.present for each in (found, after) if each.present is not None]
+            found = after._replace(present=both[0] & both[1] if len(both) == 2 else (both[0] if both else None))
+        return found
+    if isinstance(alignment, BatchAlignment):
+        return alignment.of_batch(student, teacher, inputs)
+    return Aligned(*alignment(student, teacher))
 
 
 def identity(student: Side, teacher: Side) -> tuple[Side, Side]:

@@ -231,6 +231,27 @@ class Bernoulli(Divergence):
 
 
 @dataclass(frozen=True, slots=True)
+class BernoulliLimit(Divergence):
+    """T times :class:`Bernoulli` of log-probabilities, for T to infinity: ``t - s + t (log(-s) - log(-t))``.
+
+    It is the Kullback-Leibler divergence of two Poisson distributions with rates -t and -s: 0 only where they are
+    equal. Averaged over a row's events. Source: Minixhofer et al., 2025.
+
+    Attributes:
+        row_axes: See :class:`Divergence`.
+    """
+
+    row_axes: int | None = None
+
+    def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
+        """See :class:`Divergence`."""
+        first, second = paired(student, teacher.detach(), self.row_axes)
+        rate = (-first).clamp(min=torch.finfo(first.dtype).eps)
+        rate_t = (-second).clamp(min=0)
+        return (rate - rate_t + torch.xlogy(rate_t, rate_t) - rate_t * rate.log()).mean(-1)
+
+
+@dataclass(frozen=True, slots=True)
 class PlackettLuce(Divergence):
     """List-wise: how likely the teacher's ranking is under the student; see :func:`distillrs.ops.plackett_luce`.
 

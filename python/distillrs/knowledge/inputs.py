@@ -62,6 +62,37 @@ class Inputs:
         raise argument_error("batch", "no tensor with an axis", "at least one among what the networks get")
 
 
+@dataclass(frozen=True, slots=True)
+class Prefixed:
+    """Calls a network with other entries of the batch than the student, as ``FrozenTeacher(inputs=...)`` takes it.
+
+    ``Prefixed("teacher_", ("input_ids", "attention_mask"))`` gives the teacher ``batch["teacher_input_ids"]`` as
+    ``input_ids``. Entries that the batch has not are left out, but for the first.
+
+    Attributes:
+        prefix: Before the names in the batch.
+        names: The network's named arguments.
+    """
+
+    prefix: str
+    names: tuple[str, ...] = ("input_ids", "attention_mask")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.names, tuple) or not self.names:
+            raise argument_error("names", self.names, "a tuple of at least one name of an argument")
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Their names in the batch, to be withheld from the student."""
+        return tuple(self.prefix + name for name in self.names)
+
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """The batch as the other network takes it."""
+        inputs.tensor(self.entries[0])
+        named = zip(self.names, self.entries, strict=True)
+        return Inputs((), {name: inputs.fields[entry] for name, entry in named if inputs.has(entry)}, inputs.fields)
+
+
 InputsFunction: TypeAlias = Callable[[Any], Inputs]
 
 

@@ -100,6 +100,23 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
+class Where:
+    """Rows of which an entry of the batch has a given value: the examples of one task, or from one source.
+
+    Attributes:
+        name: The entry, shaped as the rows or as their leading axes.
+        value: Of the rows that are there.
+    """
+
+    name: str
+    value: int
+
+    def __call__(self, view: View) -> Tensor:
+        """Booleans, shaped as the entry."""
+        return view.inputs.tensor(self.name) == self.value
+
+
+@dataclass(frozen=True, slots=True)
 class EntropyFilter:
     """Weight 1 for rows whose entropy lies between two limits, 0 for others.
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
-from distillrs.knowledge.alignments import Alignment, Side, identity
+from distillrs.knowledge.alignments import Alignment, Side, aligned, identity
 from distillrs.knowledge.divergences import Divergence
 from distillrs.knowledge.inputs import IGNORED, Inputs
-from distillrs.knowledge.rows import Labelled, Mask, PerRow, Rows, RowWeights, Shifted, at_step, row_parts, weigh
+from distillrs.knowledge.rows import Labelled, Mask, PerRow, Rows, RowWeights, Shifted, Where, at_step, row_parts, weigh
 from distillrs.knowledge.taps import AnyTap, OneTap, as_taps, tap_name
 from distillrs.knowledge.targets import FromTeacher, Labels, Target, check_labels
 from distillrs.knowledge.view import View
@@ -144,7 +144,7 @@ class Term:
         Args:
             items: The batch entry whose labels are counted.
         """
-        if self.normaliser != "rows" or any(isinstance(part, Mask) for part in row_parts(self.rows)):
+        if self.normaliser != "rows" or any(isinstance(part, Mask | Where) for part in row_parts(self.rows)):
             return False
         labelled = [part for part in row_parts(self.rows) if isinstance(part, Shifted | Labelled)]
         return any(part.name == items for part in labelled) or (not labelled and self._needs_labels)
@@ -170,13 +170,14 @@ class Term:
         Raises:
             ArgumentError: Parts that do not fit each other or the batch.
         """
+        present: Tensor | None = None
         if teacher is not None:
-            student, teacher = self.align(student, teacher)
+            student, teacher, present = aligned(self.align, student, teacher, inputs)
         if not isinstance(student, Tensor):
             raise argument_error(
                 "align", f"a {type(student).__name__} for the student", "an alignment that gives a tensor"
             )
-        view = View(inputs, step, local, student, teacher)
+        view = View(inputs, step, local, student, teacher, present=present)
         view.labels = self._labels(view, labels)
         view.temperature = _temperature(self.temperature, view)
         view.teacher_temperature = (
@@ -202,6 +203,8 @@ class Term:
         early = [part for part in parts if part not in late]
         if isinstance(view.teacher, TopK):
             early.append(_is_present)
+        if view.present is not None:
+            early.append(_is_aligned)
         if self._needs_labels:
             early.append(_is_labelled)
         weights = weigh(early, view, shape)
@@ -284,6 +287,8 @@ class Term:
         parts = row_parts(self.rows)
         late = [part for part in parts if getattr(part, "needs_losses", False)]
         early = [part for part in parts if part not in late]
+        if view.present is not None:
+            early.append(_is_aligned)
         if self._needs_labels:
             early.append(_is_labelled)
         weights = weigh(early, view, shape)
@@ -340,6 +345,12 @@ def _is_present(view: View) -> Tensor:
     """Rows that a cache has; the others have no entries."""
     top: TopK = view.teacher
     return (top.log_probs > -torch.inf).any(-1)
+
+
+def _is_aligned(view: View) -> Tensor:
+    """Rows that the alignment found."""
+    assert view.present is not None
+    return view.present
 
 
 def _is_labelled(view: View) -> Tensor:

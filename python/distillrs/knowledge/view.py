@@ -27,6 +27,7 @@ class View:
         teacher_temperature: Of the teacher.
         labels: int64 labels of the rows, where the term has some.
         losses: The rows' losses without a graph, for row weights that ask for them.
+        present: Rows that the alignment found; ``None`` for all.
     """
 
     inputs: Inputs
@@ -38,6 +39,7 @@ class View:
     teacher_temperature: float | Tensor = 1.0
     labels: Tensor | None = None
     losses: Tensor | None = None
+    present: Tensor | None = None
     _statistics: dict[str, RowStatistics] = field(default_factory=dict)
 
     def statistics(self, side: str) -> RowStatistics:

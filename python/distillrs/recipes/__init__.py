@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distillrs.recipes.alm import alm
 from distillrs.recipes.attention_transfer import attention_transfer
 from distillrs.recipes.boot import boot
 from distillrs.recipes.consistency import (
@@ -13,6 +14,8 @@ from distillrs.recipes.consistency import (
 from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
 from distillrs.recipes.decoupled_kd import decoupled_kd
+from distillrs.recipes.distilling_step_by_step import distilling_step_by_step
+from distillrs.recipes.distillspec import distillspec
 from distillrs.recipes.fitnets import fitnets
 from distillrs.recipes.flow_map_self_distillation import flow_map_self_distillation
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
@@ -30,6 +33,7 @@ from distillrs.recipes.smooth_expert import smooth_expert, smooth_expert_experts
 from distillrs.recipes.tesla import tesla
 
 __all__ = [
+    "alm",
     "attention_transfer",
     "boot",
     "consistency_average_rate",
@@ -40,6 +44,8 @@ __all__ = [
     "datm_experts",
     "datm_initial",
     "decoupled_kd",
+    "distilling_step_by_step",
+    "distillspec",
     "fitnets",
     "flow_map_self_distillation",
     "ftd",

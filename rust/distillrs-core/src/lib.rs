@@ -1,5 +1,6 @@
 //! The numerics and the storage of distillrs, free of Python.
 
+pub mod align;
 mod digest;
 mod error;
 pub mod host;

@@ -1,6 +1,7 @@
 //! The extension module `distillrs._core`: argument conversion and nothing else.
 #![allow(missing_docs, reason = "the Python stub `_core.pyi` documents the surface")]
 
+mod align;
 mod codec;
 mod cuda;
 mod error;
@@ -17,6 +18,8 @@ use pyo3::prelude::*;
 /// Rust core of distillrs. Private: use the modules of `distillrs`.
 #[pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use crate::align::{shared_tokens, token_chunks};
     #[pymodule_export]
     use crate::codec::{codec_decode, codec_encode, copy_bytes};
     #[pymodule_export]

@@ -225,7 +225,7 @@ pub fn computation_trees(
     Ok(([found.nodes, found.roots, found.counts, found.supports], levels.collect()))
 }
 
-fn read<T: Element>(py: Python<'_>, name: &str, buffer: &PyBuffer<T>) -> CoreResult<Vec<T>> {
+pub fn read<T: Element>(py: Python<'_>, name: &str, buffer: &PyBuffer<T>) -> CoreResult<Vec<T>> {
     Ok(buffer.to_vec(py).map_err(|_| Error::argument(name, "a buffer that cannot be read", "a contiguous one"))?)
 }
 
@@ -333,7 +333,7 @@ where
     select::nearest(&points("queries", queries)?, &points("points", buffer)?, k, &check_signals)
 }
 
-fn fill<T: Element>(name: &str, out: &PyBuffer<T>, values: &[T]) -> CoreResult<()> {
+pub fn fill<T: Element>(name: &str, out: &PyBuffer<T>, values: &[T]) -> CoreResult<()> {
     let out = writable(out)?;
     if out.len() != values.len() {
         return Err(Error::argument(name, format_args!("{} values", out.len()), values.len().to_string()).into());
