@@ -9,6 +9,7 @@ from distillrs.knowledge.divergences import (
     L1,
     MSE,
     Bernoulli,
+    Brier,
     Cosine,
     DecoupledKL,
     Divergence,
@@ -18,11 +19,21 @@ from distillrs.knowledge.divergences import (
 )
 from distillrs.knowledge.engine import Objective
 from distillrs.knowledge.inputs import Inputs
-from distillrs.knowledge.relations import AttentionMap, Gram, HeadRelations, PairDistances, TripletAngles
+from distillrs.knowledge.mutual_information import MutualInformation
+from distillrs.knowledge.relations import (
+    AttentionMap,
+    ClassGradients,
+    Gram,
+    HeadRelations,
+    PairDistances,
+    TripletAngles,
+)
+from distillrs.knowledge.ridge import RidgeGenerations
 from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted
+from distillrs.knowledge.search import Evolution, Scored
 from distillrs.knowledge.snapshots import SnapshotRing, SnapshotTable
 from distillrs.knowledge.stages import Stage
-from distillrs.knowledge.taps import AnyTap, Output, Record, Run, Tap, record, release
+from distillrs.knowledge.taps import AnyTap, Entry, Output, Record, Run, Tap, record, release
 from distillrs.knowledge.targets import Arithmetic, FromTeacher, Geometric, Labels, Target, optimal_weight
 from distillrs.knowledge.teachers import (
     Cached,
@@ -45,13 +56,17 @@ __all__ = [
     "AttentionMap",
     "Balance",
     "Bernoulli",
+    "Brier",
     "Cached",
     "Chain",
+    "ClassGradients",
     "Cosine",
     "DecoupledKL",
     "Divergence",
     "Ensemble",
     "EntropyFilter",
+    "Entry",
+    "Evolution",
     "FromTeacher",
     "FrozenTeacher",
     "Geometric",
@@ -64,6 +79,7 @@ __all__ = [
     "Labels",
     "LossRatio",
     "Mask",
+    "MutualInformation",
     "NoiseContrast",
     "NormalisedMSE",
     "Objective",
@@ -75,8 +91,10 @@ __all__ = [
     "Projector",
     "Record",
     "Request",
+    "RidgeGenerations",
     "RowPart",
     "Run",
+    "Scored",
     "SelfPaced",
     "SelfTeacher",
     "Shifted",

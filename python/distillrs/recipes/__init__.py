@@ -12,6 +12,8 @@ from distillrs.recipes.consistency import (
 from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
 from distillrs.recipes.decoupled_kd import decoupled_kd
+from distillrs.recipes.distiller_mi_alpha import distiller_mi_alpha
+from distillrs.recipes.diswot import diswot, diswot_score
 from distillrs.recipes.fitnets import fitnets
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
 from distillrs.recipes.hinton import hinton
@@ -19,7 +21,9 @@ from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mtt import mtt
 from distillrs.recipes.progressive_distillation import progressive_distillation
+from distillrs.recipes.ps_kd import ps_kd
 from distillrs.recipes.relational_kd import relational_kd
+from distillrs.recipes.self_distill_optimal_weight import self_distill_optimal_weight, self_distill_share
 from distillrs.recipes.shortcut import shortcut
 from distillrs.recipes.smooth_expert import smooth_expert, smooth_expert_experts, smooth_expert_initial
 from distillrs.recipes.tesla import tesla
@@ -34,6 +38,9 @@ __all__ = [
     "datm_experts",
     "datm_initial",
     "decoupled_kd",
+    "distiller_mi_alpha",
+    "diswot",
+    "diswot_score",
     "fitnets",
     "ftd",
     "ftd_experts",
@@ -44,7 +51,10 @@ __all__ = [
     "mean_flow",
     "mtt",
     "progressive_distillation",
+    "ps_kd",
     "relational_kd",
+    "self_distill_optimal_weight",
+    "self_distill_share",
     "shortcut",
     "smooth_expert",
     "smooth_expert_experts",
