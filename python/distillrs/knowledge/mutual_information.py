@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distillrs.errors import argument_error
 from distillrs.knowledge.contrast import keys_of, same_examples
 from distillrs.knowledge.divergences import Divergence
-from distillrs.knowledge.numerics import is_number, products, wide
+from distillrs.knowledge.numerics import is_number, products
 from distillrs.knowledge.view import View
 from distillrs.ops._top_k import log1mexp
 
@@ -69,7 +69,8 @@ class MutualInformation(nn.Module, Divergence):
         if student.ndim != 2 or student.shape != teacher.shape or student.shape[1] != self.width:
             got = f"shapes {tuple(student.shape)} and {tuple(teacher.shape)}"
             raise argument_error("student", got, f"[batch, {self.width}] on both sides, after an embedding")
-        own, other = wide(student), wide(teacher)
+        dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
+        own, other = student.to(dtype), teacher.to(dtype)
         keys = keys_of(view, self.key, len(own))
         # A row for each of the teacher's: its critic with every student row.
         scores = products(other, own.T)
@@ -112,7 +113,7 @@ def _without_each(scores: Tensor) -> Tensor:
     """``log sum_{k != j} exp(scores_ik)`` for every j, [B, B]; each row has two finite entries at least."""
     largest = torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.argmax(1, keepdim=True), True)
     total = scores.logsumexp(1, keepdim=True)
-    # The largest is at least half of what a subtraction would leave nothing of; without it the sum is made anew.
+    # All but the largest are at most half of the sum and can be taken off it; without that one it is made anew.
     share = torch.where(largest | (scores == -torch.inf), -1.0, scores - total)
     rest = scores.masked_fill(largest, -torch.inf).logsumexp(1, keepdim=True)
     return torch.where(largest, rest, total + log1mexp(share))
