@@ -1,6 +1,8 @@
 """Smaller or other models: a term matches an aligned pair of tapped tensors under a divergence."""
 
-from __future__ import annotations
+from __future__ import (
+    annotations,
+)
 
 from distillrs.knowledge.alignments import (
     Aligned,
@@ -13,15 +15,35 @@ from distillrs.knowledge.alignments import (
     identity,
     layer_pairs,
 )
-from distillrs.knowledge.balance import Balance, GradientBalance, LossRatio
-from distillrs.knowledge.chunks import Boundary, ChunkEnds, Chunks, TokenChunks, token_chunks
-from distillrs.knowledge.contrast import InfoNCE, NoiseContrast
-from distillrs.knowledge.corpus import Corpus, Example, Task, TextMix, paired_batch
+from distillrs.knowledge.balance import (
+    Balance,
+    GradientBalance,
+    LossRatio,
+)
+from distillrs.knowledge.chunks import (
+    Boundary,
+    ChunkEnds,
+    Chunks,
+    TokenChunks,
+    token_chunks,
+)
+from distillrs.knowledge.contrast import (
+    InfoNCE,
+    NoiseContrast,
+)
+from distillrs.knowledge.corpus import (
+    Corpus,
+    Example,
+    Task,
+    TextMix,
+    paired_batch,
+)
 from distillrs.knowledge.divergences import (
     L1,
     MSE,
     Bernoulli,
     BernoulliLimit,
+    Brier,
     Cosine,
     DecoupledKL,
     Divergence,
@@ -29,10 +51,37 @@ from distillrs.knowledge.divergences import (
     PlackettLuce,
     SmoothL1,
 )
-from distillrs.knowledge.engine import Objective
-from distillrs.knowledge.inputs import Inputs, Prefixed
-from distillrs.knowledge.relations import AttentionMap, Gram, HeadRelations, PairDistances, TripletAngles
-from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted, Where
+from distillrs.knowledge.engine import (
+    Objective,
+)
+from distillrs.knowledge.inputs import (
+    Inputs,
+    Prefixed,
+)
+from distillrs.knowledge.mutual_information import (
+    MutualInformation,
+)
+from distillrs.knowledge.relations import (
+    AttentionMap,
+    ClassGradients,
+    Gram,
+    HeadRelations,
+    PairDistances,
+    TripletAngles,
+)
+from distillrs.knowledge.ridge import (
+    RidgeGenerations,
+)
+from distillrs.knowledge.rows import (
+    EntropyFilter,
+    Labelled,
+    Mask,
+    PerRow,
+    RowPart,
+    SelfPaced,
+    Shifted,
+    Where,
+)
 from distillrs.knowledge.sampling import (
     Speculated,
     acceptance,
@@ -41,10 +90,35 @@ from distillrs.knowledge.sampling import (
     speculative_sample,
     speed_up,
 )
-from distillrs.knowledge.snapshots import SnapshotRing, SnapshotTable
-from distillrs.knowledge.stages import Stage
-from distillrs.knowledge.taps import AnyTap, Output, Record, Run, Tap, record, release
-from distillrs.knowledge.targets import Arithmetic, FromTeacher, Geometric, Labels, Target, optimal_weight
+from distillrs.knowledge.search import (
+    Evolution,
+    Scored,
+)
+from distillrs.knowledge.snapshots import (
+    SnapshotRing,
+    SnapshotTable,
+)
+from distillrs.knowledge.stages import (
+    Stage,
+)
+from distillrs.knowledge.taps import (
+    AnyTap,
+    Entry,
+    Output,
+    Record,
+    Run,
+    Tap,
+    record,
+    release,
+)
+from distillrs.knowledge.targets import (
+    Arithmetic,
+    FromTeacher,
+    Geometric,
+    Labels,
+    Target,
+    optimal_weight,
+)
 from distillrs.knowledge.teachers import (
     Cached,
     Ensemble,
@@ -54,9 +128,16 @@ from distillrs.knowledge.teachers import (
     Teacher,
     random_teacher,
 )
-from distillrs.knowledge.terms import Term
-from distillrs.knowledge.view import View
-from distillrs.knowledge.vocabularies import VocabularyMap, shared_tokens
+from distillrs.knowledge.terms import (
+    Term,
+)
+from distillrs.knowledge.view import (
+    View,
+)
+from distillrs.knowledge.vocabularies import (
+    VocabularyMap,
+    shared_tokens,
+)
 
 __all__ = [
     "L1",
@@ -71,16 +152,20 @@ __all__ = [
     "Bernoulli",
     "BernoulliLimit",
     "Boundary",
+    "Brier",
     "Cached",
     "Chain",
     "ChunkEnds",
     "Chunks",
+    "ClassGradients",
     "Corpus",
     "Cosine",
     "DecoupledKL",
     "Divergence",
     "Ensemble",
     "EntropyFilter",
+    "Entry",
+    "Evolution",
     "Example",
     "FromTeacher",
     "FrozenTeacher",
@@ -94,6 +179,7 @@ __all__ = [
     "Labels",
     "LossRatio",
     "Mask",
+    "MutualInformation",
     "NoiseContrast",
     "NormalisedMSE",
     "Objective",
@@ -106,8 +192,10 @@ __all__ = [
     "Projector",
     "Record",
     "Request",
+    "RidgeGenerations",
     "RowPart",
     "Run",
+    "Scored",
     "SelfPaced",
     "SelfTeacher",
     "Shifted",

@@ -200,9 +200,16 @@ class Pooled:
 
     Args:
         size: Of each spatial axis; ``None`` takes the smaller one, 1 the mean over all places.
+
+    Raises:
+        ArgumentError: Sizes that are not positive.
     """
 
     def __init__(self, size: int | Sequence[int] | None = None) -> None:
+        sizes = [size] if isinstance(size, int) else [1] if size is None else size
+        is_list = isinstance(sizes, list | tuple) and 1 <= len(sizes) <= 3
+        if not is_list or not all(isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in sizes):
+            raise argument_error("size", size, "None, a positive integer, or one for each of up to three axes")
         self.size = size
 
     def __call__(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,6 +226,8 @@ class Pooled:
             size = [min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True)]
         else:
             size = [self.size] * axes if isinstance(self.size, int) else list(self.size)
+            if len(size) != axes:
+                raise argument_error("size", self.size, f"one for each of {axes} spatial axes")
         return _pooled(student, size), _pooled(teacher, size)
 
 

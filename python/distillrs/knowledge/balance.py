@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs.errors import argument_error
+from distillrs.knowledge.numerics import is_number
 from distillrs.knowledge.taps import find_module
 
 
@@ -47,7 +47,7 @@ class LossRatio:
 
     def __post_init__(self) -> None:
         ratios = self.ratio.values() if isinstance(self.ratio, Mapping) else [self.ratio]
-        if not all(math.isfinite(ratio) and ratio >= 0 for ratio in ratios):
+        if not all(is_number(ratio) and ratio >= 0 for ratio in ratios):
             raise argument_error("ratio", self.ratio, "finite numbers from 0")
 
     def __call__(self, values: Mapping[str, Tensor], student: nn.Module) -> dict[str, float | Tensor]:

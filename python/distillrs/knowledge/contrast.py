@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from distillrs import random
 from distillrs.errors import argument_error
 from distillrs.knowledge.divergences import Divergence
-from distillrs.knowledge.numerics import products, unit
+from distillrs.knowledge.numerics import is_number, products, unit
+from distillrs.knowledge.ranks import Ranks, latest
 from distillrs.knowledge.view import View
 from distillrs.step import Step
 
@@ -24,9 +25,9 @@ class InfoNCE(nn.Module, Divergence):
     ``-log softmax_j(cos(s_i, t_j) / tau)_i``. An example that comes twice would be its own negative: rows with the same
     id (without ids in the batch: with the same teacher features) count as positives, of whose terms the mean is taken,
     or are left out. The loss bounds the mutual information from below by ``log K - loss``, K the number of candidates,
-    so a loss near 0 says that K is too small, not that all is learned. Several processes have a queue each, of which
-    the trainers' hooks save the first one's. Source: van den Oord et al., 2018; the queue is
-    that of He et al., MoCo, CVPR 2020.
+    so a loss near 0 says that K is too small, not that all is learned. With a ``process_group`` the queue takes the
+    rows of all processes and is the same in each; without, each has its own, of which the trainers' hooks save the
+    first one's. Source: van den Oord et al., 2018; the queue is that of He et al., MoCo, CVPR 2020.
 
     Args:
         temperature: tau, above 0.
@@ -34,6 +35,7 @@ class InfoNCE(nn.Module, Divergence):
         width: Their number of features, with a queue.
         duplicates: "positive" or "excluded".
         key: The batch entry that tells examples apart.
+        process_group: The processes that fill the queue together; ``None`` for this one alone.
 
     Raises:
         ArgumentError: A value that is not allowed.
@@ -52,9 +54,10 @@ class InfoNCE(nn.Module, Divergence):
         width: int | None = None,
         duplicates: Literal["positive", "excluded"] = "positive",
         key: str = "ids",
+        process_group: Any = None,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
+        if not (is_number(temperature) and temperature > 0):
             raise argument_error("temperature", temperature, "a number above 0")
         if isinstance(queue, bool) or not isinstance(queue, int) or queue < 0:
             raise argument_error("queue", queue, "a number of rows from 0")
@@ -66,6 +69,7 @@ class InfoNCE(nn.Module, Divergence):
         self.queue = queue
         self.duplicates = duplicates
         self.key = key
+        self.ranks = Ranks(process_group)
         self.register_buffer("rows_held", torch.zeros(queue, width or 0))
         self.register_buffer("keys_held", torch.full((queue,), -1, dtype=torch.int64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
@@ -73,12 +77,8 @@ class InfoNCE(nn.Module, Divergence):
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`~distillrs.knowledge.Divergence`; both sides ``[B, D]``."""
         first, second = _unit_rows(student, teacher)
-        keys = view.inputs.tensor(self.key) if view.inputs.has(self.key) else None
-        if keys is not None and tuple(keys.shape) != (len(first),):
-            raise argument_error(
-                f"batch[{self.key!r}]", f"shape {tuple(keys.shape)}", f"one id for each of {len(first)}"
-            )
-        candidates, same = second, self._same(second, keys)
+        keys = keys_of(view, self.key, len(first))
+        candidates, same = second, same_examples(second, keys)
         held = min(int(self.count), self.queue)
         if held:
             if second.shape[1] != self.rows_held.shape[1]:
@@ -101,21 +101,48 @@ class InfoNCE(nn.Module, Divergence):
             self._push(second.detach(), keys)
         return losses
 
-    @staticmethod
-    def _same(teacher: Tensor, keys: Tensor | None) -> Tensor:
-        if keys is not None:
-            return keys[:, None] == keys
-        _, groups = torch.unique(teacher.detach(), dim=0, return_inverse=True)
-        same: Tensor = groups[:, None] == groups
-        return same
-
     @torch.no_grad()
     def _push(self, rows: Tensor, keys: Tensor | None) -> None:
+        rows, *rest = self.ranks.gathered(rows, *(() if keys is None else (keys,)))
+        keys = rest[0] if rest else None
         rows = rows[-self.queue :]
         places = (torch.arange(len(rows), device=rows.device) + self.count) % self.queue
         self.rows_held[places] = rows.to(self.rows_held)
         self.keys_held[places] = -1 if keys is None else keys[-self.queue :].to(self.keys_held)
         self.count += len(rows)
+
+
+def keys_of(view: View, key: str, rows: int) -> Tensor | None:
+    """What tells the examples of a batch apart, if it says so: ``[B]``.
+
+    Args:
+        view: The term's view.
+        key: The batch entry.
+        rows: B.
+
+    Raises:
+        ArgumentError: Another number of them.
+    """
+    keys = view.inputs.tensor(key) if view.inputs.has(key) else None
+    if keys is not None and tuple(keys.shape) != (rows,):
+        raise argument_error(f"batch[{key!r}]", f"shape {tuple(keys.shape)}", f"one id for each of {rows}")
+    return keys
+
+
+def same_examples(teacher: Tensor, keys: Tensor | None) -> Tensor:
+    """Which rows of a batch are the same example: by their keys, or without any by equal teacher features.
+
+    Args:
+        teacher: ``[B, D]``.
+        keys: ``[B]``.
+
+    Returns:
+        Booleans ``[B, B]``.
+    """
+    if keys is None:
+        _, keys = torch.unique(teacher.detach(), dim=0, return_inverse=True)
+    same: Tensor = keys[:, None] == keys
+    return same
 
 
 class NoiseContrast(nn.Module, Divergence):
@@ -128,9 +155,10 @@ class NoiseContrast(nn.Module, Divergence):
 
     and the same of t_i in M_s. Z is N times the mean of the exponentials at the first call and then fixed. The memories
     follow the networks: ``M[i] <- normalise(momentum M[i] + (1 - momentum) row)``, after each training call. Negatives
-    are drawn for each example by its id and the step. Memories, Z and nothing else are state; several processes have
-    their own, of which the trainers' hooks save the first one's. Source: Tian et al.,
-    Contrastive Representation Distillation, ICLR 2020, and its authors' code.
+    are drawn for each example by its id and the step. Memories, Z and nothing else are state. With a ``process_group``
+    memories and Z follow the rows of all processes and are the same in each; without, each has its own, of which the
+    trainers' hooks save the first one's. Source: Tian et al., Contrastive Representation Distillation, ICLR 2020, and
+    its authors' code.
 
     Args:
         examples: N.
@@ -141,6 +169,7 @@ class NoiseContrast(nn.Module, Divergence):
         labels: int64 ``[N]``: negatives are then of other classes; ``None`` draws from all other examples.
         key: The batch entry of the examples' ids, from 0 to N - 1.
         seed: Of the memories' first values.
+        process_group: The processes that remember together; ``None`` for this one alone.
 
     Raises:
         ArgumentError: A value that is not allowed.
@@ -164,14 +193,15 @@ class NoiseContrast(nn.Module, Divergence):
         labels: Tensor | None = None,
         key: str = "ids",
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("examples", examples, 2), ("width", width, 1), ("negatives", negatives, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise argument_error(name, value, f"an integer from {least}")
-        if not temperature > 0:
+        if not (is_number(temperature) and temperature > 0):
             raise argument_error("temperature", temperature, "a number above 0")
-        if not 0 <= momentum < 1:
+        if not (is_number(momentum) and 0 <= momentum < 1):
             raise argument_error("momentum", momentum, "a number from 0 to below 1")
         groups = torch.arange(examples) if labels is None else labels.detach().cpu()
         if groups.dtype != torch.int64 or tuple(groups.shape) != (examples,) or int(groups.min()) == int(groups.max()):
@@ -181,6 +211,7 @@ class NoiseContrast(nn.Module, Divergence):
         self.temperature = temperature
         self.momentum = momentum
         self.key = key
+        self.ranks = Ranks(process_group)
         bound = 1 / math.sqrt(width / 3)
         for name in ("student_memory", "teacher_memory"):
             drawn = random.uniform(examples, width, step=Step(0, seed=seed), name=f"noise contrast/{name}")
@@ -213,8 +244,10 @@ class NoiseContrast(nn.Module, Divergence):
         losses = self._loss(first, self.teacher_memory, chosen, 0)
         losses = losses + self._loss(second, self.student_memory, chosen, 1)
         if torch.is_grad_enabled():
-            self._remember(self.student_memory, ids, first)
-            self._remember(self.teacher_memory, ids, second)
+            ids, first, second = self.ranks.gathered(ids, first.detach(), second.detach())
+            last = latest(ids)
+            self._remember(self.student_memory, ids[last], first[last])
+            self._remember(self.teacher_memory, ids[last], second[last])
         return losses
 
     def _draw(self, ids: Tensor, step: Step) -> Tensor:
@@ -229,7 +262,9 @@ class NoiseContrast(nn.Module, Divergence):
         rows = memory[chosen].to(anchors)
         scores = (products(rows, anchors[..., None])[..., 0] / self.temperature).exp()
         examples = len(memory)
-        mean = scores.detach().mean() * examples
+        # Only training calls are sure to be made by every process.
+        mean = (self.ranks.mean(scores) if torch.is_grad_enabled() else scores.detach().mean()) * examples
+        mean = mean.to(scores)
         constant = torch.where(self.constants[side] > 0, self.constants[side].to(mean), mean)
         if torch.is_grad_enabled():
             self.constants[side] = constant.to(self.constants)
@@ -242,7 +277,7 @@ class NoiseContrast(nn.Module, Divergence):
 
     @torch.no_grad()
     def _remember(self, memory: Tensor, ids: Tensor, rows: Tensor) -> None:
-        moved = self.momentum * memory[ids] + (1 - self.momentum) * rows.detach().to(memory)
+        moved = self.momentum * memory[ids] + (1 - self.momentum) * rows.to(memory)
         memory[ids] = unit(moved)
 
 

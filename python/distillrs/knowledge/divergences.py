@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distillrs import ops
 from distillrs.errors import argument_error
-from distillrs.knowledge.numerics import unit
+from distillrs.knowledge.numerics import is_number, unit
 from distillrs.knowledge.view import View
 from distillrs.ops._top_k import log1mexp
 
@@ -182,13 +182,31 @@ class SmoothL1(Divergence):
     row_axes: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
+        if not (is_number(self.beta) and self.beta > 0):
             raise argument_error("beta", self.beta, "a number above 0")
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`."""
         first, second = paired(student, teacher.detach(), self.row_axes)
         return torch.nn.functional.smooth_l1_loss(first, second, reduction="none", beta=self.beta).mean(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Brier(ops.RowDivergence):
+    """``sum_v (p_v - q_v)^2`` of the probabilities: bounded by 2, and in no class sharper than in another.
+
+    A mix of targets under it has the gradient of the same mix of losses. Source: Brier, Verification of Forecasts
+    Expressed in Terms of Probability, 1950.
+    """
+
+    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """``(p - q)^2``."""
+        return (log_p.exp() - log_q.exp()).square()
+
+    def derivative(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """``2 q (q - p)``."""
+        q = log_q.exp()
+        return 2 * q * (q - log_p.exp())
 
 
 @dataclass(frozen=True, slots=True)

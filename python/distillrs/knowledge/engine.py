@@ -15,7 +15,7 @@ from distillrs.knowledge.balance import Balance, LossRatio
 from distillrs.knowledge.inputs import IGNORED, Inputs, InputsFunction, read_batch
 from distillrs.knowledge.rows import Labelled, Shifted, at_step, row_parts
 from distillrs.knowledge.stages import Stage, checked_stages, stage_at
-from distillrs.knowledge.taps import OneTap, Record, record, unwrapped
+from distillrs.knowledge.taps import OneTap, Record, plain_parameters, record
 from distillrs.knowledge.teachers import Request, Teacher, ask, named_teachers
 from distillrs.knowledge.terms import Term
 from distillrs.step import Loss, Step
@@ -74,7 +74,7 @@ class Objective(nn.Module):
             raise argument_error("student", type(student).__name__, "a module that is to be trained")
         if (terms is None) == (stages is None):
             raise argument_error("terms", terms, "a list of terms, or stages=[...] instead")
-        self.stages = checked_stages(stages if stages is not None else [Stage(list(terms or ()))])
+        self.stages = checked_stages(stages if stages is not None else [Stage(terms if terms is not None else ())])
         self.teachers = nn.ModuleDict(named_teachers(teachers))
         if isinstance(balance, LossRatio):
             names = [term.label for term in self._all_terms()]
@@ -273,12 +273,13 @@ class Objective(nn.Module):
         self._restore(network)
         stage = self.stages[number]
         if stage.trainable is not None:
-            named = dict(unwrapped(network).named_parameters())
-            chosen = stage.trains(network)
+            named = plain_parameters(network)
+            # By identity: one that is shared goes by several names, of which one is enough.
+            chosen = {id(named[name]) for name in stage.trains(network)}
             self._given_gradients = {name: parameter.requires_grad for name, parameter in named.items()}
-            for name, parameter in named.items():
-                parameter.requires_grad_(name in chosen)
-                if name not in chosen:
+            for parameter in named.values():
+                parameter.requires_grad_(id(parameter) in chosen)
+                if id(parameter) not in chosen:
                     # A gradient of the stage before would be stepped again.
                     parameter.grad = None
         self._stage = number
@@ -286,7 +287,7 @@ class Objective(nn.Module):
     def _restore(self, network: nn.Module) -> None:
         """Gives the student's parameters back the flags that they came with."""
         if self._given_gradients is not None:
-            for name, parameter in unwrapped(network).named_parameters():
+            for name, parameter in plain_parameters(network).items():
                 parameter.requires_grad_(self._given_gradients.get(name, parameter.requires_grad))
         self._given_gradients = None
         self._stage = None

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+from typing import Any, TypeGuard
+
 import torch
 from torch import Tensor
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is one finite real number."""
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
-from distillrs.knowledge.numerics import products, unit, wide
+from distillrs.knowledge.inputs import IGNORED
+from distillrs.knowledge.numerics import is_number, products, unit, wide
+from distillrs.knowledge.targets import check_labels
 
 
 class AttentionMap:
@@ -18,12 +20,15 @@ class AttentionMap:
     Source: Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017.
 
     Args:
-        p: The power, above 0.
+        p: The power, from 1: below it the slope at an activation of 0 is infinite.
+
+    Raises:
+        ArgumentError: Another power.
     """
 
     def __init__(self, p: float = 2.0) -> None:
-        if not p > 0:
-            raise argument_error("p", p, "a number above 0")
+        if not (is_number(p) and p >= 1):
+            raise argument_error("p", p, "a number from 1")
         self.p = p
 
     def __call__(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,8 +38,7 @@ class AttentionMap:
     def _map(self, name: str, maps: Tensor) -> Tensor:
         if maps.ndim < 3:
             raise argument_error(name, f"shape {tuple(maps.shape)}", "maps [B, C, ...]")
-        flat = wide(maps).abs().pow(self.p).mean(1).flatten(1)
-        return torch.nn.functional.normalize(flat, dim=1)
+        return unit(wide(maps).abs().pow(self.p).mean(1).flatten(1))
 
 
 class Gram:
@@ -80,6 +84,39 @@ class Gram:
         if self.normalise == "rows":
             return unit(gram)
         return gram / vectors.shape[-1] if self.normalise == "size" else gram
+
+
+class ClassGradients:
+    """How the classes share channels in the gradient of a linear classifier, whatever its width.
+
+    The mean cross-entropy has the gradient ``A = mean_b (softmax(z_b) - onehot(y_b)) h_b^T`` [classes, channels] by the
+    weight of ``z = W h + c``: for each class a map of the channels that would help it. A A^T relates the classes; its
+    rows are brought to length 1. It is formed from logits and features, so it is itself differentiable. Source: Dong
+    et al., DisWOT, CVPR 2023, which relates the channels of each class: of one row alone, so only signs are left, and
+    only equal widths can be compared.
+    """
+
+    def __call__(
+        self, student: tuple[Tensor, Tensor, Tensor], teacher: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, C]``, what goes into the classifier ``[B, D]`` and labels int64 ``[B]``, to ``[C, C]``."""
+        return self._relations("student", student), self._relations("teacher", teacher)
+
+    @staticmethod
+    def _relations(name: str, tensors: Any) -> Tensor:
+        if not isinstance(tensors, tuple) or len(tensors) != 3:
+            got = f"{len(tensors)} tensors" if isinstance(tensors, tuple) else "one tensor"
+            raise argument_error(name, got, "taps of logits, of the classifier's input, and Entry('labels')")
+        logits, features, labels = tensors
+        if logits.ndim != 2 or features.ndim != 2 or len(features) != len(logits):
+            got = f"shapes {tuple(logits.shape)} and {tuple(features.shape)}"
+            raise argument_error(name, got, "logits [batch, classes] and features [batch, channels]")
+        check_labels(labels, logits)
+        found, there = wide(logits), (labels != IGNORED)[:, None]
+        onehot = torch.zeros_like(found).scatter(1, labels.clamp(min=0)[:, None], 1.0)
+        errors = torch.where(there, found.softmax(1) - onehot, 0.0) / there.sum().clamp(min=1)
+        gradient = products(errors.T, wide(features).to(errors.dtype))
+        return unit(products(gradient, gradient.T))
 
 
 class HeadRelations:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import IGNORED
+from distillrs.knowledge.numerics import is_number
 from distillrs.knowledge.view import View
 from distillrs.schedule import Ramp
 from distillrs.step import Step
@@ -158,7 +159,7 @@ class SelfPaced:
     needs_losses = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, int | float) and not self.threshold > 0:
+        if not callable(self.threshold) and not (is_number(self.threshold) and self.threshold > 0):
             raise argument_error("threshold", self.threshold, "a number above 0, or a ramp")
 
     def __call__(self, view: View) -> Tensor:
@@ -185,6 +186,18 @@ class PerRow:
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise argument_error("function", self.function, "a function of a View")
+
+    def numbers(self, view: View) -> Tensor:
+        """What the function gives, without a gradient: ``[*rows]``.
+
+        Raises:
+            ArgumentError: It gives no tensor.
+        """
+        given: Any = self.function(view)
+        if not isinstance(given, Tensor):
+            got = f"{given!r} from PerRow({getattr(self.function, '__name__', type(self.function).__name__)})"
+            raise argument_error("function", got, "a tensor with a number for each row")
+        return given.detach()
 
 
 def at_step(value: float | Ramp, step: Step) -> float:

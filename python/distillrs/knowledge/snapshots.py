@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,10 @@ from torch import Tensor, nn
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
-from distillrs.knowledge.taps import OneTap, Output, record, tap_name, unwrapped
+from distillrs.knowledge.inputs import IGNORED
+from distillrs.knowledge.ranks import Ranks, latest
+from distillrs.knowledge.taps import OneTap, Output, copied, record, tap_name, unwrapped
+from distillrs.knowledge.targets import check_labels
 from distillrs.knowledge.teachers import Request, Teacher, add_member
 from distillrs.step import Step
 
@@ -75,7 +77,7 @@ class SnapshotRing(Teacher):
                     raise argument_error("teacher", f"the tap {tap_name(tap)!r} of several snapshots", "an Output(...)")
         if self._skeleton is None:
             with torch.no_grad():
-                self._skeleton = Frozen(copy.deepcopy(unwrapped(request.student)))
+                self._skeleton = Frozen(copied(request.student))
         module = self._skeleton.module
         combined: dict[OneTap, Tensor] = {}
         for state in self._states:
@@ -107,34 +109,38 @@ class SnapshotRing(Teacher):
 class SnapshotTable(Teacher):
     """The student's own prediction on the same example when it last saw it, in a table by stable id.
 
-    An example that was not seen yet has its label, one-hot. A training call reads its rows and then writes the
-    student's softmax of this batch, at temperature 1 and in the student's own mode: under augmentation that is the
-    prediction on the view of that time. A mixture of examples has no row: give such batches another teacher. With
-    several processes each has a table of its own: let a process see the same examples in every epoch, or use
-    :class:`SnapshotRing`. The table is saved with the objective; of several processes the trainers' hooks save the
-    first one's. Source: Kim et al., Self-Knowledge Distillation with
-    Progressive Refinement of Targets, ICCV 2021, and its authors' code.
+    An example that was not seen yet has its label, one-hot, or the same share of every class if the label is ignored.
+    A training call reads its rows and then writes the student's softmax of this batch, at temperature 1 and in the
+    student's own mode: under augmentation that is the prediction on the view of that time. A mixture of examples has
+    no row: give such batches another teacher. With a ``process_group`` every process writes the predictions of all,
+    so that the tables are one, as in the authors' code; without, each has its own, which fits processes that see the
+    same examples in every epoch. The table is saved with the objective; of several processes the trainers' hooks save
+    the first one's. Source: Kim et al., Self-Knowledge Distillation with Progressive Refinement of Targets, ICCV 2021.
 
     Args:
         examples: How many there are; ids are from 0 to that less 1.
         classes: Of the logits.
         ids: The batch entry of the ids.
         labels: The batch entry of the labels.
+        process_group: The processes whose predictions are gathered; ``None`` for this one's alone.
 
     Raises:
-        ArgumentError: Sizes that are not positive.
+        ArgumentError: Sizes that are not positive, or no group.
     """
 
     table: Tensor
     seen: Tensor
 
-    def __init__(self, examples: int, classes: int, *, ids: str = "ids", labels: str = "labels") -> None:
+    def __init__(
+        self, examples: int, classes: int, *, ids: str = "ids", labels: str = "labels", process_group: Any = None
+    ) -> None:
         super().__init__()
         for name, value in (("examples", examples), ("classes", classes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise argument_error(name, value, "a positive integer")
         self.ids = ids
         self.labels = labels
+        self.ranks = Ranks(process_group)
         self.register_buffer("table", torch.zeros(examples, classes))
         self.register_buffer("seen", torch.zeros(examples, dtype=torch.bool))
 
@@ -155,12 +161,11 @@ class SnapshotTable(Teacher):
         """See :class:`~distillrs.knowledge.Teacher`."""
         (tap,) = self.student_taps(request.taps)
         ids = self._ids(request)
-        labels = request.inputs.tensor(self.labels)
-        if labels.dtype != torch.int64 or labels.shape != ids.shape:
-            got = f"{labels.dtype} {tuple(labels.shape)}"
-            raise argument_error(f"batch[{self.labels!r}]", got, f"int64 {tuple(ids.shape)}")
-        onehot = nn.functional.one_hot(labels.clamp(min=0), self.table.shape[1]).to(self.table)
-        return {tap: torch.where(self.seen[ids, None], self.table[ids], onehot).log()}
+        labels, past = request.inputs.tensor(self.labels), self.table[ids]
+        check_labels(labels, past, f"batch[{self.labels!r}]")
+        first = nn.functional.one_hot(labels.clamp(min=0), past.shape[1]).to(past)
+        first = first.masked_fill((labels == IGNORED)[:, None], 1 / past.shape[1])
+        return {tap: torch.where(self.seen[ids, None], past, first).log()}
 
     def after(self, request: Request) -> None:
         """Writes the student's predictions."""
@@ -171,7 +176,9 @@ class SnapshotTable(Teacher):
         if tuple(logits.shape) != (len(ids), self.table.shape[1]):
             raise argument_error("student", f"logits {tuple(logits.shape)}", f"[{len(ids)}, {self.table.shape[1]}]")
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        self.table[ids] = wide.softmax(1).to(self.table)
+        ids, now = self.ranks.gathered(ids, wide.softmax(1).to(self.table))
+        last = latest(ids)
+        self.table[ids[last]] = now[last]
         self.seen[ids] = True
 
     def _ids(self, request: Request) -> Tensor:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from distillrs.errors import argument_error
-from distillrs.knowledge.taps import find_module, unwrapped
+from distillrs.knowledge.taps import find_module, plain_parameters
 from distillrs.knowledge.terms import Term
 from distillrs.step import Step
 
@@ -24,8 +24,9 @@ class Stage:
     Attributes:
         terms: What is minimised.
         steps: Length; ``None``, for the last stage alone, lasts as long as the run.
-        trainable: Patterns of parameters' names or paths of modules in the unwrapped student ("layer1", "*.norm.*");
-            all others require no gradient in this stage. ``None`` leaves the student as it was given.
+        trainable: Patterns of parameters' names or paths of modules in the student without its wrappers, outer and
+            inner ("layer1", "*.norm.*"); all others require no gradient in this stage. ``None`` leaves the student as
+            it was given.
         name: In messages.
     """
 
@@ -35,8 +36,10 @@ class Stage:
     name: str = "stage"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.terms, Sequence):
+            raise argument_error("terms", type(self.terms).__name__, "a list of at least one Term")
         if not self.terms or not all(isinstance(term, Term) for term in self.terms):
-            raise argument_error("terms", self.terms, "at least one Term")
+            raise argument_error("terms", self.terms, "a list of at least one Term")
         if self.steps is not None and (
             isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1
         ):
@@ -45,12 +48,12 @@ class Stage:
             raise argument_error("trainable", self.trainable, "a sequence of names, or None")
 
     def trains(self, student: nn.Module) -> set[str]:
-        """Names of the parameters that this stage trains.
+        """Names of the parameters that this stage trains, without wrappers.
 
         Raises:
             UnknownNameError: A pattern that nothing matches.
         """
-        names = [name for name, _ in unwrapped(student).named_parameters()]
+        names = list(plain_parameters(student))
         chosen: set[str] = set()
         for pattern in self.trainable or ():
             found = {name for name in names if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)}
@@ -80,6 +83,8 @@ def checked_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     Raises:
         ArgumentError: None, something else, or an endless stage before the last.
     """
+    if not isinstance(stages, Sequence):
+        raise argument_error("stages", type(stages).__name__, "a list of at least one Stage")
     found = tuple(stages)
     if not found or not all(isinstance(stage, Stage) for stage in found):
         raise argument_error("stages", stages, "at least one Stage")

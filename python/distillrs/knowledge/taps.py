@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import difflib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,6 +75,28 @@ class Output:
         return f"{self.field}" if self.index is None else f"{self.field}[{self.index}]"
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of the batch, for alignments that need one beside tensors of the network.
+
+    Attributes:
+        name: The entry, such as "labels".
+    """
+
+    name: str = "labels"
+
+    def __call__(self, run: Run) -> Tensor:
+        """The entry as it is.
+
+        Raises:
+            UnknownNameError: The batch has none of this name.
+        """
+        return run.inputs.tensor(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """One call of a network, for taps that are functions.
@@ -112,7 +135,7 @@ def as_taps(name: str, tap: AnyTap) -> tuple[OneTap, ...]:
 
 def tap_name(tap: OneTap) -> str:
     """A short name of a tap for logs and messages."""
-    return str(tap) if isinstance(tap, Tap | Output) else getattr(tap, "__name__", type(tap).__name__)
+    return str(tap) if isinstance(tap, Tap | Output | Entry) else getattr(tap, "__name__", type(tap).__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,6 +217,46 @@ def unwrapped(network: nn.Module) -> nn.Module:
             network = network.get_submodule(inner)
         else:
             return network
+
+
+def plain_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by their names in the network as it was before anything was wrapped, inside it as well.
+
+    A parameter that several modules share has several names.
+
+    Args:
+        network: The network, wrapped or not.
+    """
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    found: dict[str, nn.Parameter] = {}
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found[prefix + name] = parameter
+        for name, child in module._modules.items():
+            if child is not None:
+                # "module" alone is also a usual name of a network's own part.
+                is_parallel = name == "module" and isinstance(module, DistributedDataParallel | DataParallel)
+                visit(child, prefix if is_parallel or name in _WRAPPERS[1:] else f"{prefix}{name}.")
+
+    visit(unwrapped(network), "")
+    return found
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy of the unwrapped network without the hooks that stay in a compiled one.
+
+    Args:
+        network: The network, wrapped or not.
+    """
+    twin = copy.deepcopy(unwrapped(network))
+    for module in twin.modules():
+        for number in [number for number, hook in module._forward_hooks.items() if isinstance(hook, _Hook)]:
+            del module._forward_hooks[number]
+            module._forward_hooks_with_kwargs.pop(number, None)
+    return twin
 
 
 def release(network: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import IGNORED
-from distillrs.knowledge.numerics import wide
+from distillrs.knowledge.numerics import is_number, wide
 from distillrs.knowledge.rows import PerRow, at_step
 from distillrs.knowledge.view import View
 from distillrs.schedule import Ramp
@@ -72,7 +72,7 @@ class Labels(Target):
     needs_labels = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
+        if not (is_number(self.smoothing) and 0 <= self.smoothing < 1):
             raise argument_error("smoothing", self.smoothing, "a number from 0 to below 1")
 
     def log_probs(self, view: View) -> Tensor:
@@ -118,7 +118,8 @@ class Arithmetic(Mix):
     """``(1 - share) first + share second``, of probabilities.
 
     Attributes:
-        share: Of the second: a number from 0 to 1, a ramp of the step, a tensor with one for each row, or ``PerRow``.
+        share: Of the second, from 0 to 1 at every step: a number, a ramp of the step, a tensor with one for each row,
+            or ``PerRow``.
         first: A target.
         second: A target.
     """
@@ -187,37 +188,47 @@ def optimal_weight(truth: Tensor, truth_only: Tensor, teacher_only: Tensor) -> f
     return min(max(float(((y - v) * (u - v)).sum() / length), 0.0), 1.0)
 
 
-def check_labels(labels: Tensor, logits: Tensor) -> None:
-    """Raises unless the labels are classes of the rows of logits.
+def check_labels(labels: Tensor, logits: Tensor, name: str = "labels") -> None:
+    """Raises unless the labels are classes of the rows of logits, or ignored.
+
+    Args:
+        labels: int64 ``[*rows]``.
+        logits: ``[*rows, classes]``.
+        name: The argument's, for the message.
 
     Raises:
         ArgumentError: They are not.
     """
     shape = tuple(logits.shape[:-1])
     if labels.dtype != torch.int64 or tuple(labels.shape) != shape:
-        raise argument_error("labels", f"{labels.dtype} {tuple(labels.shape)}", f"int64 of the rows' shape {shape}")
+        raise argument_error(name, f"{labels.dtype} {tuple(labels.shape)}", f"int64 of the rows' shape {shape}")
     # On a device the look would wait for it.
     if labels.device.type != "cpu":
         return
     wrong = labels[((labels < 0) & (labels != IGNORED)) | (labels >= logits.shape[-1])]
     if wrong.numel():
         allowed = f"classes from 0 to {logits.shape[-1] - 1}, or {IGNORED} for none"
-        raise argument_error("labels", int(wrong[0]), allowed)
+        raise argument_error(name, int(wrong[0]), allowed)
 
 
 def _check_share(share: Share) -> None:
-    if isinstance(share, int | float) and not 0 <= share <= 1:
+    if not isinstance(share, Tensor | PerRow) and not callable(share) and not (is_number(share) and 0 <= share <= 1):
         raise argument_error("share", share, "a number from 0 to 1, a ramp, a tensor or PerRow(...)")
 
 
 def _share(share: Share, view: View, like: Tensor) -> Tensor:
     """Of each row, ``[..., 1]``."""
-    if isinstance(share, Tensor):
-        value = share
-    elif isinstance(share, PerRow):
-        value = share.function(view)
+    allowed = "numbers from 0 to 1"
+    if isinstance(share, Tensor | PerRow):
+        value = share if isinstance(share, Tensor) else share.numbers(view)
+        # On a device the look would wait for it.
+        if value.device.type == "cpu" and not ((value >= 0) & (value <= 1)).all():
+            raise argument_error("share", f"{float(value.min()):g} to {float(value.max()):g}", allowed)
     else:
-        value = torch.tensor(at_step(share, view.local))
+        number = at_step(share, view.local)
+        if not 0 <= number <= 1:
+            raise argument_error("share", number, f"{allowed} at every step; this is step {view.local.index}")
+        value = torch.tensor(number)
     if value.ndim and tuple(value.shape) != tuple(like.shape[: value.ndim]):
         raise argument_error("share", f"shape {tuple(value.shape)}", f"a number for each row, {tuple(like.shape[:-1])}")
     value = value.detach().to(like)

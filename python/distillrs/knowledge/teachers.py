@@ -155,8 +155,9 @@ class Ensemble(Teacher):
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if not members:
-            raise argument_error("members", members, "at least one teacher")
+        if not isinstance(members, Sequence) or not members:
+            got = members if isinstance(members, Sequence) else type(members).__name__
+            raise argument_error("members", got, "a list of at least one teacher")
         if how not in ("probability", "logit", "vote"):
             raise argument_error("how", how, "'probability', 'logit' or 'vote'")
         shares = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
@@ -293,7 +294,12 @@ def named_teachers(teachers: Any) -> dict[str, Teacher]:
     if teachers is None:
         return {}
     if isinstance(teachers, Mapping):
-        return {str(name): as_teacher(f"teachers[{name!r}]", each) for name, each in teachers.items()}
+        for name in teachers:
+            # What a ModuleDict cannot hold.
+            if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+                allowed = "names that are words without a dot and no attribute of torch.nn.ModuleDict"
+                raise argument_error("teachers", name, allowed)
+        return {name: as_teacher(f"teachers[{name!r}]", each) for name, each in teachers.items()}
     return {"main": as_teacher("teachers", teachers)}
 
 

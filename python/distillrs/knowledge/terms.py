@@ -332,7 +332,7 @@ class Term:
 
 def _temperature(value: Temperature, view: View) -> float | Tensor:
     if isinstance(value, PerRow):
-        return value.function(view).detach()
+        return value.numbers(view)
     if isinstance(value, Tensor):
         return value
     number = at_step(value, view.local)

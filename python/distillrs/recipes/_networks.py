@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import nn
 
+from distillrs import random
+from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge import AnyTap, Labels, Output, Term
+from distillrs.step import Step
 
 LOGITS = Output("logits")
 
@@ -23,3 +30,36 @@ def task(logits: AnyTap, scale: float) -> list[Term]:
 def frozen(teacher: nn.Module) -> Frozen:
     """The teacher, frozen if it is not yet."""
     return teacher if isinstance(teacher, Frozen) else Frozen(teacher)
+
+
+def layer_taps(layers: Any) -> list[tuple[AnyTap, AnyTap]]:
+    """Pairs of a student's and a teacher's layer.
+
+    Args:
+        layers: What the user gave.
+
+    Raises:
+        ArgumentError: No pairs, or something else in their place.
+    """
+    allowed = "pairs (student's layer, teacher's layer), at least one"
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        raise argument_error("layers", layers, allowed)
+    for pair in layers:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise argument_error("layers", pair, allowed)
+    return [(student, teacher) for student, teacher in layers]
+
+
+def embedding(size: int, width: int, name: str, seed: int) -> nn.Module:
+    """A linear head over flattened features, the same in every run.
+
+    Args:
+        size: Features, flattened.
+        width: Of the embedding.
+        name: What it is for: heads of other names are other draws.
+        seed: Of the draw.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # The CPU's alone: torch.manual_seed would seed every device, and nothing gives those back.
+        torch.default_generator.manual_seed(random.generator_seed(Step(0, seed=seed), name))
+        return nn.Sequential(nn.Flatten(), nn.Linear(size, width))

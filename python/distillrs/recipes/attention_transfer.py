@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from distillrs.knowledge import MSE, AnyTap, AttentionMap, Chain, Objective, Pooled, Term
-from distillrs.recipes._networks import LOGITS, frozen, task
+from distillrs.recipes._networks import LOGITS, frozen, layer_taps, task
 from distillrs.registry import recipe
 
 
@@ -50,6 +50,6 @@ def attention_transfer(
     """
     terms = [
         Term(first, second, Chain(Pooled(), AttentionMap(p)), MSE(), scale=beta, name=f"attention/{first}")
-        for first, second in layers
+        for first, second in layer_taps(layers)
     ]
     return Objective(student, frozen(teacher), [*terms, *task(logits, task_weight)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ from distillrs.recipes._maps import (
     run_length,
 )
 from distillrs.registry import recipe
-from distillrs.schedule import EDM, BinnedLogNormal, Neighbouring
+from distillrs.schedule import EDM, BinnedLogNormal, Neighbouring, PairLaw
 from distillrs.step import Step
 
 
@@ -157,12 +158,11 @@ def consistency_training(
     def count(step: Step) -> int:
         return growing_levels(step.index, run_length(step, steps), start_levels, end_levels)
 
-    return FlowMap(
-        preconditioned(network, path),
-        path=path,
-        head=ConsistencyBoundary(sigma_min),
-        residual=Eulerian(Solver(None), source=Data()),
-        pairs=levels_law(count, Neighbouring, path, sigma_min, rho),
+    return _without_a_teacher(
+        network,
+        path,
+        sigma_min,
+        levels_law(count, Neighbouring, path, sigma_min, rho),
         metric=metric,
         target=None if average is None else preconditioned(average, path),
         seed=seed,
@@ -245,15 +245,28 @@ def ict(
     def count(step: Step) -> int:
         return doubling_levels(step.index, run_length(step, steps), start_levels, end_levels)
 
+    return _without_a_teacher(
+        network,
+        path,
+        sigma_min,
+        levels_law(count, lambda times: BinnedLogNormal(times, mean, std, path), path, sigma_min, rho),
+        metric=PseudoHuber(huber),
+        balance=Weighted(_one_over_step),
+        seed=seed,
+    )
+
+
+def _without_a_teacher(
+    network: nn.Module | NetworkAdapter, path: EDM, sigma_min: float, pairs: PairLaw, **parts: Any
+) -> FlowMap:
+    """Consistency between neighbouring levels of one example with its own noise."""
     return FlowMap(
         preconditioned(network, path),
         path=path,
         head=ConsistencyBoundary(sigma_min),
         residual=Eulerian(Solver(None), source=Data()),
-        pairs=levels_law(count, lambda times: BinnedLogNormal(times, mean, std, path), path, sigma_min, rho),
-        metric=PseudoHuber(huber),
-        balance=Weighted(_one_over_step),
-        seed=seed,
+        pairs=pairs,
+        **parts,
     )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from distillrs import random
 from distillrs.knowledge import AnyTap, NoiseContrast, Objective, Term, Through
-from distillrs.recipes._networks import LOGITS, frozen, task
+from distillrs.recipes._networks import LOGITS, embedding, frozen, task
 from distillrs.registry import recipe
-from distillrs.step import Step
 
 
 @recipe(
@@ -70,15 +67,8 @@ def contrastive_kd(
         examples, width, negatives=negatives, temperature=temperature, momentum=momentum, labels=labels, seed=seed
     )
     heads = [
-        _head(size, width, f"{side} head", seed)
+        embedding(size, width, f"{side} head", seed)
         for side, size in (("student", student_width), ("teacher", teacher_width))
     ]
     term = Term(features, teacher_features, Through(*heads), contrast, scale=beta, name="contrast")
     return Objective(student, frozen(teacher), [term, *task(logits, task_weight)])
-
-
-def _head(size: int, width: int, name: str, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        # The CPU's alone: torch.manual_seed would seed every device, and nothing gives those back.
-        torch.default_generator.manual_seed(random.generator_seed(Step(0, seed=seed), name))
-        return nn.Sequential(nn.Flatten(), nn.Linear(size, width))
