@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distillrs.recipes.attention_to_mamba import attention_to_mamba
 from distillrs.recipes.attention_transfer import attention_transfer
 from distillrs.recipes.consistency import (
     consistency_average_rate,
@@ -25,6 +26,7 @@ from distillrs.recipes.smooth_expert import smooth_expert, smooth_expert_experts
 from distillrs.recipes.tesla import tesla
 
 __all__ = [
+    "attention_to_mamba",
     "attention_transfer",
     "consistency_average_rate",
     "consistency_distillation",
