@@ -4,6 +4,9 @@ from __future__ import (
     annotations,
 )
 
+from distillrs.knowledge import (
+    forms,
+)
 from distillrs.knowledge.alignments import (
     Aligned,
     Alignment,
@@ -218,6 +221,7 @@ __all__ = [
     "Where",
     "acceptance",
     "block_length",
+    "forms",
     "identity",
     "layer_pairs",
     "optimal_weight",

@@ -7,6 +7,9 @@ from __future__ import (
 from distillrs.recipes.alm import (
     alm,
 )
+from distillrs.recipes.attention_to_mamba import (
+    attention_to_mamba,
+)
 from distillrs.recipes.attention_transfer import (
     attention_transfer,
 )
@@ -103,6 +106,7 @@ from distillrs.recipes.tesla import (
 
 __all__ = [
     "alm",
+    "attention_to_mamba",
     "attention_transfer",
     "boot",
     "consistency_average_rate",
