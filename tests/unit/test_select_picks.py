@@ -202,6 +202,34 @@ def test_threads_change_nothing(thread_count, count):
         assert torch.equal(found.gains, expected.gains)
 
 
+def test_two_rounds_over_parts_come_near_to_one():
+    points = normal(600, 4)
+    exact, parts = select.k_center(points, 20), select.k_center(points, 20, method="partitioned", partitions=4)
+    radius = [float(select.nearest(points, points[picks.ids], 1).distances.max()) for picks in (exact, parts)]
+    # Each is within a factor of the best radius, which is at least half of greedy's.
+    assert radius[1] <= 4 * radius[0]
+    left = [
+        float(select.nearest(points, points[picks.ids], 1).distances.square().sum())
+        for picks in (
+            select.facility_location(points, 20),
+            select.facility_location(points, 20, method="partitioned", partitions=4),
+            select.facility_location(points[:150], 20),
+        )
+    ]
+    # Weights matter: the rounds see all points, not those of one part.
+    assert left[1] < 1.1 * left[0] < 1.1 * left[2]
+    assert left[1] < left[2]
+
+
+def test_one_part_gives_the_plain_picks_and_its_copies_change_nothing():
+    points = normal(80, 3)
+    for selector in (select.k_center, select.facility_location):
+        whole = selector(points, 12, method="partitioned", partitions=1)
+        assert sorted(whole.ids.tolist()) == sorted(selector(points, 12).ids.tolist())
+        assert len(selector(points, 80, method="partitioned", partitions=200).ids.unique()) == 80
+        assert selector(torch.ones(9, 2), 4, method="partitioned", partitions=2).ids.unique().numel() == 4
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

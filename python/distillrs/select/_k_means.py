@@ -23,7 +23,8 @@ class Clusters:
         centres: ``[k, ...]``, in the dtype of the points (labels and inertia belong to them before that rounding).
         labels: int64 ``[n]``: the nearest centre of each point, with groups among those of its own.
         inertia: Sum of the squared distances of the points to their centres.
-        medoids: int64 ``[k]``: the point nearest to each centre, with groups among those of its own.
+        medoids: int64 ``[k]``: the point nearest to each centre, with groups among those of its own; where that is the
+            medoid of an earlier centre already, the next one. No point comes twice.
         groups: int64 ``[k]``: the group of each centre, rising; ``None`` without groups.
     """
 
