@@ -202,6 +202,21 @@ def test_threads_change_nothing(thread_count, count):
         assert torch.equal(found.gains, expected.gains)
 
 
+def test_coverage_of_probabilities_is_that_of_recomputing_all_distances():
+    logits = random.normal(400, 10, step=0, name="logits", dtype=torch.float64)
+    probabilities = (3 * logits).softmax(1)
+    labelled = torch.arange(0, 400, 40)
+    found = select.k_center(probabilities, 30, chosen=labelled)
+    picked = labelled.tolist()
+    for pick, gain in zip(found.ids.tolist(), found.gains.tolist(), strict=True):
+        distances = torch.cdist(probabilities, probabilities[picked], compute_mode="donot_use_mm_for_euclid_dist")
+        near = distances.min(1).values
+        near[picked] = -1
+        assert pick == int(near.argmax())
+        assert gain == pytest.approx(float(near.max()), rel=1e-12)
+        picked.append(pick)
+
+
 def test_two_rounds_over_parts_come_near_to_one():
     points = normal(600, 4)
     exact, parts = select.k_center(points, 20), select.k_center(points, 20, method="partitioned", partitions=4)
