@@ -285,6 +285,38 @@ def facility_location(
 ) -> None:
     """Fills int64 `ids` and float64 `gains`, both [k]."""
 
+def k_center_sharded(
+    points: Buffer,
+    first: int,
+    total: int,
+    count: int,
+    gather: Callable[[bytes], bytes],
+    chosen: Buffer,
+    start: int | None,
+    seed: int,
+    run: int,
+    ids: Buffer,
+    gains: Buffer,
+) -> None:
+    """`k_center` of the points of `count` processes; this one's begin at row `first` of `total`."""
+
+def facility_location_sharded(
+    points: Buffer,
+    first: int,
+    total: int,
+    count: int,
+    gather: Callable[[bytes], bytes],
+    sample: int | None,
+    seed: int,
+    run: int,
+    ids: Buffer,
+    gains: Buffer,
+) -> None:
+    """`facility_location` of the points of `count` processes."""
+
+def facility_location_weighted(points: Buffer, weights: Buffer, ids: Buffer, gains: Buffer) -> None:
+    """Fills int64 `ids` and float64 `gains`, both [k]; float64 `weights` [n]."""
+
 def k_medoids(
     points: Buffer,
     start: Buffer | None,

@@ -118,6 +118,14 @@ def test_fewer_distinct_points_than_clusters():
     assert found.inertia == 0
     assert set(found.centres[found.labels].flatten().tolist()) == {1.0, 2.0}
     assert select.k_means(points, 20).inertia == 0
+    for several in (points, torch.ones(6, 2)):
+        for k in (1, 3, len(several)):
+            medoids = select.k_means(several, k).medoids
+            assert len(medoids.unique()) == k
+            assert len(select.k_medoids(several, k).medoids.unique()) == k
+    # Both centres are nearest to the middle point: the second takes the next one.
+    apart = select.k_means(torch.tensor([[0.0], [1.0], [2.5]]), 2, start=torch.tensor([[0.9], [1.2]]), iterations=0)
+    assert apart.medoids.tolist() == [1, 0]
 
 
 def test_nearest_of_nothing_is_empty():

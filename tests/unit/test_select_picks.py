@@ -202,6 +202,49 @@ def test_threads_change_nothing(thread_count, count):
         assert torch.equal(found.gains, expected.gains)
 
 
+def test_coverage_of_probabilities_is_that_of_recomputing_all_distances():
+    logits = random.normal(400, 10, step=0, name="logits", dtype=torch.float64)
+    probabilities = (3 * logits).softmax(1)
+    labelled = torch.arange(0, 400, 40)
+    found = select.k_center(probabilities, 30, chosen=labelled)
+    picked = labelled.tolist()
+    for pick, gain in zip(found.ids.tolist(), found.gains.tolist(), strict=True):
+        distances = torch.cdist(probabilities, probabilities[picked], compute_mode="donot_use_mm_for_euclid_dist")
+        near = distances.min(1).values
+        near[picked] = -1
+        assert pick == int(near.argmax())
+        assert gain == pytest.approx(float(near.max()), rel=1e-12)
+        picked.append(pick)
+
+
+def test_two_rounds_over_parts_come_near_to_one():
+    points = normal(600, 4)
+    exact, parts = select.k_center(points, 20), select.k_center(points, 20, method="partitioned", partitions=4)
+    radius = [float(select.nearest(points, points[picks.ids], 1).distances.max()) for picks in (exact, parts)]
+    # Each is within a factor of the best radius, which is at least half of greedy's.
+    assert radius[1] <= 4 * radius[0]
+    left = [
+        float(select.nearest(points, points[picks.ids], 1).distances.square().sum())
+        for picks in (
+            select.facility_location(points, 20),
+            select.facility_location(points, 20, method="partitioned", partitions=4),
+            select.facility_location(points[:150], 20),
+        )
+    ]
+    # Weights matter: the rounds see all points, not those of one part.
+    assert left[1] < 1.1 * left[0] < 1.1 * left[2]
+    assert left[1] < left[2]
+
+
+def test_one_part_gives_the_plain_picks_and_its_copies_change_nothing():
+    points = normal(80, 3)
+    for selector in (select.k_center, select.facility_location):
+        whole = selector(points, 12, method="partitioned", partitions=1)
+        assert sorted(whole.ids.tolist()) == sorted(selector(points, 12).ids.tolist())
+        assert len(selector(points, 80, method="partitioned", partitions=200).ids.unique()) == 80
+        assert selector(torch.ones(9, 2), 4, method="partitioned", partitions=2).ids.unique().numel() == 4
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

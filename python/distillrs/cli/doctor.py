@@ -29,6 +29,7 @@ EXTRAS = {
     "transformers": "teacher caches from language models, and the hook of its Trainer",
     "lightning": "the hook of Lightning's Trainer",
     "accelerate": "the hook of Accelerate's loop",
+    "sklearn": "selectors and clusterers as estimators of scikit-learn",
     "testing": "strategies and checks of distillrs.testing for your own parts",
     "cuda12": "cupy, which compiles and launches the kernels of distillrs.ops on NVIDIA GPUs with CUDA 12",
     "cuda13": "cupy, which compiles and launches the kernels of distillrs.ops on NVIDIA GPUs with CUDA 13",

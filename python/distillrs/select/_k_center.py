@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
@@ -11,8 +11,13 @@ from torch import Tensor
 from distillrs import _core
 from distillrs.errors import argument_error
 from distillrs.select._groups import Members, Rows
+from distillrs.select._partitioned import Shortlist, Values, check_partitions, shortlist, shortlist_of_all
 from distillrs.select._picks import Picks, greedy, rows_of
 from distillrs.select._points import Matrix, Points, as_tensor, directions, whole
+from distillrs.select._processes import Part, Peers, greedy_sharded, replicas
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def k_center(
@@ -23,15 +28,27 @@ def k_center(
     chosen: Tensor | None = None,
     start: int | Mapping[int, int] | None = None,
     metric: Literal["euclidean", "cosine"] = "euclidean",
+    method: Literal["exact", "partitioned"] = "exact",
+    partitions: int | None = None,
     groups: Tensor | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
+    process_group: ProcessGroup | None = None,
+    replicated: bool = False,
 ) -> Picks:
     """Picks points farthest-first: each is the one farthest from all picks before it (Gonzalez 1985).
 
     The largest distance that is left from a point to its nearest pick is at most twice the smallest possible one. The
     picks are exactly those of the plain rule; but a point's distance is brought up to date only when it could win,
     since a stale one is an upper bound.
+
+    "partitioned" takes two rounds: every part of the points picks ``k`` for itself, and those are picked among. The
+    largest distance left is then at most four times the smallest possible one (Malkomes and others 2015), and processes
+    talk once for each group instead of once for each pick.
+
+    With ``process_group`` every process passes its own rows, some of them none, in the order of the ranks, and the same
+    other arguments; rows are counted over all processes. All get all picks, and with "exact" they are those of one
+    process with all rows, to the last bit.
 
     The first pick is ``start`` where it is given; else, where points are ``chosen``, the one farthest from those; else
     one that is drawn from all points, each as likely, by ``seed`` and the group's number.
@@ -44,10 +61,15 @@ def k_center(
         chosen: int64 ``[m]``: rows that count as picked before; they are not picked again.
         start: The first pick; with groups a mapping from group to row, for any of them.
         metric: "euclidean", or "cosine" for 1 minus the cosine between two points.
+        method: "exact" or "partitioned", which takes neither ``chosen`` nor ``start``.
+        partitions: Parts of the points of each group for "partitioned", consecutive rows of about equal number; with
+            ``process_group`` the rows of a process are a part.
         groups: int64 ``[n]``: points of different groups (classes, say) are picked apart.
         seed: Seed of the drawn first picks.
         memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about one
             float32 copy of the points.
+        process_group: Processes that hold the points together; ``None`` for this one alone, whatever is initialised.
+        replicated: Every process of ``process_group`` has all points instead; whole groups are shared out over them.
 
     Returns:
         The picks; a gain is the pick's distance to the nearest point picked or chosen before it, infinite for a first
@@ -55,25 +77,104 @@ def k_center(
 
     Raises:
         ArgumentError: For points that are not finite or, with "cosine", zero (the message has the row), a number out
-            of range, rows that are not there, groups of another length, or a budget that is too small.
+            of range, rows that are not there, groups of another length, a budget that is too small, or processes whose
+            arguments disagree.
     """
+    if method not in ("exact", "partitioned"):
+        raise argument_error("method", method, "'exact' or 'partitioned'")
+    check_partitions(partitions, method == "partitioned", process_group, replicated)
+    for name, value in (("chosen", chosen), ("start", start)):
+        if method == "partitioned" and value is not None:
+            raise argument_error(name, "a value with method='partitioned'", "None, or method='exact'")
     if metric not in ("euclidean", "cosine"):
         raise argument_error("metric", metric, "'euclidean' or 'cosine'")
-    n = len(as_tensor("points", points))
     seed = whole("seed", seed, 0, 2**64 - 1)
-    before = rows_of("chosen", chosen, n)
-    starts = _starts(start, groups, n)
+    prepare = directions if metric == "cosine" else lambda matrix: matrix
+    listed = chosen.tolist() if isinstance(chosen, Tensor) else []
+
+    def needed(n: int, d: int, k: int) -> int:
+        cosine = (2**17 + 8 * n * d) * (metric == "cosine")
+        return 4 * n * d + 64 * n + ((partitions or 1) * k + len(listed) + 32) * (12 * d + 16) + cosine
+
+    def finish(gains: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
+        if metric == "cosine":
+            # Unit vectors: |a - b|^2 = 2 - 2 cos.
+            np.divide(np.square(gains), 2, out=gains)
+
+    def candidates(part: Matrix, count: int, place: int) -> tuple[Rows, Values]:
+        ids, gains = np.empty(count, np.int64), np.empty(count, np.float64)
+        _core.k_center(part.data, np.empty(0, np.int64).data, None, seed, place, ids.data, gains.data)
+        return ids, gains
+
+    def among(found: Shortlist, ids: Rows, gains: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
+        start = 0 if len(ids) else None
+        _core.k_center(found.matrix.data, np.empty(0, np.int64).data, start, seed, 0, ids.data, gains.data)
+        ids[:] = found.places[ids]
+        finish(gains)
+
+    settings = (k, fraction, start, metric, method, seed, listed)
+    if process_group is not None and not replicated:
+        peers = Peers(process_group)
+
+        def named(n: int, members: Members) -> tuple[Rows, list[int]]:
+            return rows_of("chosen", chosen, n), list(_starts(start, groups, n, members).values())
+
+        def sharded(
+            matrix: Matrix, group: int, part: Part, ids: Rows, gains: np.ndarray[tuple[int], np.dtype[np.float64]]
+        ) -> None:
+            if method == "partitioned":
+                among(shortlist_of_all(matrix, len(ids), peers, candidates, part.first), ids, gains)
+                return
+            first = start.get(group) if isinstance(start, Mapping) else start
+            if first is not None and first not in part.places:
+                raise argument_error("start", f"the row {first} for group {group}", "a row of that group")
+            own = np.array([part.places[row] for row in listed if row in part.places], np.int64)
+            at = None if first is None else part.places[first]
+            unit = group % 2**64
+            _core.k_center_sharded(
+                matrix.data,
+                part.first,
+                part.total,
+                peers.count,
+                peers.gather,
+                own.data,
+                at,
+                seed,
+                unit,
+                ids.data,
+                gains.data,
+            )
+            finish(gains)
+
+        return greedy_sharded(
+            points,
+            k,
+            fraction,
+            groups,
+            memory_budget,
+            needed,
+            sharded,
+            peers,
+            settings=settings,
+            prepare=prepare,
+            named=named,
+        )
+
+    n = len(as_tensor("points", points))
+    before_rows = rows_of("chosen", chosen, n)
+    starts: dict[int, int] = {}
 
     def taken(members: Members) -> dict[int, int]:
-        unknown = set(starts) - set(members)
-        if unknown:
-            raise argument_error("start", f"the group {min(unknown)}", f"the groups {sorted(members)}")
-        return {group: len(_inside(before, rows)) for group, rows in members.items()}
+        starts.update(_starts(start, groups, n, members))
+        return {group: len(_inside(before_rows, rows)) for group, rows in members.items()}
 
     def work(
         matrix: Matrix, group: int, rows: Rows | None, ids: Rows, gains: np.ndarray[tuple[int], np.dtype[np.float64]]
     ) -> None:
-        own = _inside(before, rows)
+        if method == "partitioned":
+            among(shortlist(matrix, len(ids), min(partitions or 1, max(1, len(matrix))), candidates), ids, gains)
+            return
+        own = _inside(before_rows, rows)
         first = starts.get(group)
         if first is not None and rows is not None:
             place = int(np.searchsorted(rows, first))
@@ -82,9 +183,7 @@ def k_center(
             first = place
         # The group's number, not its place: other groups that come or go do not change this one's first pick.
         _core.k_center(matrix.data, own.data, first, seed, group % 2**64, ids.data, gains.data)
-        if metric == "cosine":
-            # Unit vectors: |a - b|^2 = 2 - 2 cos.
-            np.divide(np.square(gains), 2, out=gains)
+        finish(gains)
 
     return greedy(
         points,
@@ -92,21 +191,23 @@ def k_center(
         fraction,
         groups,
         memory_budget,
-        lambda n, d, k: (
-            4 * n * d + 64 * n + (len(before) + k + 32) * (12 * d + 16) + (2**17 + 8 * n * d) * (metric == "cosine")
-        ),
+        needed,
         work,
-        prepare=directions if metric == "cosine" else lambda matrix: matrix,
+        prepare=prepare,
         taken=taken,
+        peers=None if process_group is None else replicas(process_group, points, groups, settings),
     )
 
 
-def _starts(start: int | Mapping[int, int] | None, groups: Tensor | None, n: int) -> dict[int, int]:
+def _starts(start: int | Mapping[int, int] | None, groups: Tensor | None, n: int, members: Members) -> dict[int, int]:
     if start is None:
         return {}
     if isinstance(start, Mapping):
         if groups is None:
             raise argument_error("start", "a mapping", "a row, or a mapping together with groups")
+        unknown = set(start) - set(members)
+        if unknown:
+            raise argument_error("start", f"the group {min(unknown)}", f"the groups {sorted(members)}")
         return {group: whole("start", row, 0, n - 1) for group, row in start.items()}
     if groups is not None:
         raise argument_error("start", start, "a mapping from group to row, as there are groups")

@@ -23,8 +23,10 @@ class Clusters:
         centres: ``[k, ...]``, in the dtype of the points (labels and inertia belong to them before that rounding).
         labels: int64 ``[n]``: the nearest centre of each point, with groups among those of its own.
         inertia: Sum of the squared distances of the points to their centres.
-        medoids: int64 ``[k]``: the point nearest to each centre, with groups among those of its own.
+        medoids: int64 ``[k]``: the point nearest to each centre, with groups among those of its own; where that is the
+            medoid of an earlier centre already, the next one. No point comes twice.
         groups: int64 ``[k]``: the group of each centre, rising; ``None`` without groups.
+        iterations: Rounds that were run, of k-medoids swaps that were made; with groups the most of any.
     """
 
     centres: Tensor
@@ -32,6 +34,7 @@ class Clusters:
     inertia: float
     medoids: Tensor
     groups: Tensor | None = None
+    iterations: int = 0
 
 
 def k_means(
@@ -81,7 +84,7 @@ def k_means(
 
     centres = np.empty((total, matrix.shape[1]), np.float64)
     labels, medoids = np.empty(len(matrix), np.int64), np.empty(total, np.int64)
-    inertia, first = 0.0, 0
+    inertia, first, most = 0.0, 0, 0
     for group, count in counts.items():
         rows = members[group]
         own = matrix if rows is None else matrix[rows]
@@ -90,9 +93,10 @@ def k_means(
         own_start = None if starts is None else starts[part].data
         # The group's number, not its place: other groups that come or go do not change this one's start.
         unit = group % 2**64
-        inertia += _core.k_means(
+        own_inertia, rounds = _core.k_means(
             own.data, count, own_start, iterations, seed, unit, centres[part].data, own_labels.data, medoids[part].data
-        )[0]
+        )
+        inertia, most = inertia + own_inertia, max(most, rounds)
         if rows is None:
             labels = own_labels
         else:
@@ -106,6 +110,7 @@ def k_means(
         inertia=inertia,
         medoids=torch.from_numpy(medoids).to(device),
         groups=None if groups is None else group_of_each(counts, device),
+        iterations=most,
     )
 
 

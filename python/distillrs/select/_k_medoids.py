@@ -74,7 +74,7 @@ def k_medoids(
         raise argument_error("start", f"{len(starts)} rows", f"k = {total} rows")
 
     labels, medoids = np.empty(len(matrix), np.int64), np.empty(total, np.int64)
-    loss, first = 0.0, 0
+    loss, first, most = 0.0, 0, 0
     for group, count in counts.items():
         rows = members[group]
         part = slice(first, first + count)
@@ -89,7 +89,9 @@ def k_medoids(
         # The group's number, not its place: other groups that come or go do not change this one's start.
         unit = group % 2**64
         data = None if own_start is None else own_start.data
-        loss += _core.k_medoids(own.data, data, iterations, seed, unit, kept, medoids[part].data, own_labels.data)[0]
+        out = (medoids[part].data, own_labels.data)
+        own_loss, swaps = _core.k_medoids(own.data, data, iterations, seed, unit, kept, *out)
+        loss, most = loss + own_loss, max(most, swaps)
         if rows is None:
             labels = own_labels
         else:
@@ -104,4 +106,5 @@ def k_medoids(
         inertia=loss,
         medoids=ids,
         groups=None if groups is None else group_of_each(counts, device),
+        iterations=most,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from distillrs.errors import argument_error
 from distillrs.select._groups import Members, Rows, counts_of, group_of_each, members_of
 from distillrs.select._points import Matrix, Points, as_matrix, as_tensor, check_memory, whole
+
+if TYPE_CHECKING:
+    from distillrs.select._processes import Peers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +88,7 @@ def greedy(
     *,
     prepare: Callable[[Matrix], Matrix] = lambda matrix: matrix,
     taken: Callable[[Members], Mapping[int, int]] = lambda members: {},
+    peers: Peers | None = None,
 ) -> Picks:
     """Runs ``work`` on every group.
 
@@ -98,6 +102,7 @@ def greedy(
         work: What picks.
         prepare: Changes all points first.
         taken: Points of each group that cannot be picked.
+        peers: Processes that have the same points and share the groups out.
     """
     tensor = as_tensor("points", points)
     matrix = prepare(as_matrix(tensor))
@@ -109,15 +114,22 @@ def greedy(
         copy = max((n for n, _, _ in sizes), default=0) * columns * matrix.itemsize if members.grouped else 0
         check_memory(memory_budget, copy + max((bytes_needed(*size) for size in sizes), default=0) + 2**16)
     total = sum(counts.values())
-    ids, gains = np.empty(total, np.int64), np.empty(total, np.float64)
+    ids, gains = np.full(total, -1, np.int64), np.zeros(total, np.float64)
+    # A pick looks at its whole group, more or less.
+    costs = {group: float(members.size(group)) * (1 + count) for group, count in counts.items()}
+    own = set(counts) if peers is None else peers.share(costs)
     first = 0
     for group, count in counts.items():
         rows = members[group]
         part = slice(first, first + count)
+        first += count
+        if group not in own:
+            continue
         work(matrix if rows is None else matrix[rows], group, rows, ids[part], gains[part])
         if rows is not None:
             ids[part] = rows[ids[part]]
-        first += count
+    if peers is not None:
+        peers.merge(ids, gains)
     return Picks(
         ids=torch.from_numpy(ids).to(tensor.device),
         gains=torch.from_numpy(gains).to(tensor.device),

@@ -34,8 +34,9 @@ mod _core {
     use crate::schedule::{shortest_paths, shortest_paths_of_two};
     #[pymodule_export]
     use crate::select::{
-        balanced_partition, budget, candidate_pairs, check_points, computation_trees, facility_location, herding,
-        k_center, k_means, k_medoids, max_min_items, max_min_texts, min_hash, nearest,
+        balanced_partition, budget, candidate_pairs, check_points, computation_trees, facility_location,
+        facility_location_sharded, facility_location_weighted, herding, k_center, k_center_sharded, k_means, k_medoids,
+        max_min_items, max_min_texts, min_hash, nearest,
     };
     #[pymodule_export]
     use crate::teacher::{TeacherRows, teacher_pack_dense, teacher_pack_logits, teacher_pack_top_k, teacher_row_bytes};

@@ -1,7 +1,8 @@
-use distillrs_core::select::{self, Apart, Centres, Facility, Graphs, Picks, Points, Settings, Swaps};
+use distillrs_core::select::{self, Apart, Centres, Facility, Graphs, Peers, Picks, Points, Settings, Shard, Swaps};
 use distillrs_core::{Error, Result};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::error::{CoreError, CoreResult, check_signals, interrupted};
 use crate::random::writable;
@@ -151,6 +152,93 @@ pub fn facility_location(
     let settings = Facility { k: ids.item_count(), sample, seed, run, kept };
     let picks = on_points!(py, points, |rows| select::facility_location(&rows, &settings, &check_signals))?;
     fill_picks(&picks, &ids, &gains)
+}
+
+/// Processes that meet by a function of Python's: bytes to the bytes of all.
+struct Meeting {
+    count: usize,
+    gather: Py<PyAny>,
+}
+
+impl Peers for Meeting {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn gather(&mut self, own: &[u8]) -> Result<Vec<u8>> {
+        Python::attach(|py| {
+            let all = self.gather.call1(py, (PyBytes::new(py, own),))?;
+            Ok(all.bind(py).cast::<PyBytes>().map_err(PyErr::from)?.as_bytes().to_vec())
+        })
+        .map_err(interrupted)
+    }
+}
+
+/// Picks as `k_center` does among the points of `count` processes, of which this one's begin at row `first` of `total`;
+/// `gather` takes bytes and gives those of all processes. Fills `ids`, rows of all points, and `gains`.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
+pub fn k_center_sharded(
+    py: Python<'_>,
+    points: Matrix,
+    first: usize,
+    total: usize,
+    count: usize,
+    gather: Py<PyAny>,
+    chosen: PyBuffer<i64>,
+    start: Option<usize>,
+    seed: u64,
+    run: u64,
+    ids: PyBuffer<i64>,
+    gains: PyBuffer<f64>,
+) -> CoreResult<()> {
+    let chosen = read(py, "chosen", &chosen)?;
+    let settings = Centres { k: ids.item_count(), chosen: &chosen, start, seed, run };
+    let mut peers = Meeting { count, gather };
+    let picks = on_points!(py, points, |rows| {
+        let mut shard = Shard { first, total, peers: &mut peers };
+        select::k_center_sharded(&rows, &settings, &mut shard, &check_signals)
+    })?;
+    fill_picks(&picks, &ids, &gains)
+}
+
+/// Picks as `facility_location` does among the points of several processes; see `k_center_sharded`.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "settings and outputs of one call")]
+pub fn facility_location_sharded(
+    py: Python<'_>,
+    points: Matrix,
+    first: usize,
+    total: usize,
+    count: usize,
+    gather: Py<PyAny>,
+    sample: Option<usize>,
+    seed: u64,
+    run: u64,
+    ids: PyBuffer<i64>,
+    gains: PyBuffer<f64>,
+) -> CoreResult<()> {
+    let settings = Facility { k: ids.item_count(), sample, seed, run, kept: 0 };
+    let mut peers = Meeting { count, gather };
+    let picks = on_points!(py, points, |rows| {
+        let mut shard = Shard { first, total, peers: &mut peers };
+        select::facility_location_sharded(&rows, &settings, &mut shard, &check_signals)
+    })?;
+    fill_picks(&picks, &ids, &gains)
+}
+
+/// Picks `ids.len()` points near all, each of which counts `weights` times; fills `ids` and `gains`.
+#[pyfunction]
+pub fn facility_location_weighted(
+    py: Python<'_>,
+    points: Matrix,
+    weights: PyBuffer<f64>,
+    ids: PyBuffer<i64>,
+    gains: PyBuffer<f64>,
+) -> CoreResult<()> {
+    let (weights, k) = (read(py, "weights", &weights)?, ids.item_count());
+    let work = on_points!(py, points, |rows| select::facility_location_weighted(&rows, &weights, k, &check_signals));
+    fill_picks(&work?, &ids, &gains)
 }
 
 /// Cuts `points` into `k` parts of equal size; fills `labels`.

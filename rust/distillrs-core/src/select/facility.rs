@@ -5,19 +5,30 @@
 //! falls as others are made, so a stale gain is an upper bound and only the tops are computed anew (Minoux 1978). With
 //! a sample, each pick is the best of a random few (Mirzasoleiman and others, "Lazier than lazy greedy", 2015).
 //!
-//! Which gain is the largest is decided by sums of `f64` terms in the order of the points; tiles of `f32` products give
+//! Which gain is the largest is decided by sums of `f64` terms, rounded to a tiny unit so that their order does not
+//! matter; tiles of `f32` products give
 //! upper bounds. The points that a candidate saves anything for only become fewer: where the caller grants the memory
 //! they are kept, and the next bound or gain looks at them alone. Nothing of size n x n is held.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
+use self::bounds::Moments;
+use self::scale::Scale;
 use super::Picks;
+use super::exact::{Exact, Unit};
+use super::middle::middle;
+use super::peers::{Alone, Shard};
 use super::points::{Points, squared_distance};
 use super::reach::{Reach, above, tasks};
 use crate::random::{Kind, Stream, choose};
-use crate::simd::vectorised;
 use crate::{Error, Result, parallel};
+
+mod bounds;
+mod scale;
+mod sharded;
+
+pub use sharded::facility_location_sharded;
 
 /// What [`facility_location`] is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -60,14 +71,17 @@ where
     if k == 0 {
         return Ok(Picks::default());
     }
-    let mut state = State::new(points, settings.kept);
+    let mut shard = Shard { first: 0, total: rows, peers: &mut Alone };
+    let (mean, from_mean) = middle(points, &mut shard)?;
+    let mut state = State::new(points, settings.kept, 4.0 * from_mean);
     let mut picks = Picks::default();
     let mut heap = BinaryHeap::new();
     if settings.sample.is_none() {
         // In closed form: the sum of squared distances to all points is smallest for the point nearest to their mean.
-        let first = state.nearest_to_mean();
+        let first = shard.nearest(points, &mean)?;
+        let gain = state.first_gain(first);
         picks.ids.push(first as i64);
-        picks.gains.push(state.first_gain(first));
+        picks.gains.push(gain);
         state.pick(first);
         if k > 1 {
             state.bound_all(first, check)?;
@@ -80,7 +94,12 @@ where
             heap = state.draw(settings, sample)?.into_iter().map(|id| state.candidate(id)).collect();
         }
         // There are points left: k was checked.
-        let Some(best) = state.best(&mut heap, check)? else { break };
+        let Some(mut best) = state.best(&mut heap, check)? else { break };
+        if state.refine(best.bound) {
+            heap.push(best);
+            heap = heap.into_iter().map(|candidate| state.candidate(candidate.id)).collect();
+            best = state.best(&mut heap, check)?.unwrap_or(best);
+        }
         picks.ids.push(best.id as i64);
         picks.gains.push(best.bound);
         state.pick(best.id);
@@ -88,11 +107,23 @@ where
     Ok(picks)
 }
 
+/// Draws of a pick's candidates.
+fn stream(settings: &Facility, picks: u32) -> Stream {
+    let name = format!("facility location/{}", settings.run);
+    Stream::new(settings.seed, &name, u64::from(picks), Kind::Permutation)
+}
+
+/// Adds what a point counts for in a first gain.
+fn add_first(sum: &mut Exact, largest: f64, squared: f64, unit: Unit) {
+    // By rounding alone a distance can be above the largest.
+    sum.add((largest - squared).max(0.0), unit);
+}
+
 /// A point that may be picked, the one with the largest bound and then the lowest the greatest.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Candidate {
-    bound: f64,
-    id: usize,
+pub(super) struct Candidate {
+    pub bound: f64,
+    pub id: usize,
 }
 
 impl Eq for Candidate {}
@@ -139,7 +170,7 @@ struct State<'a, T> {
     room: usize,
     is_picked: Vec<bool>,
     picks: u32,
-    mean: Vec<f64>,
+    scale: Scale,
     /// Squared distance that the first gain counts from.
     largest: f64,
     /// Most that a sum of scores over all points can be off.
@@ -147,10 +178,8 @@ struct State<'a, T> {
 }
 
 impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
-    fn new(points: &'a Points<'a, T>, kept: usize) -> Self {
+    fn new(points: &'a Points<'a, T>, kept: usize, largest: f64) -> Self {
         let rows = points.rows();
-        let mean = points.mean();
-        let from_mean = (0..rows).map(|id| squared_distance(points.row(id), &mean)).fold(0.0, f64::max);
         let reach = Reach::new(points);
         let slack = (0..rows).map(|id| reach.error(id)).sum();
         Self {
@@ -162,8 +191,8 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
             room: kept / size_of::<Saved>(),
             is_picked: vec![false; rows],
             picks: 0,
-            mean,
-            largest: 4.0 * from_mean,
+            scale: Scale::of(largest),
+            largest,
             slack,
         }
     }
@@ -172,28 +201,21 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
         Candidate { bound: self.bounds[id], id }
     }
 
-    fn nearest_to_mean(&self) -> usize {
-        let mut best = (f64::INFINITY, 0);
-        for id in 0..self.points.rows() {
-            let squared = squared_distance(self.points.row(id), &self.mean);
-            if squared < best.0 {
-                best = (squared, id);
-            }
-        }
-        best.1
-    }
-
     /// The gain before any pick.
     fn first_gain(&self, id: usize) -> f64 {
-        let own = self.own(id);
-        let terms = |range: std::ops::Range<usize>| -> f64 {
-            range.map(|row| self.largest - squared_distance(self.points.row(row), &own)).sum()
-        };
-        parallel::map(tasks(self.points.rows()), terms).into_iter().sum()
-    }
-
-    fn own(&self, id: usize) -> Vec<f64> {
-        self.points.row(id).iter().map(|&value| value.into()).collect()
+        let (own, unit) = (self.points.wide(id), self.scale.unit);
+        let parts = parallel::map(tasks(self.points.rows()), |range| {
+            let mut sum = Exact::default();
+            range.for_each(|row| {
+                add_first(&mut sum, self.largest, squared_distance(self.points.row(row), &own), unit);
+            });
+            sum
+        });
+        let mut sum = Exact::default();
+        for part in parts {
+            sum.0.iter_mut().zip(part.0).for_each(|(sum, part)| *sum += part);
+        }
+        sum.value(unit)
     }
 
     /// The points nearer to a candidate than to every pick, with squared distances.
@@ -209,12 +231,16 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
         if self.picks == 0 {
             return self.first_gain(id);
         }
-        self.saved(id).into_iter().map(|(point, squared)| self.reach.limit(point) - squared).sum()
+        let mut sum = Exact::default();
+        for (point, squared) in self.saved(id) {
+            sum.add(self.reach.limit(point) - squared, self.scale.unit);
+        }
+        sum.value(self.scale.unit)
     }
 
     fn pick(&mut self, id: usize) {
         let changed = if self.picks == 0 {
-            let own = self.own(id);
+            let own = self.points.wide(id);
             let points = self.points;
             let measure = |range: std::ops::Range<usize>| -> Vec<(usize, f64)> {
                 range.map(|point| (point, squared_distance(points.row(point), &own))).collect()
@@ -229,6 +255,19 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
         self.drop_list(id);
         self.is_picked[id] = true;
         self.picks += 1;
+    }
+
+    /// Takes a finer unit where the largest gain of all, computed in the present one, asks for it; whether it did.
+    fn refine(&mut self, gain: f64) -> bool {
+        if !self.scale.may_fall(gain) {
+            return false;
+        }
+        let off = self.scale.fall(self.reach.largest_limit(), self.points.rows());
+        if let Some(off) = off {
+            self.bounds.iter_mut().for_each(|bound| *bound += off);
+            self.known.fill((u32::MAX, Known::Bound));
+        }
+        off.is_some()
     }
 
     fn drop_list(&mut self, id: usize) {
@@ -317,77 +356,17 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
         }
     }
 
-    /// Bounds for all points after the first pick p, without a look at every pair.
-    ///
-    /// What point i saves by candidate j is `a = |x_i - p|^2 - |x_i - x_j|^2`, which is linear in x_i. So the moments of
-    /// the points give the sum of a and that of a^2 over i, and with n points the sum of what is positive of a is at
-    /// most `(sum a + sqrt(n sum a^2)) / 2`, by Cauchy and Schwarz.
+    /// Bounds for all points after the first pick, without a look at every pair.
     fn bound_all(&mut self, first: usize, check: &dyn Fn() -> Result<()>) -> Result<()> {
-        let (rows, columns) = (self.points.rows(), self.points.columns());
-        // Moments cost a column for each pair of columns: with many of them the tiles are as fast.
-        if columns > 512 || 8 * columns > rows {
-            return Ok(());
+        // With many columns the tiles are as fast.
+        if bounds::pay(self.points.rows(), self.points.columns()) {
+            check()?;
+            let (rows, frame) = (self.points.rows(), &self.reach.frame);
+            let moments = Moments::of(self.points, frame);
+            check()?;
+            self.bounds = moments.bounds(self.points, frame, &self.points.wide(first), rows, self.slack);
         }
-        check()?;
-        let (sums, products) = self.moments();
-        check()?;
-        let wide = |id: usize| self.wide(id);
-        let dot = |left: &[f64], right: &[f64]| left.iter().zip(right).map(|(left, right)| left * right).sum::<f64>();
-        let pick = wide(first);
-        let (n, scale) = (rows as f64, self.reach.frame.squared_scale());
-        let found = parallel::map(tasks(self.points.rows()), |range| {
-            let mut product = vec![0.0; columns];
-            let bound = |id: usize| {
-                let row = wide(id);
-                let constant = dot(&pick, &pick) - dot(&row, &row);
-                let difference: Vec<f64> = row.iter().zip(&pick).map(|(row, pick)| row - pick).collect();
-                product.fill(0.0);
-                for (&value, products) in difference.iter().zip(products.chunks_exact(columns)) {
-                    add_scaled(&mut product, products, value);
-                }
-                let mean = dot(&difference, &sums);
-                let first = 2.0 * mean + n * constant;
-                let second = 4.0 * dot(&difference, &product) + 4.0 * constant * mean + n * constant * constant;
-                let most = 0.5 * (first + (n * second.max(0.0)).sqrt());
-                (most * (1.0 + 1e-6) + 2.0 * self.slack) / scale
-            };
-            range.map(bound).collect::<Vec<f64>>()
-        });
-        self.bounds = found.into_iter().flatten().collect();
         Ok(())
-    }
-
-    /// A point in the kernel's coordinates, as the kernel rounds them.
-    fn wide(&self, id: usize) -> Vec<f64> {
-        let mut row = vec![0.0; self.points.columns()];
-        self.reach.frame.map(self.points.row(id), &mut row);
-        row.into_iter().map(f64::from).collect()
-    }
-
-    /// Sums of the points' coordinates and of their products, in the kernel's coordinates.
-    fn moments(&self) -> (Vec<f64>, Vec<f64>) {
-        let columns = self.points.columns();
-        let rows = self.points.rows();
-        // A few parts, whatever the number of points: each has a product for every pair of columns.
-        let part = rows.div_ceil(4).max(1);
-        let ranges = (0..rows).step_by(part).map(|first| first..rows.min(first + part)).collect();
-        let parts = parallel::map(ranges, |range: std::ops::Range<usize>| {
-            let (mut sums, mut products) = (vec![0.0; columns], vec![0.0; columns * columns]);
-            for id in range {
-                let wide = self.wide(id);
-                for (&value, products) in wide.iter().zip(products.chunks_exact_mut(columns)) {
-                    add_scaled(products, &wide, value);
-                }
-                add_scaled(&mut sums, &wide, 1.0);
-            }
-            (sums, products)
-        });
-        let (mut sums, mut products) = (vec![0.0; columns], vec![0.0; columns * columns]);
-        for (own_sums, own_products) in parts {
-            add_scaled(&mut sums, &own_sums, 1.0);
-            add_scaled(&mut products, &own_products, 1.0);
-        }
-        (sums, products)
     }
 
     /// The candidate with the largest gain, taken from the heap; others come back to it with what was learnt.
@@ -427,21 +406,8 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
     /// Candidates of the next pick, drawn from those that are left.
     fn draw(&self, settings: &Facility, sample: usize) -> Result<Vec<usize>> {
         let left: Vec<usize> = (0..self.points.rows()).filter(|&id| !self.is_picked[id]).collect();
-        let name = format!("facility location/{}", settings.run);
-        let stream = Stream::new(settings.seed, &name, u64::from(self.picks), Kind::Permutation);
-        let drawn = choose(stream, left.len() as u64, sample.min(left.len()) as u64)?;
+        let drawn = choose(stream(settings, self.picks), left.len() as u64, sample.min(left.len()) as u64)?;
         Ok(drawn.into_iter().map(|place| left[place as usize]).collect())
-    }
-}
-
-vectorised! {
-    fn add_scaled(sums: &mut [f64], values: &[f64], factor: f64) = add_scaled_body;
-}
-
-#[inline(always)]
-fn add_scaled_body(sums: &mut [f64], values: &[f64], factor: f64) {
-    for (sum, value) in sums.iter_mut().zip(values) {
-        *sum += factor * value;
     }
 }
 

@@ -3,11 +3,14 @@
 //! Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985: each pick is the point farthest from all
 //! picks before it; the largest distance left is at most twice the smallest possible one.
 
+use std::collections::HashSet;
+
 use super::Picks;
 use super::farthest::{Farthest, Refresh, Stale};
 use super::kernel::Targets;
 use super::mapped::Mapped;
-use super::points::{Points, squared_distance};
+use super::peers::{Alone, Shard};
+use super::points::{Frame, Points, squared_distance};
 use crate::random::{Kind, Stream, Units, integers};
 use crate::{Error, Result, parallel};
 
@@ -27,7 +30,7 @@ pub struct Centres<'a> {
 }
 
 /// Points below which one thread is faster than several.
-const SHARD: usize = 1 << 14;
+const PART: usize = 1 << 14;
 
 /// Picks `k` points; deterministic at any thread count. The gain of a pick is its distance to the nearest point picked
 /// or chosen before; infinite where there is none. `check` is asked before every pick whether to go on.
@@ -39,52 +42,72 @@ pub fn k_center<T>(points: &Points<'_, T>, settings: &Centres<'_>, check: &dyn F
 where
     T: Copy + Into<f64> + Send + Sync,
 {
-    let (rows, k) = (points.rows(), settings.k);
-    let mut is_chosen = vec![false; rows];
+    let mut shard = Shard { first: 0, total: points.rows(), peers: &mut Alone };
+    k_center_sharded(points, settings, &mut shard, check)
+}
+
+/// [`k_center`] of the points of several processes, with its picks; ids are rows of all points, and every process gets
+/// all of them. One message of a point's size for each pick.
+///
+/// # Errors
+/// As [`k_center`]; whatever the processes' messages fail with.
+pub fn k_center_sharded<T>(
+    points: &Points<'_, T>,
+    settings: &Centres<'_>,
+    shard: &mut Shard<'_>,
+    check: &dyn Fn() -> Result<()>,
+) -> Result<Picks>
+where
+    T: Copy + Into<f64> + Send + Sync,
+{
+    let (rows, total, k) = (points.rows(), shard.total, settings.k);
+    let mut chosen = HashSet::with_capacity(settings.chosen.len());
     for &id in settings.chosen {
-        match usize::try_from(id).ok().and_then(|id| is_chosen.get_mut(id)) {
-            Some(chosen) if !*chosen => *chosen = true,
-            _ => return Err(Error::argument("chosen", id, format!("distinct rows from 0 to {rows} - 1"))),
+        match usize::try_from(id).ok().filter(|&id| id < total) {
+            Some(id) if chosen.insert(id) => {}
+            _ => return Err(Error::argument("chosen", id, format!("distinct rows from 0 to {total} - 1"))),
         }
     }
-    let free = rows - settings.chosen.len();
+    let free = total - chosen.len();
     if k > free {
         return Err(Error::argument("k", k, format!("at most the {free} points that are not chosen")));
     }
-    if let Some(start) = settings.start.filter(|&start| is_chosen.get(start) != Some(&false)) {
-        return Err(Error::argument("start", start, format!("a row from 0 to {rows} - 1 that is not chosen")));
+    if let Some(start) = settings.start.filter(|start| *start >= total || chosen.contains(start)) {
+        return Err(Error::argument("start", start, format!("a row from 0 to {total} - 1 that is not chosen")));
     }
     if k == 0 {
         return Ok(Picks::default());
     }
-    let mapped = Mapped::of(points);
-    let mut field =
-        Field { points, mapped: &mapped, targets: room(&mapped, settings, points.columns()), picked: Vec::new() };
-    // Shards only share work out: what each one finds is exact, so the picks do not depend on their number.
-    let shards = if rows < 2 * SHARD { 1 } else { parallel::threads().min(rows / SHARD) };
-    let size = rows.div_ceil(shards);
-    let mut shards: Vec<Farthest> =
-        (0..shards).map(|shard| Farthest::new(shard * size, size.min(rows - (shard * size).min(rows)))).collect();
-    for &id in settings.chosen {
-        field.add(id as usize);
-        shards[id as usize / size].remove(id as usize);
+    let mapped = Mapped::within(points, Frame::shared(points, shard)?);
+    let targets = Targets::with_room(settings.chosen.len() + k, points.columns(), mapped.longest());
+    let mut field = Field { points, mapped: &mapped, targets, picked: Vec::new() };
+    // Parts only share work out: what each one finds is exact, so the picks do not depend on their number.
+    let parts = if rows < 2 * PART { 1 } else { parallel::threads().min(rows / PART) };
+    let size = rows.div_ceil(parts).max(1);
+    let mut parts: Vec<Farthest> =
+        (0..parts).map(|part| Farthest::new(part * size, size.min(rows - (part * size).min(rows)))).collect();
+    let before: Vec<usize> = settings.chosen.iter().map(|&id| id as usize).collect();
+    let coordinates = shard.rows(points, &before)?;
+    for (&id, place) in before.iter().zip(coordinates.chunks_exact(points.columns())) {
+        field.add(place);
+        remove(&mut parts, size, shard.own(id, rows));
     }
     let mut picks = Picks::default();
     let first = match settings.start {
-        None if settings.chosen.is_empty() => Some(draw(settings, rows)?),
+        None if settings.chosen.is_empty() => Some(draw(settings, total)?),
         start => start,
     };
     if let Some(id) = first {
-        let gain = field.distance(id);
+        let place = shard.rows(points, &[id])?;
         picks.ids.push(id as i64);
-        picks.gains.push(gain);
-        field.add(id);
-        shards[id / size].remove(id);
+        picks.gains.push(field.distance(&place));
+        field.add(&place);
+        remove(&mut parts, size, shard.own(id, rows));
     }
     while picks.ids.len() < k {
         check()?;
         let seen = field.targets.len();
-        let found = parallel::map(shards.iter_mut().collect(), |shard| shard.next(seen, &mut Rows::new(&field)));
+        let found = parallel::map(parts.iter_mut().collect(), |part| part.next(seen, &mut Rows::new(&field)));
         let mut best: Option<Stale> = None;
         for found in found {
             if let Some(found) = found?.filter(|found| best.is_none_or(|best| found.bound > best.bound)) {
@@ -92,17 +115,41 @@ where
             }
         }
         // There are points left: k was checked.
-        let Some(best) = best else { break };
-        picks.ids.push(best.id as i64);
-        picks.gains.push(best.bound.sqrt());
-        field.add(best.id);
-        shards[best.id / size].remove(best.id);
+        let Some((squared, id, place)) = meet(points, best, shard)? else { break };
+        picks.ids.push(id as i64);
+        picks.gains.push(squared.sqrt());
+        field.add(&place);
+        remove(&mut parts, size, shard.own(id, rows));
     }
     Ok(picks)
 }
 
-fn room(mapped: &Mapped, settings: &Centres<'_>, columns: usize) -> Targets {
-    Targets::with_room(settings.chosen.len() + settings.k, columns, mapped.longest())
+fn remove(parts: &mut [Farthest], size: usize, own: Option<usize>) {
+    if let Some(own) = own {
+        parts[own / size].remove(own);
+    }
+}
+
+/// The farthest of all processes' points, the lowest of equals: squared distance, row of all, coordinates.
+fn meet<T: Copy + Into<f64>>(
+    points: &Points<'_, T>,
+    own: Option<Stale>,
+    shard: &mut Shard<'_>,
+) -> Result<Option<(f64, usize, Vec<f64>)>> {
+    let mut message = vec![-1.0; points.columns() + 2];
+    if let Some(own) = own {
+        (message[0], message[1]) = (own.bound, (shard.first + own.id) as f64);
+        message[2..].iter_mut().zip(points.row(own.id)).for_each(|(out, &value)| *out = value.into());
+    }
+    let all = shard.gather(&message)?;
+    let mut best: Option<&[f64]> = None;
+    // Rows rise with the processes: the first of equals is the lowest.
+    for offer in all.chunks_exact(message.len()).filter(|offer| offer[0] >= 0.0) {
+        if best.is_none_or(|best| offer[0] > best[0]) {
+            best = Some(offer);
+        }
+    }
+    Ok(best.map(|best| (best[0], best[1] as usize, best[2..].to_vec())))
 }
 
 fn draw(settings: &Centres<'_>, rows: usize) -> Result<usize> {
@@ -122,9 +169,11 @@ struct Field<'a, T> {
 }
 
 impl<T: Copy + Into<f64>> Field<'_, T> {
-    fn add(&mut self, id: usize) {
-        self.targets.push(self.mapped.row(id));
-        self.picked.extend(self.points.row(id).iter().map(|&value| value.into()));
+    fn add(&mut self, place: &[f64]) {
+        let mut row = vec![0.0; place.len()];
+        self.mapped.frame.map(place, &mut row);
+        self.targets.push(&row);
+        self.picked.extend(place);
     }
 
     fn squared(&self, id: usize, pick: usize) -> f64 {
@@ -132,9 +181,10 @@ impl<T: Copy + Into<f64>> Field<'_, T> {
         squared_distance(self.points.row(id), &self.picked[pick * columns..(pick + 1) * columns])
     }
 
-    /// Distance of a point to the nearest pick.
-    fn distance(&self, id: usize) -> f64 {
-        (0..self.targets.len()).map(|pick| self.squared(id, pick)).fold(f64::INFINITY, f64::min).sqrt()
+    /// Distance of a place to the nearest pick.
+    fn distance(&self, place: &[f64]) -> f64 {
+        let picked = self.picked.chunks_exact(place.len());
+        picked.map(|pick| squared_distance(place, pick)).fold(f64::INFINITY, f64::min).sqrt()
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Clusters {
     pub labels: Vec<i64>,
     /// Sum of squared distances of points to their centres.
     pub inertia: f64,
-    /// `[k]`: the point nearest to each centre.
+    /// `[k]`: the point nearest to each centre that is not the medoid of a cluster before.
     pub medoids: Vec<i64>,
     /// Rounds that were run.
     pub rounds: usize,
@@ -176,7 +176,7 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         distances
     }
 
-    /// The point nearest to each centre, the lowest of equals.
+    /// The point nearest to each centre that is not the medoid of a cluster before, the lowest of equals.
     ///
     /// A point that is nearer to some centre than each of that cluster's own is nearer still to its own centre: only
     /// points within the largest of the clusters' smallest distances can be medoids.
@@ -199,7 +199,34 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         let values: Vec<T> = ids.iter().flat_map(|&row| self.points.row(row)).copied().collect();
         let inner = Points::new("points", &values, ids.len(), columns)?;
         let found = nearest(&Points::new("centres", centres, centres.len() / columns, columns)?, &inner, 1, check)?;
-        Ok(found.ids.into_iter().map(|place| ids[place as usize] as i64).collect())
+        let mut is_taken = vec![false; labels.len()];
+        let mut medoids = Vec::with_capacity(found.ids.len());
+        for (centre, place) in centres.chunks_exact(columns).zip(found.ids) {
+            let mut medoid = ids[place as usize];
+            if is_taken[medoid] {
+                check()?;
+                medoid = self.nearest_free(centre, &is_taken);
+            }
+            is_taken[medoid] = true;
+            medoids.push(medoid as i64);
+        }
+        Ok(medoids)
+    }
+
+    /// The nearest point that is not taken, the lowest of equals; there is one.
+    fn nearest_free(&self, centre: &[f64], is_taken: &[bool]) -> usize {
+        let tasks: Vec<_> = is_taken.chunks(TASK).enumerate().collect();
+        let found = parallel::map(tasks, |(task, is_taken)| {
+            let mut best = (f64::INFINITY, usize::MAX);
+            for (index, _) in is_taken.iter().enumerate().filter(|(_, taken)| !**taken) {
+                let squared = squared_distance(self.points.row(task * TASK + index), centre);
+                if squared < best.0 {
+                    best = (squared, task * TASK + index);
+                }
+            }
+            best
+        });
+        found.into_iter().fold((f64::INFINITY, 0), |best, own| if own.0 < best.0 { own } else { best }).1
     }
 
     /// Moves every centre to the mean of its points, summed in their order.

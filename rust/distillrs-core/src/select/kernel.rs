@@ -80,12 +80,11 @@ impl Targets {
         for index in 0..count {
             target(index, &mut row);
             packed.push(&row);
-            packed.longest = packed.longest.max(super::points::length(&row));
         }
         packed
     }
 
-    /// No targets yet, and room for `count` of at most this length.
+    /// No targets yet, and room for `count`; the first ones have at most this length.
     pub(super) fn with_room(count: usize, columns: usize, longest: f64) -> Self {
         let level = Level::here();
         let panels = count.div_ceil(level.lanes());
@@ -101,6 +100,7 @@ impl Targets {
             panel[column * lanes + index % lanes] = value;
         }
         self.biases[index] = (-0.5 * super::points::squared_length(row)) as f32;
+        self.longest = self.longest.max(super::points::length(row));
         self.count += 1;
     }
 

@@ -16,8 +16,12 @@ pub(super) struct Mapped {
 
 impl Mapped {
     pub(super) fn of<T: Copy + Into<f64> + Send + Sync>(points: &Points<'_, T>) -> Self {
+        Self::within(points, Frame::of(points))
+    }
+
+    /// In the coordinates of a frame that holds them.
+    pub(super) fn within<T: Copy + Into<f64> + Send + Sync>(points: &Points<'_, T>, frame: Frame) -> Self {
         let (rows, columns) = (points.rows(), points.columns());
-        let frame = Frame::of(points);
         let mut values = vec![0.0; rows * columns];
         let mut lengths = vec![0.0; rows];
         let tasks: Vec<_> = values.chunks_mut(TASK * columns).zip(lengths.chunks_mut(TASK)).enumerate().collect();

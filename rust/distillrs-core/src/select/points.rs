@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::peers::Shard;
 use crate::simd::vectorised;
 use crate::{Error, Result, parallel};
 
@@ -52,6 +53,11 @@ impl<'a, T: Copy + Into<f64>> Points<'a, T> {
     /// Number of coordinates.
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// The coordinates of one point in `f64`.
+    pub(super) fn wide(&self, index: usize) -> Vec<f64> {
+        self.row(index).iter().map(|&value| value.into()).collect()
     }
 
     /// Some of the points.
@@ -198,6 +204,31 @@ impl Frame {
         });
         self.scale = self.scale.min(Self::scale_for(largest.into_iter().fold(0.0, f64::max)));
         self
+    }
+
+    /// A frame that holds the points of all processes; with several in the middle of their range.
+    pub(super) fn shared<T: Copy + Into<f64> + Send + Sync>(
+        points: &Points<'_, T>,
+        shard: &mut Shard<'_>,
+    ) -> Result<Self> {
+        if shard.peers.count() == 1 {
+            return Ok(Self::of(points));
+        }
+        // The negated least is a largest, too.
+        let mut ends = vec![f64::NEG_INFINITY; 2 * points.columns];
+        for row in 0..points.rows {
+            for (ends, &value) in ends.as_chunks_mut::<2>().0.iter_mut().zip(points.row(row)) {
+                let value = value.into();
+                *ends = [ends[0].max(value), ends[1].max(-value)];
+            }
+        }
+        let ends = shard.largest(&ends)?;
+        let ranges = ends.as_chunks::<2>().0;
+        let origin = ranges.iter().map(|[high, low]| 0.5 * (high - low)).collect();
+        let widest = ranges.iter().map(|[high, low]| 0.5 * (high + low)).fold(0.0, f64::max);
+        // The middle is rounded.
+        let scale = Self::scale_for(2.0 * widest);
+        Ok(Self { origin, scale })
     }
 
     fn scale_for(largest: f64) -> f64 {

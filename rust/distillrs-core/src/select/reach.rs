@@ -35,7 +35,11 @@ pub(super) struct Reach<'a, T> {
 impl<'a, T: Copy + Into<f64> + Send + Sync> Reach<'a, T> {
     /// Points without limits; set them all before a search.
     pub(super) fn new(points: &'a Points<'a, T>) -> Self {
-        let frame = Frame::of(points);
+        Self::within(points, Frame::of(points))
+    }
+
+    /// In the coordinates of a frame that holds them.
+    pub(super) fn within(points: &'a Points<'a, T>, frame: Frame) -> Self {
         let mut squared_lengths = Vec::with_capacity(points.rows());
         let targets = Targets::pack(points.rows(), points.columns(), |index, out| {
             frame.map(points.row(index), out);
@@ -48,6 +52,16 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Reach<'a, T> {
         Self { points, frame, targets, limits: vec![f64::INFINITY; points.rows()], halves, squared_lengths, slack }
     }
 
+    /// Length of the longest point in the kernel's coordinates.
+    pub(super) fn longest(&self) -> f64 {
+        self.squared_lengths.iter().copied().fold(0.0, f64::max).sqrt()
+    }
+
+    /// Allows for limits of points of up to this length.
+    pub(super) fn widen(&mut self, longest: f64) {
+        self.slack = self.slack.max(16.0 * f64::from(f32::EPSILON) * longest * longest * (1.0 + 1e-9) + 1e-35);
+    }
+
     /// Sets the squared limit of a point; finite.
     pub(super) fn set_limit(&mut self, point: usize, squared: f64) {
         self.limits[point] = squared;
@@ -56,6 +70,11 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Reach<'a, T> {
 
     pub(super) fn limit(&self, point: usize) -> f64 {
         self.limits[point]
+    }
+
+    /// The largest squared limit, 0 without points.
+    pub(super) fn largest_limit(&self) -> f64 {
+        self.limits.iter().copied().fold(0.0, f64::max)
     }
 
     /// Half of each squared limit in the kernel's coordinates.
@@ -86,7 +105,10 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Reach<'a, T> {
     /// Most that half the squared limit of any point, minus half its squared distance to this one as the scores have it,
     /// can be off.
     pub(super) fn error(&self, id: usize) -> f64 {
-        let squared = self.squared_lengths[id];
+        self.error_of(self.squared_lengths[id])
+    }
+
+    fn error_of(&self, squared: f64) -> f64 {
         let length = squared.sqrt() * (1.0 + 1e-7);
         // The score's error, and what rounding the coordinates does to the squared length.
         self.targets.error_bound(length) + 4.0 * f64::from(f32::EPSILON) * squared + self.slack
@@ -94,8 +116,12 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Reach<'a, T> {
 
     /// Score plus half a limit that a point must exceed to lie within it.
     pub(super) fn threshold(&self, id: usize) -> f32 {
+        self.threshold_of(self.squared_lengths[id])
+    }
+
+    fn threshold_of(&self, squared: f64) -> f32 {
         // Rounding down: a threshold too high would lose a point.
-        ((self.half_length(id) - self.error(id)) as f32).next_down()
+        ((0.5 * squared - self.error_of(squared)) as f32).next_down()
     }
 
     /// Points of a task, which begins at `first`, that can lie within their limits; `scores` are those of `id`.
@@ -105,21 +131,30 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Reach<'a, T> {
 
     /// Which of some points lie within their limits of one, with squared distances in `f64`.
     pub(super) fn measure(&self, id: usize, near: &[u32]) -> Vec<(usize, f64)> {
-        let own: Vec<f64> = self.points.row(id).iter().map(|&value| value.into()).collect();
-        let found = near.iter().map(|&point| (point as usize, squared_distance(self.points.row(point as usize), &own)));
+        self.measure_from(&self.points.wide(id), near)
+    }
+
+    fn measure_from(&self, own: &[f64], near: &[u32]) -> Vec<(usize, f64)> {
+        let found = near.iter().map(|&point| (point as usize, squared_distance(self.points.row(point as usize), own)));
         found.filter(|&(point, squared)| squared < self.limits[point]).collect()
     }
 
     /// All points that lie within their limits of one, in their order.
     pub(super) fn search(&self, id: usize) -> Vec<(usize, f64)> {
-        let found = parallel::map(tasks(self.points.rows()), |range| {
-            let mut scores = vec![0.0; TASK.min(self.width() - range.start)];
-            self.scores(&[id], range.start, &mut scores);
-            let mut near = Vec::new();
-            self.near(id, range.start, &scores, &mut near);
-            self.measure(id, &near)
-        });
+        let found = parallel::map(tasks(self.points.rows()), |range| self.search_in(range, &self.points.wide(id)));
         found.into_iter().flatten().collect()
+    }
+
+    /// Points of a task that lie within their limits of a place, in their order.
+    pub(super) fn search_in(&self, range: Range<usize>, place: &[f64]) -> Vec<(usize, f64)> {
+        let mut row = vec![0.0; place.len()];
+        self.frame.map(place, &mut row);
+        let mut scores = vec![0.0; TASK.min(self.width() - range.start)];
+        self.targets.scores(range.start, &row, &mut scores);
+        let mut near = Vec::new();
+        let halves = &self.halves[range.start..range.start + scores.len()];
+        above(&scores, halves, self.threshold_of(squared_length(&row)), range.start as u32, &mut near);
+        self.measure_from(place, &near)
     }
 }
 

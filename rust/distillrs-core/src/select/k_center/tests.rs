@@ -88,3 +88,29 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(k_center(&points, &Centres { k: 2, ..base }, &|| Err(Error::Interrupted)).is_err());
     assert_eq!(k_center(&points, &Centres { k: 0, ..base }, &|| Err(Error::Interrupted)).unwrap(), Picks::default());
 }
+
+#[test]
+fn several_processes_pick_what_one_does() {
+    use super::super::peers::tests::together;
+
+    for (rows, columns, is_coarse) in [(50, 2, true), (400, 5, false), (60, 3, true)] {
+        for offset in [0.0, 1000.0] {
+            let values: Vec<f32> =
+                noise(rows as u64, rows * columns, is_coarse).iter().map(|value| value + offset).collect();
+            let points = Points::new("points", &values, rows, columns).unwrap();
+            let several = [5, (rows - 1) as i64, 17];
+            for (chosen, start) in [(&[][..], None), (&several, None), (&several[..1], Some(rows / 3))] {
+                let settings = Centres { k: rows / 2, chosen, start, seed: 3, run: 9 };
+                let alone = k_center(&points, &settings, &|| Ok(())).unwrap();
+                for cuts in [&[0, rows][..], &[0, 1, rows], &[0, 0, rows / 3, rows / 3, rows]] {
+                    let found = together(cuts, |own, shard| {
+                        let points =
+                            Points::new("points", &values[own.start * columns..own.end * columns], own.len(), columns);
+                        k_center_sharded(&points.unwrap(), &settings, shard, &|| Ok(())).unwrap()
+                    });
+                    assert_eq!(found, alone);
+                }
+            }
+        }
+    }
+}
