@@ -12,6 +12,7 @@ from distillrs.recipes.consistency import (
 from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
 from distillrs.recipes.decoupled_kd import decoupled_kd
+from distillrs.recipes.dmd2 import dmd2
 from distillrs.recipes.fitnets import fitnets
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
 from distillrs.recipes.hinton import hinton
@@ -22,7 +23,10 @@ from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.relational_kd import relational_kd
 from distillrs.recipes.shortcut import shortcut
 from distillrs.recipes.smooth_expert import smooth_expert, smooth_expert_experts, smooth_expert_initial
+from distillrs.recipes.swiftbrush import swiftbrush
+from distillrs.recipes.tdm import tdm
 from distillrs.recipes.tesla import tesla
+from distillrs.recipes.uni_instruct import diff_instruct, f_distill, sid, uni_instruct
 
 __all__ = [
     "attention_transfer",
@@ -34,6 +38,9 @@ __all__ = [
     "datm_experts",
     "datm_initial",
     "decoupled_kd",
+    "diff_instruct",
+    "dmd2",
+    "f_distill",
     "fitnets",
     "ftd",
     "ftd_experts",
@@ -46,8 +53,12 @@ __all__ = [
     "progressive_distillation",
     "relational_kd",
     "shortcut",
+    "sid",
     "smooth_expert",
     "smooth_expert_experts",
     "smooth_expert_initial",
+    "swiftbrush",
+    "tdm",
     "tesla",
+    "uni_instruct",
 ]
