@@ -175,6 +175,11 @@ def test_convolutions_and_chosen_layers():
     assert torch.equal(base(x, adapter="all"), network(x))
     base(x, adapter="all").sum().backward()
     assert all(value.grad is not None for value in base.view("all").parameters() if value.requires_grad)
+    assert base.view("all").adapted["0"].in_channels == 3
+    attention = SharedBase(nn.TransformerEncoderLayer(8, 2, 16), {"a": LowRank(1)})
+    assert sorted(attention.view("a").adapted) == ["linear1", "linear2"]
+    with pytest.raises(AttributeError, match="absent"):
+        _ = base.view("all").adapted["0"].absent
     whole = SharedBase(nn.Linear(3, 3), {"a": LowRank(1)})
     assert whole(torch.ones(2, 3), adapter="a").shape == (2, 3)
 

@@ -180,6 +180,15 @@ class Adapted(nn.Module):
         found: Tensor = self.layer(x) + self.factor * self.delta(x)
         return found
 
+    def __getattr__(self, name: str) -> Any:
+        """What networks ask their layers for (``weight.dtype``, ``in_features``) is the layer's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
+
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -193,7 +202,15 @@ def _view(base: nn.Module, name: str, adapter: LowRank) -> AdaptedView:
         fits = adapter.targets is None or any(
             path == target or path.endswith(f".{target}") for target in adapter.targets
         )
-        if not fits or not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
+        if (
+            not fits
+            or not isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
+            or (
+                path.endswith("out_proj")
+                and (isinstance(network.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention))
+            )
+        ):
+            # torch's attention takes the weight of its projection without calling it.
             continue
         part = Adapted(layer, _delta(layer, adapter, f"{name}/{path}"), adapter.factor)
         if not path:

@@ -189,7 +189,7 @@ class Matcher(nn.Module):
         else:
             total, terms = self._critic_turn(batch, step, generator, critics, tally)
         terms |= {"loss": total.detach() * (step.items or max(batch.rows, 1)) / max(batch.rows, 1)}
-        terms |= tally.terms(batch.rows)
+        terms |= tally.terms(batch.rows, total.device)
         self._tally.merge(tally)
         # Micro-batches of one step are one update.
         if self._counted_last.get(turn) != step.index:

@@ -45,14 +45,14 @@ class Tally:
             before = self.counts.get(role, Evaluations(0, 0))
             self.counts[role] = Evaluations(before.forward + pair.forward, before.backward + pair.backward)
 
-    def terms(self, rows: int) -> dict[str, Tensor]:
+    def terms(self, rows: int, device: torch.device) -> dict[str, Tensor]:
         """The passes of one example: ``evaluations`` forward and ``backwards`` of them differentiated."""
         forward = sum(pair.forward for pair in self.counts.values())
         backward = sum(pair.backward for pair in self.counts.values())
         whole = max(rows, 1)
         return {
-            "evaluations": torch.tensor(forward / whole, dtype=torch.float64),
-            "backwards": torch.tensor(backward / whole, dtype=torch.float64),
+            "evaluations": torch.full((), forward / whole, device=device),
+            "backwards": torch.full((), backward / whole, device=device),
         }
 
 
