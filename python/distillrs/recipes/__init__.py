@@ -46,6 +46,9 @@ from distillrs.recipes.diswot import (
     diswot,
     diswot_score,
 )
+from distillrs.recipes.dmd2 import (
+    dmd2,
+)
 from distillrs.recipes.fitnets import (
     fitnets,
 )
@@ -100,8 +103,20 @@ from distillrs.recipes.smooth_expert import (
     smooth_expert_experts,
     smooth_expert_initial,
 )
+from distillrs.recipes.swiftbrush import (
+    swiftbrush,
+)
+from distillrs.recipes.tdm import (
+    tdm,
+)
 from distillrs.recipes.tesla import (
     tesla,
+)
+from distillrs.recipes.uni_instruct import (
+    diff_instruct,
+    f_distill,
+    sid,
+    uni_instruct,
 )
 
 __all__ = [
@@ -117,11 +132,14 @@ __all__ = [
     "datm_experts",
     "datm_initial",
     "decoupled_kd",
+    "diff_instruct",
     "distiller_mi_alpha",
     "distilling_step_by_step",
     "distillspec",
     "diswot",
     "diswot_score",
+    "dmd2",
+    "f_distill",
     "fitnets",
     "flow_map_self_distillation",
     "ftd",
@@ -142,8 +160,12 @@ __all__ = [
     "self_distill_optimal_weight",
     "self_distill_share",
     "shortcut",
+    "sid",
     "smooth_expert",
     "smooth_expert_experts",
     "smooth_expert_initial",
+    "swiftbrush",
+    "tdm",
     "tesla",
+    "uni_instruct",
 ]

@@ -1,0 +1,54 @@
+"""What the parts of a matcher see of one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distillrs.diffusion.matching.critics import Critic
+from distillrs.diffusion.matching.ratios import LogRatio
+from distillrs.diffusion.matching.rollouts import Rolled
+from distillrs.diffusion.networks import NetworkAdapter
+from distillrs.diffusion.scores import Score
+from distillrs.diffusion.states import Batch
+from distillrs.errors import argument_error
+from distillrs.schedule import Path, Ramp
+from distillrs.step import Step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """One call of a matcher.
+
+    Attributes:
+        path: The path.
+        rolled: The samples: leaves that take a gradient in the generator's turn, without a graph in the critic's.
+        batch: The batch.
+        step: Where in the run.
+        real: The real score of this step; ``None`` in the critic's turn.
+        critics: By name; their calls are counted.
+        networks: Networks that features may be taken of: the critics', and "real".
+        ratio: The density ratio that the matcher's adversary knows.
+    """
+
+    path: Path
+    rolled: Rolled
+    batch: Batch
+    step: Step
+    real: Score | None
+    critics: Mapping[str, Critic]
+    networks: Mapping[str, NetworkAdapter]
+    ratio: LogRatio | None = None
+
+
+def scale_at(scale: float | Ramp, step: Step) -> float:
+    """A number or a ramp at a step."""
+    return float(scale(step)) if callable(scale) else float(scale)
+
+
+def check_scale(name: str, scale: object) -> None:
+    """Refuses what is neither a finite number nor a ramp."""
+    plain = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
+    if not callable(scale) and not plain:
+        raise argument_error(name, scale, "a finite number or a ramp")
