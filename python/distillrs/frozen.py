@@ -1,8 +1,9 @@
-"""A network that is used and never trained."""
+"""Networks that are used and not trained: for good, or for a block."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,3 +50,23 @@ class Frozen(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]  # narrower on purpose
         """An empty state: whoever gave the network saves it."""
         return kwargs.get("destination") or {}
+
+
+@contextmanager
+def kept_modes(*networks: nn.Module) -> Iterator[None]:
+    """After the block every module is in the mode that it had, also one that differed from its network's own."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a block; see :func:`kept_modes`."""
+    with kept_modes(*networks):
+        for network in networks:
+            network.eval()
+        yield

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.errors import TrainingDivergedError, argument_error, unknown_name_error
+from distillrs.frozen import evaluating, kept_modes
 from distillrs.step import Step
 
 Schedule = Literal["constant", "cosine", "halve", "step"]
@@ -247,28 +248,6 @@ def module_randomness(step: Step, name: str, device: torch.device | None = None)
         yield
 
 
-@contextlib.contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Puts a network into evaluation mode for a block.
-
-    Args:
-        network: Each of its modules returns to the mode that it had, also those that differ from the network's own.
-    """
-    with _kept_modes(network):
-        network.eval()
-        yield
-
-
-@contextlib.contextmanager
-def _kept_modes(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def train(
     network: nn.Module,
     images: Tensor,
@@ -328,7 +307,7 @@ def train(
     batches = math.ceil(count / settings.batch_size)
     started = time.perf_counter()
     epoch_losses: list[float] = []
-    with _kept_modes(network):
+    with kept_modes(network):
         for epoch in range(first_epoch, settings.epochs):
             if before_epoch is not None:
                 before_epoch(epoch, network)

@@ -121,7 +121,7 @@ def test_the_gradient_of_the_surrogate_is_the_direction(rows, shape, dtype, redu
 def test_going_up_in_two_steps_is_going_up_in_one(path, one, other):
     """a and s of s -> t compose, and from the data they are the path's own."""
     s, t = min(one, other), max(one, other)
-    times = lambda value: torch.full((3,), value, dtype=torch.float64)  # noqa: E731
+    times = lambda value: torch.full((3,), value, dtype=torch.float64)
     end = min(t + 0.05, 1.0)
     pairs = ((s, t), (t, end), (s, end))
     first, second, whole = (transition(path, times(low), times(high)) for low, high in pairs)

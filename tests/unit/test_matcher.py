@@ -712,7 +712,7 @@ def test_moments():
     features = nn.Linear(3, 5, dtype=torch.float64).requires_grad_(False)
     x = z - generator(z, torch.ones(12, dtype=torch.float64))
     a, b = features(x), features(X0)
-    kernel = lambda u, v: (-torch.cdist(u, v).square() / 2).exp().mean()  # noqa: E731
+    kernel = lambda u, v: (-torch.cdist(u, v).square() / 2).exp().mean()
     expected = kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
     matcher = build(generator, terms=[], auxiliaries=[KernelMoments(features)])
     loss = matcher(Batch(X0), 1, turn="generator").total

@@ -186,7 +186,7 @@ def test_convolutions_and_chosen_layers():
 
 def test_a_critic_of_a_lower_rank_is_warned_of():
     base = shared(student=4, critic=2)
-    build = lambda: Matcher(  # noqa: E731
+    build = lambda: Matcher(
         StateMap(Network(base.view("student"), times="t"), RectifiedFlow(), Jump("velocity")),
         real=Teacher(Network(base.view(None), times="t"), "velocity"),
         critic=Critic(Network(base.view("critic"), times="t"), "velocity"), terms=[Match()],

@@ -20,7 +20,8 @@ from distillrs.evaluate.measure import accuracy, class_accuracies, predictions
 from distillrs.evaluate.small_sets import RealSet, SmallSet, counts_of, random_real, train
 from distillrs.evaluate.statistics import Paired, Summary
 from distillrs.evaluate.validation import Validation, choose_best
-from distillrs.training import TrainingSettings, evaluating
+from distillrs.frozen import evaluating
+from distillrs.training import TrainingSettings
 from distillrs.transforms import Identity, Transform
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distillrs.errors import argument_error
 from distillrs.evaluate.data.rows import check_labels
-from distillrs.training import evaluating
+from distillrs.frozen import evaluating
 
 
 def predictions(network: nn.Module, x: Tensor, *, batch: int = 512) -> Tensor:

@@ -6,9 +6,8 @@ drawn in.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.errors import argument_error
-from distillrs.frozen import Frozen
+from distillrs.frozen import Frozen, evaluating
 from distillrs.knowledge.numerics import wide
 from distillrs.step import Step
 
@@ -65,7 +64,7 @@ def sample_text(
     drawn = drawn.to(prompts.device)
     ids = torch.cat([prompts, prompts.new_zeros(rows, length - given)], 1)
     model, kept, seen = module_of(network), None, 0
-    with evaluating(network):
+    with evaluating(*_modules(network)):
         for place in range(given, length):
             options: dict[str, Any] = {} if kept is None else {"past_key_values": kept}
             if hasattr(model, "config"):
@@ -162,7 +161,7 @@ def speculative_sample(
     accepted = tested = blocks = 0
     expected = 0.0
     line = torch.arange(rows, device=device)
-    with evaluating(target), evaluating(draft):
+    with evaluating(*_modules(target), *_modules(draft)):
         while (open_rows := lengths < length).any():
             proposals = []
             for ahead in range(draft_length):
@@ -271,18 +270,10 @@ def module_of(network: Network) -> Any:
     return network.module if isinstance(network, Frozen) else network
 
 
-@contextlib.contextmanager
-def evaluating(network: Network) -> Iterator[None]:
-    """Evaluation mode for the time of a block; every part's own mode is put back."""
+def _modules(network: Network) -> list[nn.Module]:
+    """What has modes; a plain function has none."""
     module = module_of(network)
-    parts = [part for part in module.modules() if part.training] if isinstance(module, nn.Module) else []
-    for part in parts:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.training = True
+    return [module] if isinstance(module, nn.Module) else []
 
 
 def logits_of(output: Any) -> Tensor:

@@ -15,7 +15,7 @@ from distillrs.diffusion.matching.auxiliaries import Auxiliary
 from distillrs.diffusion.matching.critics import Critic, pull_towards
 from distillrs.diffusion.matching.gaps import check_gap
 from distillrs.diffusion.matching.ratios import LogRatio
-from distillrs.diffusion.matching.reals import Checkpoints, Real, check_real, evaluating, modules_of
+from distillrs.diffusion.matching.reals import Checkpoints, Real, check_real, modules_of
 from distillrs.diffusion.matching.rollouts import Rolled, Rollout, one_step
 from distillrs.diffusion.matching.scene import Scene, scale_at
 from distillrs.diffusion.matching.tally import CountedNetwork, Evaluations, Tally, counted
@@ -27,6 +27,7 @@ from distillrs.diffusion.sources import Guided
 from distillrs.diffusion.state_map import StateMap
 from distillrs.diffusion.states import Batch
 from distillrs.errors import argument_error, unknown_name_error
+from distillrs.frozen import evaluating
 from distillrs.step import Loss, Step
 
 GENERATOR, CRITIC = "generator", "critic"
@@ -237,7 +238,7 @@ class Matcher(nn.Module):
         networks = self._networks(critics, tally)
         scene = Scene(generator.path, rolled, batch, step, real, critics, networks, self._ratio(networks))
         scored = [*modules_of(self._real[0]), *(critic.network.module for critic in self.critics.values()), self.owned]
-        with torch.enable_grad(), evaluating(scored):
+        with torch.enable_grad(), evaluating(*scored):
             value, terms = self._on_sample(scene, leaves[0])
             fields = (
                 torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else [None] * len(leaves)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -74,9 +73,10 @@ def predict_real(score: Score, path: Path, x: Tensor, t: Tensor, condition: Cond
     if null is None:
         raise argument_error("null_condition", None, "the condition that stands for none: guidance needs one")
     assert isinstance(score.score, Score)
-    conditional, unconditional, kind = predict_both(score.score, x, t, condition, null)
+    scale, told, null = score.strength(condition, null)
+    conditional, unconditional, kind = predict_both(score.score, x, t, told, null)
     one, other = (as_x0(Prediction(value, kind), path, x, t) for value in (conditional, unconditional))
-    return RealView(guide(one, other, score.scale, score.convention), one, other)
+    return RealView(guide(one, other, scale, score.convention), one, other)
 
 
 def as_x0(prediction: Prediction, path: Path, x: Tensor, t: Tensor) -> Tensor:
@@ -105,19 +105,3 @@ def modules_of(real: object) -> list[nn.Module]:
     inner = real.score if isinstance(real, Guided) else real
     module = getattr(getattr(inner, "network", None), "module", None)
     return [module] if isinstance(module, nn.Module) else []
-
-
-@contextmanager
-def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Modules in evaluation mode, each part put back afterwards.
-
-    Dropout in two networks whose difference is taken is noise in the difference.
-    """
-    parts = [part for module in modules for part in module.modules() if part.training]
-    for part in parts:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.training = True
