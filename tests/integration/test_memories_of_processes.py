@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import two_ranks
+from distillrs.knowledge.ranks import latest
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -63,3 +64,8 @@ def test_without_a_group_each_keeps_its_own(kind, found):
             torch.testing.assert_close(found[rank][f"{kind} alone"]["state"][name], value)
     first, second = (found[rank][f"{kind} alone"]["state"] for rank in range(2))
     assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_of_an_example_that_comes_twice_the_last_is_remembered():
+    assert latest(torch.tensor([3, 1, 3, 2, 1])).tolist() == [4, 3, 2]
+    assert latest(torch.tensor([], dtype=torch.int64)).tolist() == []

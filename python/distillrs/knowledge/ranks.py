@@ -14,7 +14,7 @@ class Ranks:
     """The processes that share a memory; without a group each keeps its own, and nothing is sent.
 
     What a group's processes remember is then the same in all of them, so one of them saves it for all. Every one must
-    make the same training calls, each with at least one row or none.
+    make the same training calls, with any number of rows.
 
     Args:
         process_group: A group of ``torch.distributed`` (``torch.distributed.group.WORLD`` for all processes), or
