@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distillrs.knowledge import forms
 from distillrs.knowledge.alignments import Alignment, Chain, Pooled, Projector, Through, identity, layer_pairs
 from distillrs.knowledge.balance import Balance, GradientBalance, LossRatio
 from distillrs.knowledge.contrast import InfoNCE, NoiseContrast
@@ -91,6 +92,7 @@ __all__ = [
     "Through",
     "TripletAngles",
     "View",
+    "forms",
     "identity",
     "layer_pairs",
     "optimal_weight",
