@@ -402,7 +402,7 @@ def test_differentiable_quantization_trains_the_levels_alone():
     student = network(8, 16)
     fit(recipes.hinton(student, teacher), torch.optim.Adam(student.parameters(), 0.01), (x, y), 150)
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
-    objective = recipes.differentiable_quantization(student, teacher)
+    objective = recipes.differentiable_quantization(student, teacher, weight=1.0)
     groups = objective.parameter_groups()
     assert list(groups) == ["student"]
     first = float(objective((x, y), 0).total.detach())

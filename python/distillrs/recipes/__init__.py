@@ -18,6 +18,7 @@ from distillrs.recipes.hinton import hinton
 from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mtt import mtt
+from distillrs.recipes.optin import optin
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
 from distillrs.recipes.relational_kd import relational_kd
@@ -45,6 +46,7 @@ __all__ = [
     "instaflow",
     "mean_flow",
     "mtt",
+    "optin",
     "progressive_distillation",
     "quantized_distillation",
     "relational_kd",

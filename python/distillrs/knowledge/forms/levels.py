@@ -194,7 +194,7 @@ def quantile_levels(weight: Tensor, bits: int, bucket: int | None) -> Tensor:
     values = rows.flatten()[: weight.numel()].sort().values
     count = 2**bits
     if not len(values):
-        return torch.arange(count, device=weight.device, dtype=torch.float32) / (count - 1)
+        return torch.linspace(0, 1, count, device=weight.device)
     places = (torch.arange(count, device=values.device, dtype=torch.float64) + 0.5) / count * (len(values) - 1)
     below = places.floor().long()
     above = (below + 1).clamp(max=len(values) - 1)
