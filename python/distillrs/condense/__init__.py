@@ -8,13 +8,7 @@ from distillrs.condense.factors import Additive, Enlarged, Factors
 from distillrs.condense.file import CondensedSet, load
 from distillrs.condense.functional import FunctionalNetwork
 from distillrs.condense.guard import Guard
-from distillrs.condense.initial import (
-    Judgement,
-    expert_features,
-    judge,
-    nearest_to_centres,
-    rightly_classified,
-)
+from distillrs.condense.initial import Judgement, expert_features, judge, nearest_to_centres, rightly_classified
 from distillrs.condense.inner import Target
 from distillrs.condense.labels import HardLabels, Labels, SoftLabels
 from distillrs.condense.matching import Perturbation, TrajectoryMatching

@@ -5,9 +5,7 @@
 metric and rules of balance; what makes no sense together is refused with the reason. Recipes name published choices.
 """
 
-from __future__ import (
-    annotations,
-)
+from __future__ import annotations
 
 from distillrs.diffusion.balance import (
     AdaptivePower,
@@ -18,40 +16,13 @@ from distillrs.diffusion.balance import (
     TangentNormalisation,
     Weighted,
 )
-from distillrs.diffusion.conditions import (
-    Condition,
-)
-from distillrs.diffusion.derivatives import (
-    JVP,
-    Central,
-    Derivative,
-    Solver,
-)
-from distillrs.diffusion.flow_map import (
-    FlowMap,
-)
-from distillrs.diffusion.heads import (
-    AverageVelocity,
-    ConsistencyBoundary,
-    Head,
-    HeadWeights,
-    Jump,
-    LatentBoundary,
-)
-from distillrs.diffusion.matching.adversary import (
-    Adversary,
-    AdversaryLoss,
-)
-from distillrs.diffusion.matching.auxiliaries import (
-    Auxiliary,
-    AuxiliaryLoss,
-    Consistency,
-    KernelMoments,
-    MeanVariance,
-)
-from distillrs.diffusion.matching.critics import (
-    Critic,
-)
+from distillrs.diffusion.conditions import Condition
+from distillrs.diffusion.derivatives import JVP, Central, Derivative, Solver
+from distillrs.diffusion.flow_map import FlowMap
+from distillrs.diffusion.heads import AverageVelocity, ConsistencyBoundary, Head, HeadWeights, Jump, LatentBoundary
+from distillrs.diffusion.matching.adversary import Adversary, AdversaryLoss
+from distillrs.diffusion.matching.auxiliaries import Auxiliary, AuxiliaryLoss, Consistency, KernelMoments, MeanVariance
+from distillrs.diffusion.matching.critics import Critic
 from distillrs.diffusion.matching.gaps import (
     DistributionGap,
     ExpandedGap,
@@ -61,24 +32,10 @@ from distillrs.diffusion.matching.gaps import (
     GuidanceGap,
     SampleGap,
 )
-from distillrs.diffusion.matching.levels import (
-    Noised,
-    Within,
-    noised,
-)
-from distillrs.diffusion.matching.matcher import (
-    Matcher,
-)
-from distillrs.diffusion.matching.ratios import (
-    LogRatio,
-    RatioWeights,
-    ratio_weights,
-)
-from distillrs.diffusion.matching.reals import (
-    Checkpoints,
-    Real,
-    RealView,
-)
+from distillrs.diffusion.matching.levels import Noised, Within, noised
+from distillrs.diffusion.matching.matcher import Matcher
+from distillrs.diffusion.matching.ratios import LogRatio, RatioWeights, ratio_weights
+from distillrs.diffusion.matching.reals import Checkpoints, Real, RealView
 from distillrs.diffusion.matching.rollouts import (
     AlongTrajectory,
     NoisedInputs,
@@ -88,33 +45,12 @@ from distillrs.diffusion.matching.rollouts import (
     one_step,
     simulated,
 )
-from distillrs.diffusion.matching.scene import (
-    Scene,
-)
-from distillrs.diffusion.matching.tally import (
-    Evaluations,
-)
-from distillrs.diffusion.matching.terms import (
-    Match,
-)
-from distillrs.diffusion.matching.weights import (
-    GapWeight,
-    LevelWeight,
-    MeanAbsolute,
-)
-from distillrs.diffusion.metrics import (
-    Cosine,
-    InKinds,
-    KindMetric,
-    Metric,
-    PseudoHuber,
-    SquaredError,
-)
-from distillrs.diffusion.networks import (
-    DiffusersNetwork,
-    Network,
-    NetworkAdapter,
-)
+from distillrs.diffusion.matching.scene import Scene
+from distillrs.diffusion.matching.tally import Evaluations
+from distillrs.diffusion.matching.terms import Match
+from distillrs.diffusion.matching.weights import GapWeight, LevelWeight, MeanAbsolute
+from distillrs.diffusion.metrics import Cosine, InKinds, KindMetric, Metric, PseudoHuber, SquaredError
+from distillrs.diffusion.networks import DiffusersNetwork, Network, NetworkAdapter
 from distillrs.diffusion.residuals import (
     Compared,
     Diagonal,
@@ -127,44 +63,14 @@ from distillrs.diffusion.residuals import (
     Semigroup,
     trig_scale,
 )
-from distillrs.diffusion.samplers import (
-    SamplerMethod,
-    sample,
-)
-from distillrs.diffusion.scores import (
-    Score,
-    Teacher,
-    velocity_of,
-)
-from distillrs.diffusion.shared_base import (
-    LowRank,
-    SharedBase,
-)
-from distillrs.diffusion.sources import (
-    Averaged,
-    Call,
-    Data,
-    Guided,
-    Self,
-    Source,
-)
-from distillrs.diffusion.state_map import (
-    StateMap,
-)
-from distillrs.diffusion.states import (
-    Batch,
-    Drawn,
-    NoisedData,
-    PriorOnly,
-    States,
-    TeacherPath,
-)
-from distillrs.diffusion.translated import (
-    Translated,
-)
-from distillrs.schedule import (
-    Prediction,
-)
+from distillrs.diffusion.samplers import SamplerMethod, sample
+from distillrs.diffusion.scores import Score, Teacher, velocity_of
+from distillrs.diffusion.shared_base import LowRank, SharedBase
+from distillrs.diffusion.sources import Averaged, Call, Data, Guided, Self, Source
+from distillrs.diffusion.state_map import StateMap
+from distillrs.diffusion.states import Batch, Drawn, NoisedData, PriorOnly, States, TeacherPath
+from distillrs.diffusion.translated import Translated
+from distillrs.schedule import Prediction
 
 __all__ = [
     "JVP",

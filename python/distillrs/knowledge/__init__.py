@@ -1,12 +1,8 @@
 """Smaller or other models: a term matches an aligned pair of tapped tensors under a divergence."""
 
-from __future__ import (
-    annotations,
-)
+from __future__ import annotations
 
-from distillrs.knowledge import (
-    forms,
-)
+from distillrs.knowledge import forms
 from distillrs.knowledge.alignments import (
     Aligned,
     Alignment,
@@ -18,29 +14,10 @@ from distillrs.knowledge.alignments import (
     identity,
     layer_pairs,
 )
-from distillrs.knowledge.balance import (
-    Balance,
-    GradientBalance,
-    LossRatio,
-)
-from distillrs.knowledge.chunks import (
-    Boundary,
-    ChunkEnds,
-    Chunks,
-    TokenChunks,
-    token_chunks,
-)
-from distillrs.knowledge.contrast import (
-    InfoNCE,
-    NoiseContrast,
-)
-from distillrs.knowledge.corpus import (
-    Corpus,
-    Example,
-    Task,
-    TextMix,
-    paired_batch,
-)
+from distillrs.knowledge.balance import Balance, GradientBalance, LossRatio
+from distillrs.knowledge.chunks import Boundary, ChunkEnds, Chunks, TokenChunks, token_chunks
+from distillrs.knowledge.contrast import InfoNCE, NoiseContrast
+from distillrs.knowledge.corpus import Corpus, Example, Task, TextMix, paired_batch
 from distillrs.knowledge.divergences import (
     L1,
     MSE,
@@ -54,16 +31,9 @@ from distillrs.knowledge.divergences import (
     PlackettLuce,
     SmoothL1,
 )
-from distillrs.knowledge.engine import (
-    Objective,
-)
-from distillrs.knowledge.inputs import (
-    Inputs,
-    Prefixed,
-)
-from distillrs.knowledge.mutual_information import (
-    MutualInformation,
-)
+from distillrs.knowledge.engine import Objective
+from distillrs.knowledge.inputs import Inputs, Prefixed
+from distillrs.knowledge.mutual_information import MutualInformation
 from distillrs.knowledge.relations import (
     AttentionMap,
     ClassGradients,
@@ -72,75 +42,18 @@ from distillrs.knowledge.relations import (
     PairDistances,
     TripletAngles,
 )
-from distillrs.knowledge.ridge import (
-    RidgeGenerations,
-)
-from distillrs.knowledge.rows import (
-    EntropyFilter,
-    Labelled,
-    Mask,
-    PerRow,
-    RowPart,
-    SelfPaced,
-    Shifted,
-    Where,
-)
-from distillrs.knowledge.sampling import (
-    Speculated,
-    acceptance,
-    block_length,
-    sample_text,
-    speculative_sample,
-    speed_up,
-)
-from distillrs.knowledge.search import (
-    Evolution,
-    Scored,
-)
-from distillrs.knowledge.snapshots import (
-    SnapshotRing,
-    SnapshotTable,
-)
-from distillrs.knowledge.stages import (
-    Stage,
-)
-from distillrs.knowledge.taps import (
-    AnyTap,
-    Entry,
-    Output,
-    Record,
-    Run,
-    Tap,
-    record,
-    release,
-)
-from distillrs.knowledge.targets import (
-    Arithmetic,
-    FromTeacher,
-    Geometric,
-    Labels,
-    Target,
-    optimal_weight,
-)
-from distillrs.knowledge.teachers import (
-    Cached,
-    Ensemble,
-    FrozenTeacher,
-    Request,
-    SelfTeacher,
-    Teacher,
-    random_teacher,
-)
-from distillrs.knowledge.terms import (
-    Term,
-)
-from distillrs.knowledge.view import (
-    View,
-)
-from distillrs.knowledge.vocabularies import (
-    VocabularyMap,
-    shared_tokens,
-)
+from distillrs.knowledge.ridge import RidgeGenerations
+from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted, Where
+from distillrs.knowledge.sampling import Speculated, acceptance, block_length, sample_text, speculative_sample, speed_up
+from distillrs.knowledge.search import Evolution, Scored
+from distillrs.knowledge.snapshots import SnapshotRing, SnapshotTable
+from distillrs.knowledge.stages import Stage
+from distillrs.knowledge.taps import AnyTap, Entry, Output, Record, Run, Tap, record, release
+from distillrs.knowledge.targets import Arithmetic, FromTeacher, Geometric, Labels, Target, optimal_weight
+from distillrs.knowledge.teachers import Cached, Ensemble, FrozenTeacher, Request, SelfTeacher, Teacher, random_teacher
+from distillrs.knowledge.terms import Term
+from distillrs.knowledge.view import View
+from distillrs.knowledge.vocabularies import VocabularyMap, shared_tokens
 
 __all__ = [
     "L1",

@@ -20,14 +20,7 @@ from distillrs.ops._divergences import (
     TotalVariation,
 )
 from distillrs.ops._energy import energy
-from distillrs.ops._kernels import (
-    Gaussian,
-    InverseMultiquadric,
-    Laplacian,
-    NegativeDistance,
-    PairKernel,
-    Polynomial,
-)
+from distillrs.ops._kernels import Gaussian, InverseMultiquadric, Laplacian, NegativeDistance, PairKernel, Polynomial
 from distillrs.ops._linear import linear_row_divergence
 from distillrs.ops._mixture import mixture_denoiser, mixture_log_density
 from distillrs.ops._ranking import plackett_luce

@@ -1,123 +1,42 @@
 """Published systems by name, each a short composition of engine parts."""
 
-from __future__ import (
-    annotations,
-)
+from __future__ import annotations
 
-from distillrs.recipes.alm import (
-    alm,
-)
-from distillrs.recipes.attention_to_mamba import (
-    attention_to_mamba,
-)
-from distillrs.recipes.attention_transfer import (
-    attention_transfer,
-)
-from distillrs.recipes.boot import (
-    boot,
-)
-from distillrs.recipes.consistency import (
-    consistency_average_rate,
-    consistency_distillation,
-    consistency_training,
-    ict,
-)
-from distillrs.recipes.contrastive_kd import (
-    contrastive_kd,
-)
-from distillrs.recipes.datm import (
-    datm,
-    datm_experts,
-    datm_initial,
-)
-from distillrs.recipes.decoupled_kd import (
-    decoupled_kd,
-)
-from distillrs.recipes.distiller_mi_alpha import (
-    distiller_mi_alpha,
-)
-from distillrs.recipes.distilling_step_by_step import (
-    distilling_step_by_step,
-)
-from distillrs.recipes.distillspec import (
-    distillspec,
-)
-from distillrs.recipes.diswot import (
-    diswot,
-    diswot_score,
-)
-from distillrs.recipes.dmd2 import (
-    dmd2,
-)
-from distillrs.recipes.fitnets import (
-    fitnets,
-)
-from distillrs.recipes.flow_map_self_distillation import (
-    flow_map_self_distillation,
-)
-from distillrs.recipes.ftd import (
-    ftd,
-    ftd_experts,
-    ftd_initial,
-)
-from distillrs.recipes.guided_distillation import (
-    guidance_scales,
-    guided_distillation,
-)
-from distillrs.recipes.hinton import (
-    hinton,
-)
-from distillrs.recipes.instaflow import (
-    instaflow,
-)
-from distillrs.recipes.mean_flow import (
-    mean_flow,
-)
-from distillrs.recipes.mf_rae import (
-    mf_rae,
-)
-from distillrs.recipes.mtt import (
-    mtt,
-)
-from distillrs.recipes.progressive_distillation import (
-    progressive_distillation,
-)
-from distillrs.recipes.ps_kd import (
-    ps_kd,
-)
-from distillrs.recipes.relational_kd import (
-    relational_kd,
-)
-from distillrs.recipes.rfpp import (
-    rfpp,
-)
-from distillrs.recipes.self_distill_optimal_weight import (
-    self_distill_optimal_weight,
-    self_distill_share,
-)
-from distillrs.recipes.shortcut import (
-    shortcut,
-)
-from distillrs.recipes.smooth_expert import (
-    smooth_expert,
-    smooth_expert_experts,
-    smooth_expert_initial,
-)
-from distillrs.recipes.swiftbrush import (
-    swiftbrush,
-)
-from distillrs.recipes.tdm import (
-    tdm,
-)
-from distillrs.recipes.tesla import (
-    tesla,
-)
-from distillrs.recipes.uni_instruct import (
-    diff_instruct,
-    f_distill,
-    sid,
-    uni_instruct,
-)
+from distillrs.recipes.alm import alm
+from distillrs.recipes.attention_to_mamba import attention_to_mamba
+from distillrs.recipes.attention_transfer import attention_transfer
+from distillrs.recipes.boot import boot
+from distillrs.recipes.consistency import consistency_average_rate, consistency_distillation, consistency_training, ict
+from distillrs.recipes.contrastive_kd import contrastive_kd
+from distillrs.recipes.datm import datm, datm_experts, datm_initial
+from distillrs.recipes.decoupled_kd import decoupled_kd
+from distillrs.recipes.distiller_mi_alpha import distiller_mi_alpha
+from distillrs.recipes.distilling_step_by_step import distilling_step_by_step
+from distillrs.recipes.distillspec import distillspec
+from distillrs.recipes.diswot import diswot, diswot_score
+from distillrs.recipes.dmd2 import dmd2
+from distillrs.recipes.fitnets import fitnets
+from distillrs.recipes.flow_map_self_distillation import flow_map_self_distillation
+from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
+from distillrs.recipes.guided_distillation import guidance_scales, guided_distillation
+from distillrs.recipes.hinton import hinton
+from distillrs.recipes.instaflow import instaflow
+from distillrs.recipes.mean_flow import mean_flow
+from distillrs.recipes.mf_rae import mf_rae
+from distillrs.recipes.mtt import mtt
+from distillrs.recipes.optin import optin
+from distillrs.recipes.progressive_distillation import progressive_distillation
+from distillrs.recipes.ps_kd import ps_kd
+from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
+from distillrs.recipes.relational_kd import relational_kd
+from distillrs.recipes.rfpp import rfpp
+from distillrs.recipes.self_distill_optimal_weight import self_distill_optimal_weight, self_distill_share
+from distillrs.recipes.shortcut import shortcut
+from distillrs.recipes.smooth_expert import smooth_expert, smooth_expert_experts, smooth_expert_initial
+from distillrs.recipes.swiftbrush import swiftbrush
+from distillrs.recipes.tdm import tdm
+from distillrs.recipes.tesla import tesla
+from distillrs.recipes.uni_instruct import diff_instruct, f_distill, sid, uni_instruct
 
 __all__ = [
     "alm",
@@ -133,6 +52,7 @@ __all__ = [
     "datm_initial",
     "decoupled_kd",
     "diff_instruct",
+    "differentiable_quantization",
     "distiller_mi_alpha",
     "distilling_step_by_step",
     "distillspec",
@@ -153,8 +73,10 @@ __all__ = [
     "mean_flow",
     "mf_rae",
     "mtt",
+    "optin",
     "progressive_distillation",
     "ps_kd",
+    "quantized_distillation",
     "relational_kd",
     "rfpp",
     "self_distill_optimal_weight",

@@ -3,6 +3,7 @@
 pub mod align;
 mod digest;
 mod error;
+pub mod forms;
 pub mod host;
 pub mod ops;
 pub mod parallel;

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from distillrs.knowledge.forms.convert import convert_mixers, mixer_paths
+from distillrs.knowledge.forms.importance import Importance, masks_within, output_changes
+from distillrs.knowledge.forms.levels import bits_by_gradient
 from distillrs.knowledge.forms.mixer_state import MixerState
 from distillrs.knowledge.forms.mixers import FeatureMap, LinearAttention, MambaMixer
-from distillrs.knowledge.forms.protocol import Form, Stepped
+from distillrs.knowledge.forms.protocol import Form, Stepped, begin_step
+from distillrs.knowledge.forms.pruned import Pruned
+from distillrs.knowledge.forms.quantised import LearnedLevels, Quantised, gradient_bits
 from distillrs.knowledge.forms.recurrence import chunked_recurrence
 from distillrs.knowledge.forms.structure import Attention, FeedForward, Masks, Slot, Structure, ungate
 from distillrs.knowledge.forms.tokens import Tokens
@@ -15,16 +19,25 @@ __all__ = [
     "FeatureMap",
     "FeedForward",
     "Form",
+    "Importance",
+    "LearnedLevels",
     "LinearAttention",
     "MambaMixer",
     "Masks",
     "MixerState",
+    "Pruned",
+    "Quantised",
     "Slot",
     "Stepped",
     "Structure",
     "Tokens",
+    "begin_step",
+    "bits_by_gradient",
     "chunked_recurrence",
     "convert_mixers",
+    "gradient_bits",
+    "masks_within",
     "mixer_paths",
+    "output_changes",
     "ungate",
 ]
