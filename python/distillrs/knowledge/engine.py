@@ -12,6 +12,7 @@ from distillrs.errors import argument_error, unknown_name_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
 from distillrs.knowledge.balance import Balance, LossRatio
+from distillrs.knowledge.forms.protocol import begin_step
 from distillrs.knowledge.inputs import IGNORED, Inputs, InputsFunction, read_batch
 from distillrs.knowledge.rows import Labelled, Shifted, at_step, row_parts
 from distillrs.knowledge.stages import Stage, checked_stages, stage_at
@@ -134,6 +135,7 @@ class Objective(nn.Module):
         self._enter(number, network)
         scales = {id(term): at_step(term.scale, local) for term in self.stages[number].terms}
         terms = [term for term in self.stages[number].terms if scales[id(term)] != 0]
+        begin_step(network, step)
         found, answers = self._run(terms, inputs, step, network)
         values = {}
         for term in terms:

@@ -19,6 +19,7 @@ from distillrs.recipes.hinton import hinton
 from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mtt import mtt
+from distillrs.recipes.nemotron_elastic import nemotron_elastic
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.relational_kd import relational_kd
 from distillrs.recipes.shortcut import shortcut
@@ -45,6 +46,7 @@ __all__ = [
     "instaflow",
     "mean_flow",
     "mtt",
+    "nemotron_elastic",
     "progressive_distillation",
     "relational_kd",
     "shortcut",
