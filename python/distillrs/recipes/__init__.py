@@ -24,6 +24,7 @@ from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mf_rae import mf_rae
 from distillrs.recipes.mtt import mtt
+from distillrs.recipes.nemotron_elastic import nemotron_elastic
 from distillrs.recipes.optin import optin
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.ps_kd import ps_kd
@@ -73,6 +74,7 @@ __all__ = [
     "mean_flow",
     "mf_rae",
     "mtt",
+    "nemotron_elastic",
     "optin",
     "progressive_distillation",
     "ps_kd",
