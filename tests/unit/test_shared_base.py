@@ -176,12 +176,33 @@ def test_convolutions_and_chosen_layers():
     base(x, adapter="all").sum().backward()
     assert all(value.grad is not None for value in base.view("all").parameters() if value.requires_grad)
     assert base.view("all").adapted["0"].in_channels == 3
-    attention = SharedBase(nn.TransformerEncoderLayer(8, 2, 16), {"a": LowRank(1)})
-    assert sorted(attention.view("a").adapted) == ["linear1", "linear2"]
     with pytest.raises(AttributeError, match="absent"):
         _ = base.view("all").adapted["0"].absent
     whole = SharedBase(nn.Linear(3, 3), {"a": LowRank(1)})
     assert whole(torch.ones(2, 3), adapter="a").shape == (2, 3)
+
+
+def test_weights_that_are_taken_without_a_call_have_the_change_in_them():
+    """Attention's own projection, and the fused layer that runs where no gradient is asked."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dtype=torch.float64).eval()
+    base = SharedBase(layer, {"a": LowRank(2)})
+    assert sorted(base.view("a").adapted) == ["linear1", "linear2", "self_attn.out_proj"]
+    x = random.normal(3, 5, 8, step=0, name="a", dtype=torch.float64)
+    with torch.no_grad():
+        for value in base.parameters():
+            value.add_(0.3)
+        fused = base(x, adapter="a")
+    found = base(x, adapter="a")
+    assert torch.allclose(found, fused, atol=1e-12)
+    assert not torch.allclose(found, base(x), atol=1e-3)
+    found.pow(3).sum().backward()
+    assert all(float(value.grad.abs().max()) > 0 for value in base.parameters())
+    convolution = SharedBase(nn.Conv2d(3, 4, 3, dtype=torch.float64), {"a": LowRank(2, alpha=3.0)})
+    with torch.no_grad():
+        for value in convolution.parameters():
+            value.add_(0.3)
+    part, image = convolution.view("a").module, random.normal(2, 3, 6, 6, step=0, name="i", dtype=torch.float64)
+    assert torch.allclose(part(image), nn.functional.conv2d(image, part.weight, part.bias), atol=1e-12)
 
 
 def test_a_critic_of_a_lower_rank_is_warned_of():

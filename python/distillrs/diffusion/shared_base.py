@@ -180,8 +180,18 @@ class Adapted(nn.Module):
         found: Tensor = self.layer(x) + self.factor * self.delta(x)
         return found
 
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight with the change in it: attention, for one, takes weights without calling their layer."""
+        down, up = (part.weight for part in self.delta)
+        own = self.layer.weight
+        assert isinstance(own, Tensor)
+        assert isinstance(down, Tensor)
+        assert isinstance(up, Tensor)
+        return own + self.factor * (up.flatten(1) @ down.flatten(1)).reshape(own.shape)
+
     def __getattr__(self, name: str) -> Any:
-        """What networks ask their layers for (``weight.dtype``, ``in_features``) is the layer's."""
+        """What else networks ask their layers for (``bias``, ``in_features``) is the layer's."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -202,15 +212,7 @@ def _view(base: nn.Module, name: str, adapter: LowRank) -> AdaptedView:
         fits = adapter.targets is None or any(
             path == target or path.endswith(f".{target}") for target in adapter.targets
         )
-        if (
-            not fits
-            or not isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
-            or (
-                path.endswith("out_proj")
-                and (isinstance(network.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention))
-            )
-        ):
-            # torch's attention takes the weight of its projection without calling it.
+        if not fits or not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
             continue
         part = Adapted(layer, _delta(layer, adapter, f"{name}/{path}"), adapter.factor)
         if not path:
