@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import distillrs as dr
+from distillrs import _core, ops
 from distillrs import knowledge as kn
-from distillrs import ops
 from distillrs.errors import ArgumentError, UnknownNameError
 from distillrs.knowledge import Inputs, Objective, Output, Term
 
@@ -213,3 +213,24 @@ def test_batches_that_do_not_fit_are_named():
         found(data | {"chunks": data["chunks"][:, 1:]})
     with pytest.raises(ArgumentError, match=r"batch\['chunks'\]: got '?chunks from 0 to 3"):
         found(data | {"chunks": torch.arange(4).expand(2, 4).contiguous()})
+
+
+def test_large_batches_are_their_parts_at_any_thread_count():
+    """So many tokens that several threads have work, each row with cuts of its own."""
+    rows, length = 2100, 64
+    places = torch.arange(length)
+    own = torch.stack([places, places + 1], 1).expand(rows, -1, -1).contiguous()
+    ends = 2 + torch.arange(rows)[:, None] % 7 + places[None] * (1 + torch.arange(rows)[:, None] % 5)
+    other = torch.stack([torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], 1), ends], -1)
+    parts = [kn.token_chunks(first, second) for first, second in zip(own.split(100), other.split(100), strict=True)]
+    before = _core.threads()
+    for threads in (1, 3):
+        _core.set_threads(threads)
+        found = kn.token_chunks(own, other)
+        _core.set_threads(before)
+        for name in ("student", "teacher", "ends"):
+            assert torch.equal(getattr(found, name), torch.cat([getattr(part, name) for part in parts]))
+    broken = own.clone()
+    broken[[1500, 2050], 3, 0] = 0
+    with pytest.raises(ArgumentError, match="of row 1500"):
+        kn.token_chunks(broken, other)

@@ -1,10 +1,24 @@
+use distillrs_core::Error;
 use distillrs_core::align::{self, Boundary, Spans, Vocabulary};
-use pyo3::buffer::PyBuffer;
+use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 
 use crate::error::{CoreResult, check_signals};
 use crate::random::writable;
-use crate::select::{fill, read};
+use crate::select::fill;
+
+/// The values of a contiguous array, which may be large, without a copy.
+fn view<'a, T: Element>(name: &str, buffer: &'a PyBuffer<T>) -> CoreResult<&'a [T]> {
+    if !buffer.is_c_contiguous() {
+        return Err(Error::argument(name, "a strided buffer", "a contiguous one").into());
+    }
+    if buffer.item_count() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: contiguous, `item_count` elements of type `T` (checked by `PyBuffer`), kept alive by `buffer`. Writing to
+    // the array meanwhile from another thread is the caller's error; every index made of a value is checked.
+    Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<T>(), buffer.item_count()) })
+}
 
 /// Numbers the chunks of every row; fills `student_chunks`, `teacher_chunks` and `ends`.
 #[pyfunction]
@@ -21,16 +35,16 @@ pub fn token_chunks(
     teacher_chunks: PyBuffer<i64>,
     ends: PyBuffer<i64>,
 ) -> CoreResult<()> {
-    let student = read(py, "student_spans", &student_spans)?;
-    let teacher = read(py, "teacher_spans", &teacher_spans)?;
-    let log_probs = boundary.map(|boundary| read(py, "boundary", &boundary)).transpose()?;
+    let student = view("student_spans", &student_spans)?;
+    let teacher = view("teacher_spans", &teacher_spans)?;
+    let log_probs = boundary.as_ref().map(|boundary| view("boundary", boundary)).transpose()?;
     let (student_chunks, teacher_chunks) = (writable(&student_chunks)?, writable(&teacher_chunks)?);
     let ends = writable(&ends)?;
     let (own, other) = (student_chunks.len() / rows.max(1), teacher_chunks.len() / rows.max(1));
     py.detach(|| {
-        let boundary = log_probs.as_deref().map(|log_probs| Boundary { log_probs, threshold });
-        let student = Spans::new("student_spans", &student, rows, own)?;
-        let teacher = Spans::new("teacher_spans", &teacher, rows, other)?;
+        let boundary = log_probs.map(|log_probs| Boundary { log_probs, threshold });
+        let student = Spans::new("student_spans", student, rows, own)?;
+        let teacher = Spans::new("teacher_spans", teacher, rows, other)?;
         align::merge(&student, &teacher, minimum, boundary, student_chunks, teacher_chunks, ends, &check_signals)
     })?;
     Ok(())
@@ -46,12 +60,12 @@ pub fn shared_tokens(
     teacher_offsets: PyBuffer<i64>,
     teacher_ids: PyBuffer<i64>,
 ) -> CoreResult<()> {
-    let student = (read(py, "student", &student_bytes)?, read(py, "student", &student_offsets)?);
-    let teacher = (read(py, "teacher", &teacher_bytes)?, read(py, "teacher", &teacher_offsets)?);
+    let student = (view("student", &student_bytes)?, view("student", &student_offsets)?);
+    let teacher = (view("teacher", &teacher_bytes)?, view("teacher", &teacher_offsets)?);
     let found = py.detach(|| {
-        let student = Vocabulary::new("student", &student.0, &student.1)?;
-        let teacher = Vocabulary::new("teacher", &teacher.0, &teacher.1)?;
-        Ok::<_, distillrs_core::Error>(align::shared_tokens(&student, &teacher))
+        let student = Vocabulary::new("student", student.0, student.1)?;
+        let teacher = Vocabulary::new("teacher", teacher.0, teacher.1)?;
+        Ok::<_, Error>(align::shared_tokens(&student, &teacher))
     })?;
     fill("teacher_ids", &teacher_ids, &found)
 }

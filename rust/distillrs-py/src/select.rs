@@ -313,7 +313,7 @@ pub fn computation_trees(
     Ok(([found.nodes, found.roots, found.counts, found.supports], levels.collect()))
 }
 
-pub fn read<T: Element>(py: Python<'_>, name: &str, buffer: &PyBuffer<T>) -> CoreResult<Vec<T>> {
+fn read<T: Element>(py: Python<'_>, name: &str, buffer: &PyBuffer<T>) -> CoreResult<Vec<T>> {
     Ok(buffer.to_vec(py).map_err(|_| Error::argument(name, "a buffer that cannot be read", "a contiguous one"))?)
 }
 

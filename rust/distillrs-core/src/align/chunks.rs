@@ -68,8 +68,8 @@ pub struct Boundary<'a> {
     pub threshold: f32,
 }
 
-/// Rows that one task takes.
-const TASK: usize = 64;
+/// Tokens that one task takes, about: a smaller batch is done before another thread wakes up.
+const TASK: usize = 1 << 17;
 
 /// What one task reads and writes.
 struct Part<'a> {
@@ -128,12 +128,13 @@ pub fn merge(
         }
     }
     check()?;
+    let lines = (TASK / own.saturating_add(other)).max(1);
     let parts = student_chunks
-        .chunks_mut(TASK * own)
-        .zip(teacher_chunks.chunks_mut(TASK * other))
-        .zip(ends.chunks_mut(TASK * columns))
+        .chunks_mut(lines * own)
+        .zip(teacher_chunks.chunks_mut(lines * other))
+        .zip(ends.chunks_mut(lines * columns))
         .enumerate()
-        .map(|(task, ((student, teacher), ends))| Part { first: task * TASK, student, teacher, ends })
+        .map(|(task, ((student, teacher), ends))| Part { first: task * lines, student, teacher, ends })
         .collect();
     let done = parallel::map(parts, |part| {
         let lines = part.student.chunks_mut(own).zip(part.teacher.chunks_mut(other)).zip(part.ends.chunks_mut(columns));
