@@ -1,4 +1,4 @@
-"""The CUDA kernels, loss and gradient, against eager and compiled PyTorch on one GPU, and the memory's own limit.
+"""The CUDA kernels against eager and compiled PyTorch on one GPU, and the memory's own limit.
 
 Usage::
 
@@ -6,14 +6,17 @@ Usage::
 
 Everything is timed in turns with the device's own events in one process, so launches are not waited for in between.
 The limit is what one pass that reads both logits and writes as much takes (`torch.add` into memory that is there).
-Memory is what a call holds at its peak beside its arguments, over the logits' bytes. Without a CUDA device nothing is
-measured and nothing written. With `--quick` shapes are small and the figures mean nothing.
+Memory is what a call holds at its peak beside its arguments, over the logits' bytes. Rows of logits come with their
+gradient; the mixture's denoiser stands beside `torch.cdist` and a softmax, rows of a teacher cache beside unpacking on
+the CPU and copying the result. Without a CUDA device nothing is measured and nothing written. With `--quick` shapes are
+small and the figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -23,10 +26,16 @@ import torch
 from torch import Tensor
 
 from distillrs import ops
+from distillrs.ops import TopK
+from distillrs.trajectory import UNCHECKED, TeacherCache
 
 # The last two are rows of a large model's head.
 SHAPES = [(1024, 32000), (4096, 8192), (1024, 128256), (8192, 128256)]
 QUICK = [(16, 500)]
+# Rows, points, features, and the noise at which most points count and at which few do.
+POINTS = [(256, 60000, 784), (4096, 60000, 64), (256, 50000, 3072)]
+QUICK_POINTS = [(20, 100, 8)]
+SIGMAS = [1.0, 0.05]
 TEMPERATURE = 2.0
 TOP = 64
 
@@ -121,6 +130,52 @@ def bench(shape: tuple[int, int], dtype: torch.dtype, rounds: int, with_compiled
     }
 
 
+def whole_matrix(x: Tensor, data: Tensor, sigma: float) -> Tensor:
+    """The denoiser as most code writes it."""
+    return (-torch.cdist(x, data).square() / (2 * sigma * sigma)).softmax(-1) @ data
+
+
+def bench_mixture(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+    """Seconds and memory of the denoiser at one shape: rows, points, features."""
+    rows, points, features = shape
+    generator = torch.Generator("cuda").manual_seed(0)
+    data = torch.randn(points, features, generator=generator, device="cuda")
+    results: dict[str, Any] = {}
+    for sigma in SIGMAS:
+        x = data[:rows] + sigma * torch.randn(rows, features, generator=generator, device="cuda")
+        contenders: dict[str, Callable[[], object]] = {
+            "ours": partial(ops.mixture_denoiser, x, data, 1.0, sigma, backend="cuda"),
+            "whole matrix": partial(whole_matrix, x, data, sigma),
+        }
+        seconds = alternate(contenders, rounds)
+        results[f"sigma {sigma}"] = {
+            "seconds": seconds,
+            "whole_matrix_over_ours": seconds["whole matrix"] / seconds["ours"],
+            "extra_memory_over_points": {name: extra_memory(work, data) for name, work in contenders.items()},
+        }
+    return results
+
+
+def bench_store(vocabulary: int, k: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Seconds from rows on the disk's pages to a top-k teacher on the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        with TeacherCache.create(f"{folder}/cache", vocabulary, k, UNCHECKED) as cache:
+            for document in range(-(-tokens // 256)):
+                cache.append(str(document), 4 * torch.randn(256, vocabulary))
+        with TeacherCache.open(f"{folder}/cache", UNCHECKED) as cache:
+            starts = cache.index([str(document) for document in range(-(-tokens // 256))])
+            rows = (starts[:, None] + torch.arange(256)).reshape(-1)[:tokens]
+            rows = rows[torch.randperm(tokens)]
+
+            def unpacked_here() -> TopK:
+                top = cache.gather(rows)
+                moved = (value.pin_memory().to("cuda") for value in (top.ids, top.log_probs, top.tail_log_mass))
+                return TopK(*moved)
+
+            seconds = alternate({"ours": partial(cache.gather, rows, device="cuda"), "here": unpacked_here}, rounds)
+    return {"seconds": seconds, "here_over_ours": seconds["here"] / seconds["ours"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
@@ -145,6 +200,14 @@ def main() -> None:
                 flush=True,
             )
             torch.cuda.empty_cache()
+    rounds = 2 if arguments.quick else arguments.rounds
+    for points in QUICK_POINTS if arguments.quick else POINTS:
+        name = "mixture " + " x ".join(map(str, points))
+        results[name] = bench_mixture(points, rounds)
+        for sigma, row in results[name].items():
+            print(f"{name}, {sigma}: whole matrix over ours {row['whole_matrix_over_ours']:.1f}", flush=True)
+    results["teacher cache"] = bench_store(*((500, 8, 300) if arguments.quick else (151_936, 64, 16_384)), rounds)
+    print(f"teacher cache: unpacked here over ours {results['teacher cache']['here_over_ours']:.1f}", flush=True)
     measure.write("cuda_kernels", results)
 
 

@@ -1,6 +1,7 @@
 """The library's kernels in the checking mode, under several orders, and through NVIDIA's compiler."""
 
 import itertools
+import json
 import re
 
 import pytest
@@ -9,16 +10,19 @@ import torch
 from cuda_host import nvrtc
 from cuda_host.host import HostLoader
 from distillrs import _core, ops
-from distillrs.ops._cuda import _launcher, _mixture, _module, _parts, _sources, _statistics
+from distillrs.ops._cuda import _farthest, _launcher, _mixture, _module, _parts, _sources, _statistics, _store
+from distillrs.trajectory.buffers import memory
 
 TYPES = ["float", "__nv_bfloat16", "__half"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Which macros name types of values in each source, and its kernels where they do not have its name.
 MACROS = {
+    "farthest_first.cu": ("POINTS",),
     "mixture_denoiser.cu": ("ROWS", "POINTS"),
     "row_divergence.cu": ("STUDENT", "TEACHER"),
     "row_statistics.cu": ("LOGITS",),
     "sparse_divergence.cu": ("STUDENT",),
+    "store_decode.cu": (),
 }
 KERNELS = {"mixture_denoiser.cu": ["mixture_posterior", "mixture_covariance"]}
 SEEDS = [0, 1, 5]
@@ -137,6 +141,70 @@ def test_mixture_denoiser_has_no_race_and_one_result(types, weighted):
     assert all(torch.isfinite(value).all() for value in results[0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_farthest_first_has_no_race_and_one_result(dtype):
+    points = logits(30, 40, dtype=dtype).round()
+
+    def run():
+        return [value for chosen in ([], [4, 2]) for value in _farthest.traverse(points, chosen, 3, 5)]
+
+    results = checked(run)
+    assert_equal(results)
+    assert results[0][0][0] == 3
+
+
+def packed_rows(k, code, rows=7, vocabulary=500):
+    """Rows as the core packs them, and their layout."""
+    form = {"vocabulary": vocabulary, "k": k, "code": code, "temperatures": [1.0, 2.0], "sampled": False}
+    values = logits(rows, vocabulary).contiguous()
+    packed = _core.teacher_pack_logits(json.dumps(form), "float32", rows, memory(values), None, None)
+    layout = _store.RowLayout(vocabulary, k, code == "f16", 2, _core.teacher_row_bytes(json.dumps(form)))
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8), layout
+
+
+@pytest.mark.parametrize("code", ["u8", "f16"])
+@pytest.mark.parametrize("k", [1, 33])
+def test_store_decode_has_no_race_and_one_result(k, code):
+    packed, layout = packed_rows(k, code)
+    assert layout.partitions_at + 4 == layout.row_bytes
+    places = torch.tensor([3, -1, 0, 6, 6, -1])
+
+    def run():
+        return _store.unpack(layout, packed, places, len(places), torch.int32)
+
+    results = checked(run)
+    assert_equal(results)
+    ids, log_probs, tail, _ = results[0]
+    assert not log_probs.isnan().any()
+    assert torch.equal(log_probs.isfinite().all(1), places >= 0)
+    assert torch.equal(ids[3], ids[4])
+    assert not tail[places < 0].any()
+
+
+@pytest.mark.parametrize("code", ["u8", "f16"])
+def test_a_row_that_no_encoder_writes_is_not_a_number(code):
+    """Nobody looks at the bytes before the launch, and nobody waits for it."""
+    packed, layout = packed_rows(33, code)
+    infinite, positive, none = [0, 0x7C], [0, 0x3C], [0, 0x7E]
+    single = [[0, 0, 0x80, 0x7F], [0, 0, 0xC0, 0x7F]]
+    damages = [(0, [255, 255]), (layout.tail_at, positive), (layout.tail_at, none)]
+    damages += [(layout.partitions_at, value) for value in single]
+    if code == "u8":
+        damages += [(layout.head_at, value) for value in ([0, 0, 0x80, 0x3F], *single)]
+        damages += [(layout.head_at + 4, value) for value in (infinite, none, [0, 0xBC])]
+    else:
+        damages += [(layout.codes_at + 2 * 32, value) for value in (positive, none)]
+    with _launcher.serving(_launcher.Launcher(HostLoader("check"))):
+        for offset, value in damages:
+            rows = packed.clone().reshape(7, -1)
+            rows[4, offset : offset + len(value)] = torch.tensor(value, dtype=torch.uint8)
+            ids, *others = _store.unpack(layout, rows, None, 7, torch.int64)
+            assert int(ids.min()) >= 0
+            assert int(ids.max()) < layout.vocabulary
+            for numbers in others:
+                assert numbers.reshape(7, -1).isnan().all(1).tolist() == [row == 4 for row in range(7)], offset
+
+
 @pytest.mark.parametrize("columns", [1, 31, 257, 2100, 5000, 9001])
 def test_any_number_of_threads(columns):
     # Rising, so that every round of a thread finds a larger logit.
@@ -247,11 +315,17 @@ def test_constants_that_python_repeats_are_those_of_the_sources():
             },
         ),
         (["mixture_denoiser.cu"], {"kRows": _mixture.ROWS, "kPoints": _mixture.POINTS}),
+        (["store_decode.cu"], {"kWarps": _store.WARPS}),
     ]:
         text = "".join(_sources.source(name) for name in names)
         for name, value in constants.items():
             assert set(re.findall(rf"constexpr \w+ {name} = (\d+);", text)) == {str(value)}
-    for names, threads in [(of_rows, _launcher.MAX_THREADS), (["mixture_denoiser.cu"], _mixture.THREADS)]:
+    for names, threads in [
+        (of_rows, _launcher.MAX_THREADS),
+        (["mixture_denoiser.cu"], _mixture.THREADS),
+        (["store_decode.cu"], 32 * _store.WARPS),
+        (["farthest_first.cu"], _farthest.THREADS),
+    ]:
         text = "".join(_sources.source(name) for name in names)
         assert set(re.findall(r"__launch_bounds__\((\d+)[,)]", text)) == {str(threads)}
     text = _sources.source("row_divergence.cu")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from distillrs import ops
+from distillrs import ops, select
+from distillrs.trajectory import UNCHECKED, TeacherCache
 from property import test_mixture_properties as mixtures
 from property import test_row_divergence_properties as divergences
 from property import test_row_statistics_properties as statistics
@@ -103,6 +104,27 @@ def test_mixtures(which, case):
     size = 1 + float(data.abs().max())
     for mine, true in zip([found[1], *found[2]], [exact[1], *exact[2]], strict=True):
         mixtures.assert_close(mine, true, 2e-5 * size)
+
+
+@pytest.mark.parametrize("code", ["u8", "f16"])
+def test_rows_of_a_teacher_cache(tmp_path, code):
+    settings = {"vocabulary": 151_936, "k": 64, "fingerprint": UNCHECKED, "temperatures": (1.0, 2.0), "code": code}
+    with TeacherCache.create(tmp_path / "cache", **settings) as cache:
+        cache.append("a", 4 * torch.randn(50, 151_936))
+        rows = torch.cat([cache.index(["a"]) + torch.arange(50), torch.tensor([-1])])[torch.randperm(51)]
+        there, here = cache.gather(rows, device="cuda"), cache.gather(rows)
+    for name in ("ids", "log_probs", "tail_log_mass"):
+        assert torch.equal(getattr(there, name).cpu(), getattr(here, name))
+    assert torch.equal(there.log_partition[2.0].cpu(), here.log_partition[2.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_k_center_picks_where_the_points_are(dtype):
+    points = torch.randn(20_000, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    there, here = select.k_center(points.cuda(), 50, seed=1), select.k_center(points, 50, seed=1)
+    assert there.ids.device.type == "cuda"
+    assert torch.equal(there.ids.cpu(), here.ids)
+    torch.testing.assert_close(there.gains.cpu(), here.gains, rtol=1e-12, atol=0)
 
 
 def test_auto_takes_the_kernels():

@@ -4,11 +4,13 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given, settings
 
 from distillrs import _core
 from distillrs.ops import TopK
+from distillrs.ops._cuda import _launcher, _module
 from distillrs.trajectory import UNCHECKED, TeacherCache
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -111,3 +113,36 @@ def test_any_log_probabilities_keep_their_order_and_mass(vocabulary, k, values, 
         at = topk.at(temperature)
         total = at.log_probs.double().exp().sum() + at.tail_log_mass.double().exp().sum()
         assert abs(total - 1) < 4e-4
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@given(documents(), st.integers(1, 70), st.sampled_from(["u8", "f16"]), st.booleans(), st.integers(1, 3), st.data())
+@settings(max_examples=40)
+def test_rows_unpacked_on_the_device_are_those_of_the_core(backend, drawn, k, code, sampled, temperatures, data):
+    """Bit for bit: with the kernels on the CPU, every call goes the device's way."""
+    vocabulary, found = drawn
+    chosen = {"temperatures": (1.0, 2.0, 0.7)[:temperatures], "code": code, "sampled": sampled}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cache"
+        with TeacherCache.create(path, vocabulary, min(k, vocabulary), UNCHECKED, **chosen) as cache:
+            for number, logits in enumerate(found):
+                tokens = torch.zeros(len(logits), dtype=torch.int64) if sampled else None
+                cache.append(f"document {number}", logits, sampled=tokens)
+        with TeacherCache.open(path, UNCHECKED) as cache:
+            starts = cache.index([f"document {number}" for number in range(len(found))])
+            rows = torch.cat([start + torch.arange(len(logits)) for start, logits in zip(starts, found, strict=True)])
+            rows = torch.cat([rows, torch.full((data.draw(st.sampled_from([0, 1, 3])),), -1)])
+            rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(rows)))]
+            dtype = data.draw(st.sampled_from([torch.int64, torch.int32]))
+            there = cache.gather(rows.reshape(1, -1), dtype=dtype)
+            again = cache.gather(rows.reshape(1, -1).flip(1), dtype=dtype, out=cache.gather(rows[None], dtype=dtype))
+            with _launcher.serving(_launcher.Launcher(_module.CupyLoader())):
+                core = cache.gather(rows.reshape(1, -1), dtype=dtype)
+    assert there.ids.dtype == dtype
+    assert there.log_partition.keys() == core.log_partition.keys()
+    for name in ("ids", "log_probs", "tail_log_mass"):
+        assert torch.equal(getattr(there, name), getattr(core, name))
+        assert torch.equal(getattr(again, name).flip(1), getattr(core, name))
+    for temperature, partition in core.log_partition.items():
+        assert torch.equal(there.log_partition[temperature], partition)
+        assert torch.equal(again.log_partition[temperature].flip(1), partition)

@@ -66,12 +66,23 @@ def takes_cuda(
         if backend == "cuda":
             raise argument_error("backend", "'cuda' with " + refusal[0], refusal[1] + ", or backend='torch'")
         return False
+    if backend == "cuda":
+        prepare()
+        return True
+    return is_ready(prepare, f"backend='auto' takes torch on {device.type} tensors, which is slower")
+
+
+def is_ready(prepare: Callable[[], None], otherwise: str) -> bool:
+    """Whether the kernels can be had; warns once where they cannot because of what is installed.
+
+    Args:
+        prepare: Compiles what a call needs.
+        otherwise: What happens without them.
+    """
     try:
         prepare()
     except (ArgumentError, KernelCompileError) as error:
-        if backend == "cuda":
-            raise
-        warn_once(f"backend='auto' takes torch on {device.type} tensors, which is slower: {error}")
+        warn_once(f"{otherwise}: {error}")
         return False
     return True
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from distillrs import _core
+from distillrs import _core, random
 from distillrs.errors import argument_error
-from distillrs.select._groups import Members, Rows
+from distillrs.ops import _backends
+from distillrs.ops._cuda import _farthest
+from distillrs.select._groups import Members, Rows, counts_of
 from distillrs.select._picks import Picks, greedy, rows_of
-from distillrs.select._points import Matrix, Points, as_tensor, directions, whole
+from distillrs.select._points import Matrix, Points, as_tensor, check_memory, directions, whole
+from distillrs.step import Step
 
 
 def k_center(
@@ -31,7 +35,9 @@ def k_center(
 
     The largest distance that is left from a point to its nearest pick is at most twice the smallest possible one. The
     picks are exactly those of the plain rule; but a point's distance is brought up to date only when it could win,
-    since a stale one is an upper bound.
+    since a stale one is an upper bound. float32, bfloat16 and float16 points on a CUDA device stay there, with the
+    euclidean metric and without groups: each pick is one pass of a kernel over them, which may choose another of points
+    that are equally far but for the last bits of a float64 sum.
 
     The first pick is ``start`` where it is given; else, where points are ``chosen``, the one farthest from those; else
     one that is drawn from all points, each as likely, by ``seed`` and the group's number.
@@ -59,10 +65,14 @@ def k_center(
     """
     if metric not in ("euclidean", "cosine"):
         raise argument_error("metric", metric, "'euclidean' or 'cosine'")
-    n = len(as_tensor("points", points))
-    seed = whole("seed", seed, 0, 2**64 - 1)
+    tensor = as_tensor("points", points)
+    n, seed = len(tensor), whole("seed", seed, 0, 2**64 - 1)
     before = rows_of("chosen", chosen, n)
     starts = _starts(start, groups, n)
+    if metric == "euclidean" and groups is None and _farthest.is_served(tensor):
+        slower = f"k_center brings the points from {tensor.device} to the CPU, which is slower"
+        if _backends.is_ready(lambda: _farthest.prepare(tensor), slower):
+            return _on_device(tensor, k, fraction, before, starts.get(0), seed, memory_budget)
 
     def taken(members: Members) -> dict[int, int]:
         unknown = set(starts) - set(members)
@@ -99,6 +109,33 @@ def k_center(
         prepare=directions if metric == "cosine" else lambda matrix: matrix,
         taken=taken,
     )
+
+
+def _on_device(
+    points: Tensor,
+    k: int | Mapping[int, int] | None,
+    fraction: float | None,
+    chosen: Rows,
+    start: int | None,
+    seed: int,
+    memory_budget: int | None,
+) -> Picks:
+    n = len(points)
+    count = counts_of(k, Members(n, {0: None}), least=0, fraction=fraction, taken={0: len(chosen)})[0]
+    if start is not None and start in chosen:
+        raise argument_error("start", start, f"a row from 0 to {n} - 1 that is not chosen")
+    flat = points.reshape(n, math.prod(points.shape[1:]))
+    copy = 0 if flat.is_contiguous() and flat.data_ptr() == points.data_ptr() else flat.nbytes
+    check_memory(memory_budget, copy + _farthest.bytes_needed(n))
+    flat = flat.contiguous()
+    wrong = (~flat.isfinite()).nonzero()
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise argument_error("points", f"{float(flat[row, column])} in row {row}, column {column}", "finite values")
+    if start is None and not len(chosen) and count:
+        # As the core draws it.
+        start = int(random.integers(range(1), n, step=Step(0, seed=seed), name="k-center start"))
+    return Picks(*_farthest.traverse(flat, chosen.tolist(), start, count))
 
 
 def _starts(start: int | Mapping[int, int] | None, groups: Tensor | None, n: int) -> dict[int, int]:

@@ -25,7 +25,8 @@ from distillrs.errors import (
     StoreVersionError,
     argument_error,
 )
-from distillrs.ops import TopK
+from distillrs.ops import TopK, _backends
+from distillrs.ops._cuda import _store as _cuda_store
 from distillrs.trajectory.buffers import announce_write, memory
 from distillrs.trajectory.fingerprint import UNCHECKED, Fingerprint, _Unchecked
 from distillrs.trajectory.packed_rows import filled, integers, reals, token_count
@@ -212,6 +213,10 @@ class Documents:
         if dtype not in (torch.int32, torch.int64):
             raise argument_error("dtype", str(dtype), "torch.int32 or torch.int64")
         shape = tuple(numbers.shape)
+        if _cuda_store.is_served(target) and _backends.is_ready(
+            lambda: _cuda_store.prepare(target), f"rows for {target} are unpacked on the CPU, which is slower"
+        ):
+            return self._unpacked_there(numbers, target, out, dtype)
         local = out if out is not None and target.type == "cpu" else None
         pinned = target.type == "cuda"
         reused = (None, None, None) if local is None else (local.ids, local.log_probs, local.tail_log_mass)
@@ -231,12 +236,7 @@ class Documents:
             )
         )
         if target.type != "cpu" and out is not None:
-            out.ids.copy_(ids, non_blocking=True)
-            out.log_probs.copy_(log_probs, non_blocking=True)
-            out.tail_log_mass.copy_(tail, non_blocking=True)
-            for each, column in self._columns(partitions).items():
-                out.log_partition[each].copy_(column)
-            return out
+            return self._copied(out, ids, log_probs, tail, partitions)
         if local is not None:
             for each, column in self._columns(partitions).items():
                 local.log_partition[each].copy_(column)
@@ -245,6 +245,40 @@ class Documents:
             each.to(target, non_blocking=True) for each in (ids, log_probs, tail, partitions)
         )
         return TopK(ids, log_probs, tail, self._columns(partitions))
+
+    def _unpacked_there(self, numbers: Tensor, target: torch.device, out: TopK | None, dtype: torch.dtype) -> TopK:
+        """The packed bytes travel, a quarter of what they stand for."""
+        flat = numbers.reshape(-1)
+        is_row = flat != -1
+        there = flat[is_row]
+        pinned = target.type == "cuda"
+        packed = torch.empty(len(there) * self.row_bytes, dtype=torch.uint8, pin_memory=pinned)
+        self._retried(lambda: self._rows.gather_packed(memory(there), memory(packed)))
+        places = None
+        if len(there) < len(flat):
+            places = torch.where(is_row, is_row.cumsum(0) - 1, -1)
+            places = (places.pin_memory() if pinned else places).to(target, non_blocking=True)
+        layout = _cuda_store.RowLayout(
+            vocabulary=int(self._form["vocabulary"]),
+            k=self.k,
+            is_half=self._form["code"] == "f16",
+            temperatures=len(self.temperatures),
+            row_bytes=self.row_bytes,
+        )
+        found = _cuda_store.unpack(layout, packed.to(target, non_blocking=True), places, len(flat), dtype)
+        shape = tuple(numbers.shape)
+        ids, log_probs, tail, partitions = (value.reshape(*shape, *value.shape[1:]) for value in found)
+        if out is not None:
+            return self._copied(out, ids, log_probs, tail, partitions)
+        return TopK(ids, log_probs, tail, self._columns(partitions))
+
+    def _copied(self, out: TopK, ids: Tensor, log_probs: Tensor, tail: Tensor, partitions: Tensor) -> TopK:
+        out.ids.copy_(ids, non_blocking=True)
+        out.log_probs.copy_(log_probs, non_blocking=True)
+        out.tail_log_mass.copy_(tail, non_blocking=True)
+        for each, column in self._columns(partitions).items():
+            out.log_partition[each].copy_(column)
+        return out
 
     def _columns(self, partitions: Tensor) -> dict[float, Tensor]:
         """The log-partitions by temperature; that of temperature 1 is 0 and goes without saying."""

@@ -217,6 +217,9 @@ class TeacherCache(Documents):
     ) -> TopK:
         """Rows in any order, unpacked by the core in threads without the interpreter's lock.
 
+        For a CUDA device the packed bytes travel and a kernel unpacks them there. Nobody waits for it, so what it finds
+        to contradict the format raises nothing: the row's log-probabilities, tail and log-partitions are not numbers.
+
         Args:
             rows: [...] Numbers from :meth:`index` plus positions; -1 for no row.
             device: Where the result goes; ``None`` is the CPU.

@@ -3,13 +3,15 @@ use pyo3::prelude::*;
 
 use crate::error::CoreResult;
 
-const SOURCES: [(&str, &str); 7] = [
+const SOURCES: [(&str, &str); 9] = [
     ("divergences.cuh", include_str!("../../../cuda/divergences.cuh")),
+    ("farthest_first.cu", include_str!("../../../cuda/farthest_first.cu")),
     ("mixture_denoiser.cu", include_str!("../../../cuda/mixture_denoiser.cu")),
     ("row_divergence.cu", include_str!("../../../cuda/row_divergence.cu")),
     ("row_statistics.cu", include_str!("../../../cuda/row_statistics.cu")),
     ("rows.cuh", include_str!("../../../cuda/rows.cuh")),
     ("sparse_divergence.cu", include_str!("../../../cuda/sparse_divergence.cu")),
+    ("store_decode.cu", include_str!("../../../cuda/store_decode.cu")),
     ("values.cuh", include_str!("../../../cuda/values.cuh")),
 ];
 

@@ -202,6 +202,9 @@ inline float __uint_as_float(unsigned x) { return cuda_host_bits<float>(x); }
 inline float __int_as_float(int x) { return cuda_host_bits<float>(x); }
 inline unsigned __float_as_uint(float x) { return cuda_host_bits<unsigned>(x); }
 inline int __float_as_int(float x) { return cuda_host_bits<int>(x); }
+// One rounding each, never fused.
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a < b ? b : a; }
 inline long long min(long long a, long long b) { return a < b ? a : b; }
