@@ -47,7 +47,7 @@ __device__ __forceinline__ Farthest of_block(Farthest own) {
 
 // The pick is `forced`, or where that is -1 the farthest of what the step before left in `last_near` and `last_place`, one
 // for each block. `pick` and `gain` get it and its distance, where there is memory for them.
-extern "C" __global__ void __launch_bounds__(256) farthest_first(
+extern "C" __global__ void __launch_bounds__(256, 4) farthest_first(
     const POINTS* points, long long rows, unsigned width, long long forced, const double* last_near,
     const long long* last_place, double* near, double* next_near, long long* next_place, long long* pick,
     double* gain) {
@@ -61,7 +61,6 @@ extern "C" __global__ void __launch_bounds__(256) farthest_first(
 #pragma unroll 1
   for (long long place = (long long)blockIdx.x * kWarps + threadIdx.x / 32; place < rows;
        place += (long long)gridDim.x * kWarps) {
-    const double before = near[place];
     double distance = 0.0;
 #pragma unroll 4
     for (unsigned feature = lane; feature < width; feature += 32) {
@@ -70,14 +69,14 @@ extern "C" __global__ void __launch_bounds__(256) farthest_first(
     }
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) distance += __shfl_xor_sync(kAllLanes, distance, step);
+    if (lane > 0) continue;
+    const double before = near[place];
     const double now = place == picked ? -1.0 : distance < before ? distance : before;
-    if (lane == 0) {
-      if (place == picked && pick) {
-        *pick = picked;
-        *gain = sqrt(before);
-      }
-      near[place] = now;
+    if (place == picked && pick) {
+      *pick = picked;
+      *gain = sqrt(before);
     }
+    near[place] = now;
     found.take(now, place);
   }
   found = of_block(found);
