@@ -138,7 +138,8 @@ def roles(kind: str, features: int, width: int, rank: int) -> tuple[nn.Module, n
     torch.manual_seed(0)
     network = Perceptron(features, width)
     if kind == "copies":
-        return copy.deepcopy(network), Frozen(network), copy.deepcopy(network)
+        student, fake = copy.deepcopy(network), copy.deepcopy(network)
+        return student, Frozen(network), fake
     base = SharedBase(network, {"student": LowRank(rank), "critic": LowRank(rank)})
     return base.view("student"), base.view(None), base.view("critic")
 
