@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 import distillrs as dr
 from distillrs import random, recipes, schedule
