@@ -17,6 +17,7 @@ from distillrs.knowledge.divergences import (
     SmoothL1,
 )
 from distillrs.knowledge.engine import Objective
+from distillrs.knowledge.heads import Head, Projected
 from distillrs.knowledge.inputs import Inputs
 from distillrs.knowledge.relations import AttentionMap, Gram, HeadRelations, PairDistances, TripletAngles
 from distillrs.knowledge.rows import EntropyFilter, Labelled, Mask, PerRow, RowPart, SelfPaced, Shifted
@@ -57,6 +58,7 @@ __all__ = [
     "Geometric",
     "GradientBalance",
     "Gram",
+    "Head",
     "HeadRelations",
     "InfoNCE",
     "Inputs",
@@ -72,6 +74,7 @@ __all__ = [
     "PerRow",
     "PlackettLuce",
     "Pooled",
+    "Projected",
     "Projector",
     "Record",
     "Request",
