@@ -187,6 +187,8 @@ def test_under_data_parallelism_the_head_s_gradient_is_there(find_unused):
         torch.distributed.destroy_process_group()
 
 
+# Where a compiled part begins, torch looks at the gradient of what goes in, and warns of it.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_body_keeps_its_head_and_a_compiled_network_is_refused():
     student, teacher = Model(8, 0), dr.Frozen(Model(12, 1))
     term = [Term(Head())]
