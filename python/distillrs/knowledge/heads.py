@@ -106,7 +106,7 @@ class StandIn:
         """The logits, or what goes into the head, in whose graph the head's parameters stand all the same."""
         if self.forms_logits:
             self.seen.append(hidden)
-            return nn.Linear.forward(self.module, hidden)  # type: ignore[arg-type]  # checked at construction
+            return nn.Linear.forward(self.module, hidden)
         handed = _HandedOn.apply(hidden, *self.module.parameters())
         self.seen.append(handed)
         return handed  # type: ignore[no-any-return]  # torch does not type it
