@@ -435,6 +435,35 @@ def row_statistics(
 ) -> None:
     """Fills float64 `logsumexp` and `entropy`, int64 `argmax`, each [rows], and int64 `top` [rows, k]."""
 
+def sparse_row_divergence(
+    dtype: str,
+    student: tuple[int, int, int, int, int],
+    vocabulary: int,
+    k: int,
+    top: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+    parts: list[tuple[str, float, float, tuple[int, int] | None]],
+    temperature: tuple[int, int],
+    scale: tuple[int, int],
+    gradient: tuple[int, int, int, int, int] | None,
+    losses: tuple[int, int],
+) -> float:
+    """Fills float64 `losses`, one for each row, and the gradient; the sum of the losses.
+
+    `top` are int64 ids and float64 log-probabilities, [rows, k], and the float64 log-mass of the rest.
+    """
+
+def plackett_luce(
+    dtypes: tuple[str, str],
+    student: tuple[int, int, int, int, int],
+    teacher: tuple[int, int, int, int, int],
+    temperature: tuple[int, int],
+    scale: tuple[int, int],
+    labels: tuple[int, int],
+    gradient: tuple[int, int, int, int, int] | None,
+    losses: tuple[int, int],
+) -> float:
+    """Fills float64 `losses`, one for each row, and the gradient; the sum of the losses."""
+
 def mixture_mean(
     of: tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int] | None, int],
     mean: tuple[int, int],

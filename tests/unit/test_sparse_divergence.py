@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillrs import ops
-from distillrs.errors import ArgumentError
+from distillrs import _core, ops
+from distillrs.errors import ArgumentError, DistillrsError
 from distillrs.ops._top_k import log1mexp
 
 DIVERGENCES = [ops.ForwardKL(), ops.ReverseKL(), ops.JensenShannon(0.3), ops.TotalVariation()]
@@ -152,7 +152,7 @@ def topk_of(**changes):
         ),
         (
             lambda: ops.sparse_row_divergence(logits(2, 3), topk_of(), ops.ForwardKL(), backend="rust"),
-            "backend: got 'rust'",
+            "backend: got .*'rust. with torch.float64",
         ),
         (lambda: ops.plackett_luce(logits(2, 3), logits(2, 4), torch.zeros(2, dtype=torch.int64)), "teacher: got"),
         (lambda: ops.plackett_luce(logits(2, 3), logits(2, 3), torch.tensor([0, 3])), "labels: got 3"),
@@ -256,3 +256,104 @@ def test_an_entry_without_probability_is_none_whatever_its_id(dtype):
     for loss, gradient in found:
         torch.testing.assert_close(loss, plain.detach())
         torch.testing.assert_close(gradient, torch.autograd.grad(plain.sum(), student, retain_graph=True)[0])
+
+
+# The core
+
+
+@given(
+    seed=st.integers(0, 1000),
+    classes=st.integers(1, 30),
+    temperature=st.sampled_from([1.0, 3.0]),
+    dtypes=st.tuples(*2 * [st.sampled_from([torch.float32, torch.bfloat16, torch.float16])]),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    scale=st.sampled_from([0.5, 5.0, 400.0]),
+    strided=st.booleans(),
+)
+def test_a_ranking_in_the_core_is_the_reference_s(seed, classes, temperature, dtypes, reduction, scale, strided):
+    columns = classes + (2 if strided else 0)
+    student, teacher = (logits(2, 3, columns, seed=seed + i, scale=scale).to(dtypes[i]) for i in (0, 1))
+    # A coarse grid makes ties.
+    teacher = (teacher / scale * 2).round()
+    labels = torch.randint(0, classes, (2, 3), generator=torch.Generator().manual_seed(seed))
+    labels[0, 1] = -100
+    weight = torch.tensor([[1.0, 2.0, 0.0], [0.5, 1.0, 3.0]])
+    student[0, 1], teacher[0, 2] = math.nan, math.nan
+    student, teacher = student[:, :, :classes], teacher[:, :, :classes]
+
+    def run(leaf, guide, backend):
+        arguments = {"temperature": temperature, "weight": weight, "reduction": reduction, "backend": backend}
+        loss = ops.plackett_luce(leaf, guide, labels, **arguments)
+        upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.5
+        return loss.detach(), torch.autograd.grad(loss, leaf, upstream.to(loss.dtype))[0]
+
+    found, gradient = run(student.clone().requires_grad_(), teacher, "rust")
+    exact, exact_gradient = run(student.double().requires_grad_(), teacher.double(), "torch")
+    assert found.dtype == torch.float32
+    assert gradient.dtype == dtypes[0]
+    size = max(1.0, float(exact.abs().max()))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6 * size)
+    narrow = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtypes[0]]
+    largest = max(1.0, float(exact_gradient.nan_to_num().abs().max()))
+    expected = exact_gradient.nan_to_num()
+    torch.testing.assert_close(gradient.double(), expected, rtol=narrow, atol=narrow * largest)
+
+
+def both(function):
+    """A loss and its gradient of float32 scores, by the core."""
+    student = logits(7, 1500).float().requires_grad_()
+    loss = function(student)
+    return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+
+TEACHERS = {
+    "top-k": lambda student: ops.sparse_row_divergence(
+        student, ops.TopK.from_logits(logits(7, 1500, seed=1).float(), 20), ops.JensenShannon(), backend="rust"
+    ),
+    "ranking": lambda student: ops.plackett_luce(
+        student, logits(7, 1500, seed=1).float(), torch.arange(7), backend="rust"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_threads_change_no_bit(name):
+    before = _core.threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            _core.set_threads(threads)
+            results.append(both(TEACHERS[name]))
+    finally:
+        _core.set_threads(before)
+    for loss, gradient in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_second_derivative_by_the_core_is_refused(name):
+    student = logits(7, 1500).float().requires_grad_()
+    (gradient,) = torch.autograd.grad(TEACHERS[name](student), student, create_graph=True)
+    with pytest.raises(DistillrsError, match="cannot be differentiated again"):
+        gradient.sum().backward()
+
+
+def test_auto_takes_the_core_and_the_rest_the_reference():
+    student, teacher, labels = logits(3, 9).float(), logits(3, 9, seed=1).float(), torch.arange(3)
+    top = ops.TopK.from_logits(teacher, 3)
+    assert torch.equal(
+        ops.sparse_row_divergence(student, top, ops.ReverseKL()),
+        ops.sparse_row_divergence(student, top, ops.ReverseKL(), backend="rust"),
+    )
+    ranked = ops.plackett_luce(student, teacher, labels)
+    assert torch.equal(ranked, ops.plackett_luce(student, teacher, labels, backend="rust"))
+    # Any number of times, where that is asked for.
+    leaf = student.requires_grad_()
+    loss = ops.plackett_luce(leaf, teacher, labels, backend="torch")
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    gradient.square().sum().backward()
+    assert leaf.grad.abs().sum() > 0
+    for backend, message in (("cuda", "backend: got 'cuda'"), ("rust", "backend: got .*torch.float64")):
+        with pytest.raises(ArgumentError, match=message):
+            ops.plackett_luce(leaf.double(), teacher.double(), labels, backend=backend)

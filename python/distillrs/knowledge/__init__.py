@@ -32,6 +32,7 @@ from distillrs.knowledge.divergences import (
     SmoothL1,
 )
 from distillrs.knowledge.engine import Objective
+from distillrs.knowledge.heads import Head, Projected
 from distillrs.knowledge.inputs import Inputs, Prefixed
 from distillrs.knowledge.mutual_information import MutualInformation
 from distillrs.knowledge.relations import (
@@ -88,6 +89,7 @@ __all__ = [
     "Geometric",
     "GradientBalance",
     "Gram",
+    "Head",
     "HeadRelations",
     "InfoNCE",
     "Inputs",
@@ -105,6 +107,7 @@ __all__ = [
     "PlackettLuce",
     "Pooled",
     "Prefixed",
+    "Projected",
     "Projector",
     "Record",
     "Request",

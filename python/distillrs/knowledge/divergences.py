@@ -282,13 +282,14 @@ class PlackettLuce(Divergence):
         """See :class:`Divergence`."""
         if isinstance(view.teacher_temperature, Tensor):
             raise argument_error("teacher_temperature", "a tensor", "a number for PlackettLuce")
-        return ops.plackett_luce(
+        losses: Tensor = ops.plackett_luce(
             student,
             teacher,
             view.required_labels("PlackettLuce"),
             temperature=view.teacher_temperature,
             reduction="none",
         )
+        return losses
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distillrs.errors import argument_error, unknown_name_error
+from distillrs.knowledge.heads import Head, StandIn, standing_in
 from distillrs.knowledge.inputs import Inputs
 
 # What DistributedDataParallel and DataParallel, torch.compile, checkpoint_wrapper and FSDP put around a module.
@@ -110,8 +111,10 @@ class Run:
     inputs: Inputs
 
 
-OneTap: TypeAlias = Tap | Output | Callable[[Run], Tensor]
+OneTap: TypeAlias = Tap | Output | Head | Callable[[Run], Tensor]
 AnyTap: TypeAlias = str | OneTap | Sequence["str | OneTap"]
+
+_TAPS = "a module's path, a Tap, an Output, a Head, a function of a Run, or a sequence of these"
 
 
 def as_taps(name: str, tap: AnyTap) -> tuple[OneTap, ...]:
@@ -126,16 +129,16 @@ def as_taps(name: str, tap: AnyTap) -> tuple[OneTap, ...]:
     """
     if isinstance(tap, str):
         return (Tap(tap),)
-    if isinstance(tap, Tap | Output) or callable(tap):
+    if isinstance(tap, Tap | Output | Head) or callable(tap):
         return (tap,)
     if isinstance(tap, Sequence) and tap:
         return tuple(one for each in tap for one in as_taps(name, each))
-    raise argument_error(name, tap, "a module's path, a Tap, an Output, a function of a Run, or a sequence of these")
+    raise argument_error(name, tap, _TAPS)
 
 
 def tap_name(tap: OneTap) -> str:
     """A short name of a tap for logs and messages."""
-    return str(tap) if isinstance(tap, Tap | Output | Entry) else getattr(tap, "__name__", type(tap).__name__)
+    return str(tap) if isinstance(tap, Tap | Output | Head | Entry) else getattr(tap, "__name__", type(tap).__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,11 +147,11 @@ class Record:
 
     Attributes:
         output: What the network returned.
-        values: The tensor of each tap.
+        values: The tensor of each tap; of a :class:`Head` its :class:`Projected`.
     """
 
     output: Any
-    values: Mapping[OneTap, Tensor]
+    values: Mapping[OneTap, Any]
 
 
 def record(network: nn.Module, taps: Iterable[OneTap], inputs: Inputs, *, who: str = "network") -> Record:
@@ -162,22 +165,27 @@ def record(network: nn.Module, taps: Iterable[OneTap], inputs: Inputs, *, who: s
 
     Raises:
         UnknownNameError: A module's path or an output's field that is not there.
-        ArgumentError: A module that was not called, or several times, or whose output has no such entry.
+        ArgumentError: A module that was not called, or several times, or whose output has no such entry; a head that
+            cannot be left out.
     """
     wanted = tuple(dict.fromkeys(taps))
     places: dict[tuple[str, str], nn.Module] = {
         (tap.path, tap.side): find_module(network, tap.path, who) for tap in wanted if isinstance(tap, Tap)
     }
+    heads = _stand_ins(network, wanted, who)
     calls = _Calls()
-    with _recording(network, places, calls):
+    with _recording(network, places, calls), standing_in(list(heads.values())):
         output = network(*inputs.args, **inputs.kwargs)
     run = Run(output, inputs)
-    values: dict[OneTap, Tensor] = {}
+    values: dict[OneTap, Any] = {}
     for tap in wanted:
         if isinstance(tap, Tap):
             values[tap] = _module_value(network, tap, calls, places[tap.path, tap.side], who)
         elif isinstance(tap, Output):
             values[tap] = _output_value(output, tap, who)
+        elif isinstance(tap, Head):
+            head = heads[tap]
+            values[tap] = head.value(None if head.forms_logits else _output_value(output, Output(), who))
         else:
             values[tap] = _tensor(tap(run), f"{who} tap {tap_name(tap)!r}")
     return Record(output, values)
@@ -324,11 +332,39 @@ def _recording(network: nn.Module, places: Mapping[tuple[str, str], nn.Module], 
             handle.remove()
 
 
-def _is_compiled(network: nn.Module) -> bool:
-    return any(
-        _has_child(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in network.modules()
+def _stand_ins(network: nn.Module, wanted: Iterable[OneTap], who: str) -> dict[Head, StandIn]:
+    """One for each head; the network forms its logits where another tap may look at them."""
+    taps = tuple(wanted)
+    heads = [tap for tap in taps if isinstance(tap, Head)]
+    paths = {head.path for head in heads}
+    if len(paths) > 1:
+        raise argument_error(f"{who} tap", f"the heads {', '.join(sorted(paths))}", "one Head of a network at a time")
+    others = [tap for tap in taps if not isinstance(tap, Head)]
+    looks = any(
+        tap.path in paths and tap.side == "output" if isinstance(tap, Tap) else not _is_apart(tap) for tap in others
     )
+    found = {}
+    for tap in heads:
+        module, name = find_module(network, tap.path, who), f"{who} tap {str(tap)!r}"
+        # The compiler has read the head's forward and would not look at another one.
+        if any(_compiles(outer) and any(each is module for each in outer.modules()) for outer in network.modules()):
+            got, allowed = "a head within what torch.compile compiled", "a network of which the body alone is compiled"
+            raise argument_error(name, got, f"{allowed}, or Output('logits')")
+        found[tap] = StandIn(tap, module, name, looks)
+    return found
+
+
+def _is_apart(tap: OneTap) -> bool:
+    """Whether it looks at an output that does not hang on the logits."""
+    return isinstance(tap, Output) and isinstance(tap.field, str) and tap.field not in ("logits", "loss")
+
+
+def _is_compiled(network: nn.Module) -> bool:
+    return any(_compiles(module) for module in network.modules())
+
+
+def _compiles(module: nn.Module) -> bool:
+    return _has_child(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _has_child(module: nn.Module, name: str) -> bool:

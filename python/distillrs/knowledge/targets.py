@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
+from distillrs.knowledge.heads import Projected
 from distillrs.knowledge.inputs import IGNORED
 from distillrs.knowledge.numerics import is_number, wide
 from distillrs.knowledge.rows import PerRow, at_step
@@ -188,7 +189,7 @@ def optimal_weight(truth: Tensor, truth_only: Tensor, teacher_only: Tensor) -> f
     return min(max(float(((y - v) * (u - v)).sum() / length), 0.0), 1.0)
 
 
-def check_labels(labels: Tensor, logits: Tensor, name: str = "labels") -> None:
+def check_labels(labels: Tensor, logits: Tensor | Projected, name: str = "labels") -> None:
     """Raises unless the labels are classes of the rows of logits, or ignored.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,18 +12,29 @@ from torch import Tensor
 from distillrs.errors import argument_error
 from distillrs.knowledge.alignments import Alignment, Side, aligned, identity
 from distillrs.knowledge.divergences import Divergence
+from distillrs.knowledge.heads import Head, Projected
 from distillrs.knowledge.inputs import IGNORED, Inputs
 from distillrs.knowledge.rows import Labelled, Mask, PerRow, Rows, RowWeights, Shifted, Where, at_step, row_parts, weigh
 from distillrs.knowledge.taps import AnyTap, OneTap, as_taps, tap_name
 from distillrs.knowledge.targets import FromTeacher, Labels, Target, check_labels
 from distillrs.knowledge.view import View
-from distillrs.ops import ForwardKL, RowDivergence, TopK, row_divergence, row_statistics, sparse_row_divergence
+from distillrs.ops import (
+    ForwardKL,
+    Mixture,
+    RowDivergence,
+    TopK,
+    linear_row_divergence,
+    row_divergence,
+    row_statistics,
+    sparse_row_divergence,
+)
 from distillrs.schedule import Ramp
 from distillrs.step import Step
 
 Temperature: TypeAlias = float | Tensor | Ramp | PerRow
 
 _FORWARD = ForwardKL()
+_NOTHING = Mixture({_FORWARD: 0.0})
 _TEACHER = FromTeacher()
 
 
@@ -35,7 +46,8 @@ class Term:
 
     Attributes:
         student: What of the student: a module's path, a :class:`Tap`, an :class:`Output`, a function of a
-            :class:`Run`, or several of these for an alignment that takes a tuple.
+            :class:`Run`, or several of these for an alignment that takes a tuple. A :class:`Head` stands for the logits
+            without forming them; then the teacher's is one too, or the target is ``Labels()``.
         teacher: What of the teacher; ``None`` for the same as of the student.
         align: Brings both sides to one shape; what it trains belongs to the objective.
         divergence: Of ``ops`` for rows of logits, or of this module.
@@ -118,6 +130,29 @@ class Term:
         ):
             raise argument_error("normaliser", self.normaliser, "'rows', 'weights' or a positive number")
 
+        if any(isinstance(tap, Head) for tap in (*self.student_taps, *self.teacher_taps)):
+            self._check_heads()
+
+    def _check_heads(self) -> None:
+        """Raises unless the fused head serves the term.
+
+        Raises:
+            ArgumentError: It does not.
+        """
+        for name, taps in (("student", self.student_taps), ("teacher", self.teacher_taps)):
+            if taps and not (len(taps) == 1 and isinstance(taps[0], Head)):
+                got = f"{', '.join(tap_name(tap) for tap in taps)} beside a Head"
+                raise argument_error(name, got, "one Head(...) on both sides, or Output('logits') on both")
+        if self.align is not identity:
+            raise argument_error("align", type(self.align).__name__, "no alignment with a Head, or Output('logits')")
+        if not isinstance(self.divergence, RowDivergence):
+            got = f"{type(self.divergence).__name__} with a Head"
+            raise argument_error("divergence", got, "a divergence of distillrs.ops, or Output('logits')")
+        is_plain = isinstance(self.target, Labels) and self.target.smoothing == 0 and self.divergence == _FORWARD
+        if not isinstance(self.target, FromTeacher) and not (is_plain and self.temperature == 1):
+            got = f"{self.target} with a Head"
+            raise argument_error("target", got, "FromTeacher(), or Labels() at temperature 1, or Output('logits')")
+
     @property
     def student_taps(self) -> tuple[OneTap, ...]:
         """What is taken of the student."""
@@ -173,7 +208,7 @@ class Term:
         present: Tensor | None = None
         if teacher is not None:
             student, teacher, present = aligned(self.align, student, teacher, inputs)
-        if not isinstance(student, Tensor):
+        if not isinstance(student, Tensor | Projected):
             raise argument_error(
                 "align", f"a {type(student).__name__} for the student", "an alignment that gives a tensor"
             )
@@ -208,7 +243,7 @@ class Term:
         if self._needs_labels:
             early.append(_is_labelled)
         weights = weigh(early, view, shape)
-        by_losses = late or self._is_cross_entropy(view)
+        by_losses = late or (self._is_cross_entropy(view) and not isinstance(student, Projected))
         if not by_losses:
             divisor = items if items is not None else self._divisor(weights, shape)
             return self._rows(view, weights.weight, "mean", divisor)
@@ -227,6 +262,8 @@ class Term:
         self, view: View, weight: Tensor | None, reduction: Literal["mean", "none"], divisor: float | Tensor | None
     ) -> Tensor:
         """The divergence of the rows by whichever function serves it; [] or [*rows]."""
+        if isinstance(view.student, Projected):
+            return self._fused(view, weight, reduction, divisor)
         assert isinstance(self.divergence, RowDivergence)
         student, temperature = view.student, view.temperature
         if isinstance(self.target, FromTeacher):
@@ -281,6 +318,36 @@ class Term:
             normaliser=divisor,
         )
         return mixed
+
+    def _fused(
+        self, view: View, weight: Tensor | None, reduction: Literal["mean", "none"], divisor: float | Tensor | None
+    ) -> Tensor:
+        """The same of logits that are not formed."""
+        assert isinstance(self.divergence, RowDivergence)
+        student: Projected = view.student.as_computed()
+        arguments: dict[str, Any] = {"student_bias": student.bias, "weight": weight, "chunk_bytes": student.chunk_bytes}
+        arguments |= {"reduction": reduction, "normaliser": divisor}
+        if isinstance(self.target, FromTeacher):
+            if not isinstance(view.teacher, Projected):
+                got = f"{type(view.teacher).__name__} beside a student's Head"
+                raise argument_error("teacher", got, "a teacher that is a network, or Output('logits')")
+            teacher = view.teacher.as_computed()
+            divergence, other = self.divergence, (teacher.hidden, teacher.weight)
+            arguments |= {
+                "teacher_bias": teacher.bias,
+                "temperature": view.temperature,
+                "teacher_temperature": view.teacher_temperature,
+                "temperature_rule": self.temperature_rule,
+            }
+        else:
+            labels = view.required_labels("the target Labels")
+            check_labels(labels, view.student)
+            # A teacher that takes no part, of one feature.
+            divergence = _NOTHING
+            other = (student.hidden.detach()[..., :1], torch.zeros_like(student.weight.detach()[:, :1]))
+            arguments |= {"labels": labels, "label_weight": 1.0, "ignore_index": IGNORED}
+        loss: Tensor = linear_row_divergence(student.hidden, student.weight, *other, divergence, **arguments)
+        return loss
 
     def _features(self, view: View, divergence: Divergence, items: float | None) -> Tensor:
         shape = divergence.leading(view.student)

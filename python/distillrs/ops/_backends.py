@@ -36,12 +36,22 @@ def choose(backend: Backend, student: Tensor, rows: Rows) -> DivergenceRows:
     refusal = _cuda.divergence_refusal(student, rows)
     if takes_cuda(backend, student.device, refusal, lambda: _cuda.prepare_divergence(student, rows)):
         return _cuda.divergence_rows
-    reason = _rust.refusal(student, rows)
-    if reason is None:
-        return _rust.divergence_rows
-    if backend == "rust":
-        raise argument_error("backend", "'rust' with " + reason[0], reason[1] + ", or backend='torch'")
-    return _torch
+    return _rust.divergence_rows if takes_rust(backend, _rust.refusal(student, rows)) else _torch
+
+
+def takes_rust(backend: Backend, refusal: tuple[str, str] | None) -> bool:
+    """Whether the core serves a call that is not the torch backend's by name.
+
+    Args:
+        backend: As the caller named it.
+        refusal: What the core cannot serve in this call, and what it could.
+
+    Raises:
+        ArgumentError: The backend is named and cannot.
+    """
+    if refusal is not None and backend == "rust":
+        raise argument_error("backend", "'rust' with " + refusal[0], refusal[1] + ", or backend='torch'")
+    return refusal is None
 
 
 def takes_cuda(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
+from distillrs.ops import _backends, _rust, _sparse_rust
 from distillrs.ops._divergences import ForwardKL
-from distillrs.ops._rows import Reduction, check_logits, prepare
+from distillrs.ops._row_divergence import apply
+from distillrs.ops._rows import Reduction, Rows, check_logits, prepare
 
 
+# What torch compiles may not hold the core's call.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
 def plackett_luce(
     student: Tensor,
     teacher: Tensor,
@@ -22,6 +27,7 @@ def plackett_luce(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     normaliser: float | Tensor | Literal["rows", "weights"] | None = None,
+    backend: _backends.Backend = "auto",
 ) -> Tensor:
     """The weighted Plackett-Luce loss of the ranking that a teacher and a label give.
 
@@ -41,13 +47,14 @@ def plackett_luce(
         reduction: "mean", "sum" or "none".
         normaliser: What "mean" divides by: the rows that are not ignored ("rows" or ``None``), the sum of their weights
             ("weights"), or a number.
+        backend: "torch" (differentiable any number of times), "rust" (CPU; float32, bfloat16, float16; once), or
+            "auto".
 
     Returns:
-        The loss in float32 (float64 for float64 scores): a number, or ``[...]`` with "none"; differentiable any number
-        of times.
+        The loss in float32 (float64 for float64 scores): a number, or ``[...]`` with "none".
 
     Raises:
-        ArgumentError: For an argument that is not allowed.
+        ArgumentError: For an argument that is not allowed, or a backend that cannot serve the others.
     """
     check_logits("student", student)
     check_logits("teacher", teacher)
@@ -68,6 +75,11 @@ def plackett_luce(
         reduction=reduction,
         normaliser=normaliser,
     )
+    _backends.check(backend)
+    if backend == "cuda":
+        raise argument_error("backend", backend, "'auto', 'torch' or 'rust'")
+    if backend != "torch" and _backends.takes_rust(backend, _rust.refusal(student, rows)):
+        return apply(student, RankedRows(rows), _sparse_rust.ranked_rows, reduction == "none", consume=False)
     dtype = rows.compute_dtype
     flat, guide = (values.reshape(rows.count, values.shape[-1]).to(dtype) for values in (student, rows.teacher))
     scale = rows.divergence_scale.to(dtype)
@@ -82,3 +94,27 @@ def plackett_luce(
     positions = torch.where(counted[:, None], shares * (remaining - ranked), 0.0)
     losses = scale * positions.sum(-1)
     return losses.reshape(rows.shape) if reduction == "none" else losses.sum()
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRows:
+    """Rankings with everything but the student's scores.
+
+    Attributes:
+        rows: The teacher's scores and temperature, the labels, and each row's scale as that of its divergence.
+    """
+
+    rows: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Leading axes."""
+        return self.rows.shape
+
+    def scaled(self, factor: Tensor) -> RankedRows:
+        """The same with every row's loss multiplied.
+
+        Args:
+            factor: ``[n]``.
+        """
+        return replace(self, rows=self.rows.scaled(factor))

@@ -45,7 +45,7 @@ def divergence_rows(
     # Names, because the core gets addresses: what is not held here would be gone.
     temperatures = (rows.student_temperature.contiguous(), rows.teacher_temperature.contiguous())
     scales = (rows.divergence_scale.contiguous(), rows.label_scale.contiguous())
-    parts = {part: _held(weight, rows) for part, weight in _parts.parts_of(rows.divergence).items()}
+    parts = {part: held(weight, rows) for part, weight in _parts.parts_of(rows.divergence).items()}
     # Before the call, which may overwrite the logits.
     sides = side_statistics(row_summary, student, teacher, rows) if with_statistics else None
     total = _core.row_divergence(
@@ -53,7 +53,7 @@ def divergence_rows(
         student_layout,
         teacher_layout,
         rows.vocabulary,
-        [(type(part).__name__, _parts.parameter_of(part), *_weight(weight)) for part, weight in parts.items()],
+        [(type(part).__name__, _parts.parameter_of(part), *weight_argument(weight)) for part, weight in parts.items()],
         (vector(temperatures[0]), vector(temperatures[1])),
         (vector(scales[0]), vector(scales[1])),
         None if labels is None else vector(labels),
@@ -98,9 +98,9 @@ def row_summary(
     return logsumexp, entropy, argmax, top
 
 
-def _held(weight: float | Tensor, rows: Rows) -> float | Tensor:
+def held(weight: float | Tensor, rows: Rows) -> float | Tensor:
     return _parts.row_weights(weight, rows.shape, "cpu").contiguous() if isinstance(weight, Tensor) else weight
 
 
-def _weight(weight: float | Tensor) -> tuple[float, tuple[int, int] | None]:
+def weight_argument(weight: float | Tensor) -> tuple[float, tuple[int, int] | None]:
     return (0.0, vector(weight)) if isinstance(weight, Tensor) else (weight, None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
-from distillrs.ops import _backends, _cuda
+from distillrs.ops import _backends, _cuda, _rust, _sparse_rust
 from distillrs.ops._chunks import in_chunks
 from distillrs.ops._divergences import Mixture, RowDivergence
 from distillrs.ops._row_divergence import apply
@@ -51,8 +51,8 @@ def sparse_row_divergence(
         reduction: "mean", "sum" or "none".
         normaliser: What "mean" divides by, as in :func:`row_divergence`.
         consume_logits: Write the gradient over the student's logits; they must not be a leaf.
-        backend: "torch" (the reference), "cuda" (a GPU; float32, bfloat16, float16; built-in divergences) or "auto";
-            there is no other yet.
+        backend: "torch" (the reference), "rust" (CPU; float32, bfloat16, float16; built-in divergences), "cuda" (the
+            same on a GPU), or "auto".
 
     Returns:
         The loss in float32 (float64 for float64 logits): a number, or ``[...]`` with "none".
@@ -64,8 +64,6 @@ def sparse_row_divergence(
     if not isinstance(teacher, TopK):
         raise argument_error("teacher", type(teacher).__name__, "an ops.TopK")
     _backends.check(backend)
-    if backend == "rust":
-        raise argument_error("backend", backend, "'auto', 'torch' or 'cuda'")
     tempered = teacher.at(temperature)
     # The student stands in for the teacher's logits, so that the same arguments get the same checks.
     rows = prepare(
@@ -98,6 +96,8 @@ def sparse_row_divergence(
         refusal = _cuda.sparse_refusal(student, sparse)
         if _backends.takes_cuda(backend, student.device, refusal, lambda: _cuda.prepare_sparse(student)):
             evaluate = _cuda.sparse_rows
+        elif _backends.takes_rust(backend, _rust.refusal(student, rows)):
+            evaluate = _sparse_rust.sparse_rows
     return apply(student, sparse, evaluate, reduction == "none", consume_logits)
 
 

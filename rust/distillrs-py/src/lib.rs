@@ -30,7 +30,10 @@ mod _core {
     #[pymodule_export]
     use crate::host::simd_level;
     #[pymodule_export]
-    use crate::ops::{memory_pass, mixture_covariance, mixture_mean, row_divergence, row_statistics};
+    use crate::ops::{
+        memory_pass, mixture_covariance, mixture_mean, plackett_luce, row_divergence, row_statistics,
+        sparse_row_divergence,
+    };
     #[pymodule_export]
     use crate::random::{random_choice, random_integers, random_real, random_seed, set_threads, threads};
     #[pymodule_export]

@@ -2,7 +2,8 @@ use std::slice;
 
 use distillrs_core::Error;
 use distillrs_core::ops::{
-    self, Bf16, Divergence, Element, F16, Known, Layout, Matrix, Mixture, Part, Posterior, Problem, Statistics, Weights,
+    self, Bf16, Divergence, Element, F16, Known, Layout, Matrix, Mixture, Part, Posterior, Problem, Ranking,
+    SparseProblem, Statistics, Weights,
 };
 use pyo3::prelude::*;
 
@@ -99,13 +100,7 @@ pub fn row_divergence(
     losses: Vector,
     divergences: Vector,
 ) -> CoreResult<f64> {
-    let parts = parts
-        .iter()
-        .map(|(name, parameter, weight, weights)| {
-            let weights = weights.map_or(Weights::Same(*weight), |weights| Weights::Each(vector(weights)));
-            Ok(Part { divergence: divergence(name, *parameter)?, weights })
-        })
-        .collect::<CoreResult<Vec<_>>>()?;
+    let parts = parts_of(&parts)?;
     let call = Call { student, teacher, vocabulary, parts: &parts, temperatures, scales, labels, gradient };
     let (losses, divergences) = (vector_mut(losses), vector_mut(divergences));
     py.detach(|| {
@@ -140,6 +135,85 @@ impl Call<'_> {
         };
         Ok(ops::row_divergence(&problem, losses, divergences, &check_signals)?)
     }
+}
+
+fn parts_of(parts: &[PartOfMixture]) -> CoreResult<Vec<Part<'_>>> {
+    let part = |(name, parameter, weight, weights): &PartOfMixture| {
+        let weights = weights.map_or(Weights::Same(*weight), |weights| Weights::Each(vector(weights)));
+        Ok(Part { divergence: divergence(name, *parameter)?, weights })
+    };
+    parts.iter().map(part).collect()
+}
+
+/// Losses of all rows from top-k teachers, the gradient where there is room for it; the sum of the losses.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "inputs and outputs of one call")]
+pub fn sparse_row_divergence(
+    py: Python<'_>,
+    dtype: &str,
+    student: Rows,
+    vocabulary: usize,
+    k: usize,
+    top: (Vector, Vector, Vector),
+    parts: Vec<PartOfMixture>,
+    temperature: Vector,
+    scale: Vector,
+    gradient: Option<Rows>,
+    losses: Vector,
+) -> CoreResult<f64> {
+    let parts = parts_of(&parts)?;
+    let losses = vector_mut(losses);
+    py.detach(|| {
+        with_dtype!(dtype, S, {
+            let problem = SparseProblem::<S> {
+                student: matrix(student),
+                vocabulary,
+                k,
+                ids: vector(top.0),
+                log_probs: vector(top.1),
+                tail: vector(top.2),
+                parts: &parts,
+                temperature: vector(temperature),
+                scale: vector(scale),
+                gradient: gradient.map(matrix),
+            };
+            Ok(ops::sparse_divergence(&problem, losses, &check_signals)?)
+        })
+    })
+}
+
+/// Losses of all rankings, the gradient where there is room for it; the sum of the losses.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "inputs and outputs of one call")]
+pub fn plackett_luce(
+    py: Python<'_>,
+    dtypes: (String, String),
+    student: Rows,
+    teacher: Rows,
+    temperature: Vector,
+    scale: Vector,
+    labels: Vector,
+    gradient: Option<Rows>,
+    losses: Vector,
+) -> CoreResult<f64> {
+    let losses = vector_mut(losses);
+    py.detach(|| {
+        with_dtype!(
+            dtypes.0.as_str(),
+            S,
+            with_dtype!(dtypes.1.as_str(), T, {
+                let problem = Ranking::<S, T> {
+                    student: matrix(student),
+                    teacher: matrix(teacher),
+                    temperature: vector(temperature),
+                    scale: vector(scale),
+                    labels: vector(labels),
+                    gradient: gradient.map(matrix),
+                };
+                Ok(ops::plackett_luce(&problem, losses, &check_signals)?)
+            })
+        )
+    })
 }
 
 /// Statistics of every row: log-sum-exp, entropy, arg max, and the places of the `k` largest.

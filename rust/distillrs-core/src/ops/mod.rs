@@ -6,14 +6,17 @@
 //! cache holds for most vocabularies, and the later passes work from there.
 
 mod element;
+mod events;
 mod matrix;
 mod mixture;
 mod passes;
 mod point;
 mod portable;
+mod ranking;
 mod row_divergence;
 mod row_statistics;
 mod scratch;
+mod sparse_divergence;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -22,8 +25,10 @@ pub use element::{Bf16, Element, F16};
 pub use matrix::{Layout, Matrix};
 pub use mixture::{Known, Mixture, Posterior, posterior_covariance, posterior_mean};
 pub use point::Divergence;
+pub use ranking::{Ranking, plackett_luce};
 pub use row_divergence::{Part, Problem, Weights, row_divergence};
 pub use row_statistics::{Statistics, memory_pass, row_statistics};
+pub use sparse_divergence::{SparseProblem, sparse_divergence};
 
 /// Which instructions the loops were compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -80,6 +80,20 @@ pub(super) struct Exponents<T> {
     pub ahead: [(*const u8, usize); 2],
 }
 
+/// What the pass over one side's exponentials takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OneSide<T> {
+    /// Entries of the block; what rounds them up to a multiple of [`WIDEST`] counts as minus infinity.
+    pub count: usize,
+    pub logits: *const T,
+    /// Taken off the logits.
+    pub reference: f32,
+    /// log2(e) / T.
+    pub factor: f32,
+    /// What to ask the memory for meanwhile, and by how much to go on for each vector.
+    pub ahead: (*const u8, usize),
+}
+
 /// Sums over a block, relative to its references, and its largest logits: the student's, the teacher's.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sums {
@@ -145,6 +159,19 @@ pub(super) trait Passes {
     /// The logits are there; the pointers that the mode uses have room for `count` values rounded up to [`WIDEST`]; the
     /// processor has the instructions.
     unsafe fn exponentials<T: Element>(mode: Mode, with_plain: bool, task: &Exponents<T>, out: &Buffers) -> Sums;
+
+    /// Exponentials of one side's block; its largest logit and their sum.
+    ///
+    /// # Safety
+    /// As for [`Passes::exponentials`], of `out`.
+    unsafe fn exponentials_of_one<T: Element>(task: &OneSide<T>, out: *mut f32) -> (f32, f32);
+
+    /// Writes `factor` times a block's values.
+    ///
+    /// # Safety
+    /// `count` values, rounded up to [`WIDEST`], are at `from`, room for `count` is at `to`; the processor has the
+    /// instructions.
+    unsafe fn scaled<T: Element>(factor: f32, from: *const f32, to: *mut T, count: usize);
 
     /// Writes (or with `add` adds) `weight h`; the sums of d and h.
     ///
@@ -298,6 +325,60 @@ unsafe fn exponentials<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>
             plain: running.plain.sum(),
             forward: running.forward.sum(),
             reverse: running.reverse.sum(),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn exponentials_of_one<V: Vector, T: Element>(task: &OneSide<T>, out: *mut f32) -> (f32, f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (reference, factor) = (V::splat(task.reference), V::splat(task.factor));
+        let (mut largest, mut sum) = (V::splat(f32::NEG_INFINITY), V::splat(0.0));
+        let mut ahead = task.ahead;
+        let whole = task.count - task.count % V::LANES;
+        for index in (0..whole).step_by(V::LANES) {
+            V::prefetch(ahead.0);
+            ahead.0 = ahead.0.wrapping_add(ahead.1 * V::LANES);
+            let logits: V = T::load(task.logits.add(index));
+            largest = largest.max(logits);
+            let exponential = logits.sub(reference).mul(factor).exp2();
+            sum = sum.add(exponential);
+            exponential.store(out.add(index));
+        }
+        let padded = task.count.next_multiple_of(WIDEST);
+        if whole < padded {
+            let mut rest = [f32::NEG_INFINITY; WIDEST];
+            for index in whole..task.count {
+                rest[index - whole] = (*task.logits.add(index)).wide();
+            }
+            for index in (whole..padded).step_by(V::LANES) {
+                let logits = V::load(rest.as_ptr().add(index - whole));
+                largest = largest.max(logits);
+                let exponential = logits.sub(reference).mul(factor).exp2();
+                sum = sum.add(exponential);
+                exponential.store(out.add(index));
+            }
+        }
+        (largest.largest(), sum.sum())
+    }
+}
+
+#[inline(always)]
+unsafe fn scaled<V: Vector, T: Element>(factor: f32, from: *const f32, to: *mut T, count: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let factor = V::splat(factor);
+        let whole = count - count % V::LANES;
+        for index in (0..whole).step_by(V::LANES) {
+            T::store(V::load(from.add(index)).mul(factor), to.add(index));
+        }
+        if whole < count {
+            let mut last = [0.0; WIDEST];
+            V::load(from.add(whole)).mul(factor).store(last.as_mut_ptr());
+            for index in whole..count {
+                *to.add(index) = T::narrow(last[index - whole]);
+            }
         }
     }
 }
@@ -468,6 +549,18 @@ macro_rules! passes {
                         (Mode::All, true) => exponentials::<$name, T, ALL, true>(task, out),
                     }
                 }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn exponentials_of_one<T: Element>(task: &OneSide<T>, out: *mut f32) -> (f32, f32) {
+                // SAFETY: the caller's promise.
+                unsafe { exponentials_of_one::<$name, T>(task, out) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn scaled<T: Element>(factor: f32, from: *const f32, to: *mut T, count: usize) {
+                // SAFETY: the caller's promise.
+                unsafe { scaled::<$name, T>(factor, from, to, count) }
             }
 
             $(#[target_feature(enable = $features)])?

@@ -22,14 +22,14 @@ use super::x86::{Avx2, Avx512};
 use crate::{Error, Result, parallel};
 
 /// Logits between two looks at whether to stop, for each thread.
-const LOGITS_AT_ONCE: usize = 1 << 25;
+pub(super) const LOGITS_AT_ONCE: usize = 1 << 25;
 
 /// Bytes of buffers that the second cache of a common processor holds beside the rows on their way.
-const CACHE: usize = 768 << 10;
+pub(super) const CACHE: usize = 768 << 10;
 
 /// Powers of two by which a row's exponentials may exceed 1 before its reference moves: little, because what is summed
 /// relative to a far reference cancels.
-const NEAR: f64 = 4.0;
+pub(super) const NEAR: f64 = 4.0;
 
 /// A weight for all rows, or one for each.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +41,7 @@ pub enum Weights<'a> {
 }
 
 impl Weights<'_> {
-    fn of(self, row: usize) -> f64 {
+    pub(super) fn of(self, row: usize) -> f64 {
         match self {
             Self::Same(weight) => weight,
             Self::Each(weights) => weights[row],
@@ -546,7 +546,7 @@ impl BlockOf {
 }
 
 /// 2^x; 0 where the exponentials would be.
-fn shrink(x: f64) -> f64 {
+pub(super) fn shrink(x: f64) -> f64 {
     if x < f64::from(SMALLEST) { 0.0 } else { x.exp2() }
 }
 
@@ -562,7 +562,7 @@ pub(super) fn larger(before: f32, now: f32) -> f32 {
 
 /// # Safety
 /// There is room for `count` elements.
-unsafe fn clear<T: Element>(to: *mut T, count: usize) {
+pub(super) unsafe fn clear<T: Element>(to: *mut T, count: usize) {
     for index in 0..count {
         // SAFETY: the caller's promise.
         unsafe { *to.add(index) = T::narrow(0.0) };
