@@ -406,7 +406,7 @@ def test_differentiable_quantization_trains_the_levels_alone():
     groups = objective.parameter_groups()
     assert list(groups) == ["student"]
     first = float(objective((x, y), 0).total.detach())
-    assert fit(objective, torch.optim.SGD(groups["student"], 0.02), (x, y), 60) < 0.9 * first
+    assert fit(objective, torch.optim.SGD(groups["student"], 0.002), (x, y), 60) < 0.9 * first
     LearnedLevels().remove(student)
     for name, parameter in student.named_parameters():
         assert torch.equal(parameter, before[name])
