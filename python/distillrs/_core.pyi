@@ -335,6 +335,19 @@ def budget(values: Buffer, costs: Buffer, limit: int) -> list[int]:
 def nearest(queries: Buffer, points: Buffer, k: int, ids: Buffer, distances: Buffer) -> None:
     """Fills int64 `ids` and float64 `distances`, both [queries, k]."""
 
+# forms: memory is (address, bytes) of tensors that the caller keeps alive.
+
+def encode_codes(codes: tuple[int, int], bits: int) -> bytes:
+    """A stream of codes below 2^bits, one to a byte of `codes`."""
+
+def decode_codes(stream: tuple[int, int], bits: int, out: tuple[int, int]) -> None:
+    """Fills `out`, one code to a byte."""
+
+def best_of_two_kinds(
+    first: tuple[Buffer, Buffer, list[bool]], second: tuple[Buffer, Buffer, list[bool]], limit: int
+) -> tuple[list[int], list[int]]:
+    """What to keep of each kind, rising; float64 values, uint64 costs and marks of what is required, all [n]."""
+
 # ops: rows are (address, columns, rows in a run, elements between runs, elements between rows), vectors (address,
 # length) of tensors that the caller keeps alive; nothing can check that they are there. Numbers per row are float64.
 def row_divergence(

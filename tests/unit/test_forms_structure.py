@@ -1,9 +1,6 @@
 """The parts of a transformer: masked and sliced networks agree, costs are those of the matrices."""
 
 import copy
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
@@ -13,67 +10,7 @@ from distillrs.errors import ArgumentError
 from distillrs.knowledge.forms import Form, Masks, Stepped, Structure, ungate
 from distillrs.knowledge.forms.protocol import begin_step
 from distillrs.step import Step
-
-VOCABULARY = 11
-KINDS = ["llama", "grouped", "tied", "gpt2", "encoder", "post-norm"]
-
-
-def make(kind: str, seed: int = 0) -> nn.Module:
-    import transformers
-
-    torch.manual_seed(seed)
-    if kind == "gpt2":
-        config = transformers.GPT2Config(
-            vocab_size=VOCABULARY, n_positions=32, n_embd=24, n_layer=2, n_head=4, n_inner=20
-        )
-        network = transformers.GPT2LMHeadModel(config)
-    elif kind in ("encoder", "post-norm"):
-        layer = nn.TransformerEncoderLayer(24, 4, 20, batch_first=True, norm_first=kind == "encoder")
-        network = nn.Sequential(
-            nn.Embedding(VOCABULARY, 24), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        )
-    else:
-        config = transformers.LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=24,
-            intermediate_size=20,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2 if kind == "grouped" else 4,
-            attention_bias=kind == "grouped",
-            tie_word_embeddings=kind == "tied",
-            max_position_embeddings=32,
-        )
-        network = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            # Biases and scales too: those that begin at 0 or 1 would hide mistakes.
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return network.eval()
-
-
-def output(network: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    found = network(ids)
-    return found if isinstance(found, torch.Tensor) else found.logits
-
-
-def masks_of(structure: Structure, seed: int, *, channels: bool = True, layers: bool = False) -> Masks:
-    generator = torch.Generator().manual_seed(seed)
-
-    def some(count: int) -> torch.Tensor:
-        mask = (torch.rand(count, generator=generator) > 0.4).float()
-        mask[int(torch.randint(count, (1,), generator=generator))] = 1
-        return mask
-
-    return Masks(
-        tuple(some(unit.heads) for unit in structure.attention),
-        tuple(some(part.neurons) for part in structure.feed_forward),
-        some(structure.width) if channels and structure.residual else None,
-        torch.tensor([0.0, 1.0]) if layers else None,
-    )
-
-
-IDS = torch.randint(0, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(5))
+from tiny_transformers import IDS, KINDS, VOCABULARY, make, masks_of, output
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,6 +76,29 @@ def test_costs_are_those_of_the_matrices(kind):
     seen = {"encoder": 2 * 8}.get(kind, 9)
     assert structure.macs(8) == products + 2 * 24 * seen
     assert structure.macs(8, head=True) - structure.macs(8) == (0 if kind == "encoder" else 24 * VOCABULARY)
+
+
+@torch.no_grad()
+def test_a_sliced_encoder_takes_masks_of_tokens_as_the_original_does():
+    network = make("encoder")
+    structure = Structure.of(network)
+    masks = masks_of(structure, 1)
+    small = structure.slice(network, masks)
+    structure.gate(network, masks)
+    x = torch.randn(3, 7, 24)
+    causal = nn.Transformer.generate_square_subsequent_mask(7)
+    padding = torch.arange(7)[None] >= torch.tensor([[7], [5], [2]])
+    for options in (
+        {"mask": causal},
+        {"mask": causal.isinf(), "src_key_padding_mask": padding},
+        {"src_key_padding_mask": padding},
+        {"mask": causal, "is_causal": True},
+    ):
+        found, due = small[1](x, **options), network[1](x, **options)
+        there = ~padding[..., None] if "src_key_padding_mask" in options else torch.ones(3, 7, 1, dtype=torch.bool)
+        torch.testing.assert_close(found * there, due * there, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ArgumentError, match="attn_mask"):
+        small[1](x, mask=causal.expand(12, 7, 7))
 
 
 def test_generation_of_a_sliced_network_uses_its_cache():

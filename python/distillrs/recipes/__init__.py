@@ -20,7 +20,9 @@ from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mtt import mtt
 from distillrs.recipes.nemotron_elastic import nemotron_elastic
+from distillrs.recipes.optin import optin
 from distillrs.recipes.progressive_distillation import progressive_distillation
+from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
 from distillrs.recipes.relational_kd import relational_kd
 from distillrs.recipes.shortcut import shortcut
 from distillrs.recipes.smooth_expert import smooth_expert, smooth_expert_experts, smooth_expert_initial
@@ -37,6 +39,7 @@ __all__ = [
     "datm_experts",
     "datm_initial",
     "decoupled_kd",
+    "differentiable_quantization",
     "fitnets",
     "ftd",
     "ftd_experts",
@@ -47,7 +50,9 @@ __all__ = [
     "mean_flow",
     "mtt",
     "nemotron_elastic",
+    "optin",
     "progressive_distillation",
+    "quantized_distillation",
     "relational_kd",
     "shortcut",
     "smooth_expert",

@@ -2,6 +2,7 @@
 
 mod digest;
 mod error;
+pub mod forms;
 pub mod host;
 pub mod ops;
 pub mod parallel;

@@ -4,6 +4,7 @@
 mod codec;
 mod cuda;
 mod error;
+mod forms;
 mod host;
 mod ops;
 mod random;
@@ -21,6 +22,8 @@ mod _core {
     use crate::codec::{codec_decode, codec_encode, copy_bytes};
     #[pymodule_export]
     use crate::cuda::{cuda_source, cuda_sources};
+    #[pymodule_export]
+    use crate::forms::{best_of_two_kinds, decode_codes, encode_codes};
     #[pymodule_export]
     use crate::host::simd_level;
     #[pymodule_export]

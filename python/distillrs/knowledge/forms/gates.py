@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from distillrs.errors import argument_error
+from distillrs.knowledge.forms import parametrized
 from distillrs.knowledge.forms.structure import Masks, Slot, Structure
 from distillrs.knowledge.numerics import wide
 from distillrs.knowledge.taps import unwrapped
@@ -79,7 +80,7 @@ def ungate(network: nn.Module) -> None:
             steps = lists[name]
             places = [place for place, step in enumerate(steps) if isinstance(step, Gate)]
             if places and len(steps) == 1:
-                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+                parametrized.remove(module, name)
             elif places:
                 del steps[places[0]]
 
@@ -104,7 +105,7 @@ def _set(network: nn.Module, slots: tuple[Slot, ...], mask: Tensor) -> None:
         tensor = steps.original if own is not None else getattr(module, name)
         if own is None:
             own = Gate(tensor.ndim)
-            parametrize.register_parametrization(module, name, own)
+            parametrized.register(module, name, own)
         mask_at_home = mask.to(device=tensor.device, dtype=wide(mask).dtype)
         setattr(own, f"mask{slot.dim}", mask_at_home)
 
