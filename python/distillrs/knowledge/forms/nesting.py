@@ -87,12 +87,12 @@ def layer_order(network: nn.Module, batches: Iterable[Any], output: Output = Out
         ArgumentError: No batch, a network of another kind, or one that has masks.
     """
     plain = unwrapped(network)
+    if any(name.endswith("parametrizations") for name, _ in plain.named_modules()):
+        raise argument_error("network", "one with masks or another form", "the plain network")
     structure = Structure.of(plain)
     kept_batches = list(batches)
     if not kept_batches:
         raise argument_error("batches", "none", "at least one")
-    if any(name.endswith("parametrizations") for name, _ in plain.named_modules()):
-        raise argument_error("network", "one with masks or another form", "the plain network")
     full = _outputs(plain, kept_batches, output)
     size = sum(float(each.square().sum()) for each in full)
     ones = structure.full()
