@@ -234,7 +234,7 @@ mod tests {
         let (rows, classes) = (5, 7);
         // Ties among the teacher's scores, both zeros among them.
         let mut student: Vec<f32> = (0..rows * classes).map(|index| ((index * 37 % 23) as f32 - 11.0) / 3.0).collect();
-        let mut teacher: Vec<f32> = (0..rows * classes).map(|index| ((index * 29 % 5) as f32 - 2.0) * -1.0).collect();
+        let mut teacher: Vec<f32> = (0..rows * classes).map(|index| -((index * 29 % 5) as f32 - 2.0)).collect();
         let layout = Layout { inner: usize::MAX, outer_stride: 0, inner_stride: classes };
         let mut gradient = vec![7.0f32; rows * classes];
         let labels = [0, 6, 3, -100, 1];
