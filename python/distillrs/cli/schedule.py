@@ -150,6 +150,8 @@ class Schedule:
 
     def _export(self, grid: schedule.Grid) -> tuple[Any, str]:
         """The scheduler of diffusers, or why there is none."""
+        if self.out is None and self.prediction is None:
+            return None, ""  # importing diffusers takes longer than everything else here
         from distillrs.integrations import diffusers
 
         kind: Any = self.prediction or {"edm": "F", "flow": "velocity"}.get(self.path, "noise")
