@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -89,7 +90,8 @@ class Match:
             # 0 times a derivative that is no number is none either: rows left out are taken out of the gradient, too.
             with torch.enable_grad():
                 x = rolled.x.view_as(rolled.x)
-            x.register_hook(lambda slope: torch.where(counted[0], slope, torch.zeros_like(slope)))
+            leave_out = functools.partial(_left_out, counted)
+            x.register_hook(leave_out)  # type: ignore[no-untyped-call]  # untyped in torch
             rolled = replace(rolled, x=x)
         x = rolled.x
         with torch.set_grad_enabled(differentiate):
@@ -146,3 +148,7 @@ class Match:
             return self.metric(move, torch.zeros_like(move))
         squares = move.square().flatten(1)
         return (squares.mean(1) if self.reduction == "mean" else squares.sum(1)) / 2
+
+
+def _left_out(counted: Sequence[Tensor], slope: Tensor) -> Tensor:
+    return torch.where(counted[0], slope, torch.zeros_like(slope))
