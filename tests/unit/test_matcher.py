@@ -866,6 +866,7 @@ def test_a_matcher_draws_a_generator_to_its_teacher():
 
 REAL = BED.on(PATH)
 TEACHER = Net(3)
+FIXED = Net(6)
 
 
 @pytest.mark.parametrize(
@@ -878,7 +879,8 @@ TEACHER = Net(3)
         (lambda: build(shape=3), "^shape: got 3"),
         (lambda: build(shape=(3, -1)), r"^shape: got \(3, -1\)"),
         (lambda: build(critic={"loss": critic_of(Net(2))}, terms=[Match(critic="loss")]), "^critic: got 'loss'"),
-        (lambda: build(critic=critic_of(Net(2).requires_grad_(False))), "^critic: got 'a network whose parameters"),
+        (lambda: build(critic=critic_of(FIXED), real=Teacher(Network(Frozen(FIXED), times="t"), "velocity")),
+         "^critic: got 'a network whose parameters"),
         (lambda: build(Net().requires_grad_(False)), "^generator: got 'a network whose parameters"),
         (lambda: Matcher(StateMap(Network(Frozen(Net()), times="t"), PATH, Jump()), real=REAL, critic=critic_of(Net(2)),
                          terms=[Match()]), "^generator: got 'a network whose parameters"),

@@ -436,12 +436,20 @@ class Matcher(nn.Module):
                     part_of(network.module, part.features)
 
     def _check_networks(self) -> None:
+        teachers = {
+            id(value)
+            for module in modules_of(self._real[0])
+            for value in (module.module if isinstance(module, Frozen) else module).parameters()
+        }
         for name, module in (
             ("generator", self.map.network.module),
             *(("critic", critic.network.module) for critic in self.critics.values()),
         ):
-            fixed = next(module.parameters(), None) is not None and not _trainable(module)
-            if fixed or isinstance(module, Frozen):
+            inner = module.module if isinstance(module, Frozen) else module
+            values = list(inner.parameters())
+            # A critic that is known already need not be fitted; a teacher in its place is a mistake.
+            mistaken = name == "generator" or any(id(value) in teachers for value in values)
+            if mistaken and values and not _trainable(inner):
                 allowed = "one that can be trained; a network that is the teacher as well was frozen: give a copy"
                 raise argument_error(name, "a network whose parameters are all frozen", allowed)
         own = {id(value) for value in _trainable(self.map.network.module)}
