@@ -5,6 +5,7 @@ from __future__ import annotations
 from distillrs.condense.balance import BalancedScale
 from distillrs.condense.committee import Committee
 from distillrs.condense.experts import ExpertProgress, ExpertTraining, Snapshots
+from distillrs.condense.export import ImageExport, export_image_folder, to_hugging_face
 from distillrs.condense.factors import Additive, Enlarged, Factors
 from distillrs.condense.file import CondensedSet, load
 from distillrs.condense.functional import FunctionalNetwork
@@ -41,6 +42,7 @@ __all__ = [
     "GradientSignal",
     "Guard",
     "HardLabels",
+    "ImageExport",
     "InputGradientPenalty",
     "Judgement",
     "KernelMoments",
@@ -61,6 +63,7 @@ __all__ = [
     "Windows",
     "draw_per_class",
     "expert_features",
+    "export_image_folder",
     "inner_batches",
     "intermediate_targets",
     "judge",
@@ -69,4 +72,5 @@ __all__ = [
     "normalising_by_batch",
     "penultimate",
     "rightly_classified",
+    "to_hugging_face",
 ]
