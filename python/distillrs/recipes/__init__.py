@@ -9,11 +9,13 @@ from distillrs.recipes.boot import boot
 from distillrs.recipes.consistency import consistency_average_rate, consistency_distillation, consistency_training, ict
 from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
+from distillrs.recipes.dc import dc
 from distillrs.recipes.decoupled_kd import decoupled_kd
 from distillrs.recipes.distiller_mi_alpha import distiller_mi_alpha
 from distillrs.recipes.distilling_step_by_step import distilling_step_by_step
 from distillrs.recipes.distillspec import distillspec
 from distillrs.recipes.diswot import diswot, diswot_score
+from distillrs.recipes.dm import dm
 from distillrs.recipes.dmd2 import dmd2
 from distillrs.recipes.fitnets import fitnets
 from distillrs.recipes.flow_map_self_distillation import flow_map_self_distillation
@@ -29,6 +31,8 @@ from distillrs.recipes.optin import optin
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.ps_kd import ps_kd
 from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
+from distillrs.recipes.random_real_soft_labels import random_real_soft_labels
+from distillrs.recipes.rded import rded
 from distillrs.recipes.relational_kd import relational_kd
 from distillrs.recipes.rfpp import rfpp
 from distillrs.recipes.self_distill_optimal_weight import self_distill_optimal_weight, self_distill_share
@@ -51,6 +55,7 @@ __all__ = [
     "datm",
     "datm_experts",
     "datm_initial",
+    "dc",
     "decoupled_kd",
     "diff_instruct",
     "differentiable_quantization",
@@ -59,6 +64,7 @@ __all__ = [
     "distillspec",
     "diswot",
     "diswot_score",
+    "dm",
     "dmd2",
     "f_distill",
     "fitnets",
@@ -79,6 +85,8 @@ __all__ = [
     "progressive_distillation",
     "ps_kd",
     "quantized_distillation",
+    "random_real_soft_labels",
+    "rded",
     "relational_kd",
     "rfpp",
     "self_distill_optimal_weight",
