@@ -15,6 +15,7 @@ from distillrs.condense.matching import Perturbation, TrajectoryMatching
 from distillrs.condense.modifiers import ClippedLoss, InputGradientPenalty, SharpnessAware
 from distillrs.condense.perturbation import FilterPerturbation
 from distillrs.condense.synthetic import Synthetic, draw_per_class
+from distillrs.condense.trees import FrequentTreeSets, TreeSets, load_tree_sets
 from distillrs.condense.unroll import Unroll, Unrolled
 from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, intermediate_targets
 
@@ -28,6 +29,7 @@ __all__ = [
     "ExpertTraining",
     "Factors",
     "FilterPerturbation",
+    "FrequentTreeSets",
     "FunctionalNetwork",
     "Guard",
     "HardLabels",
@@ -42,6 +44,7 @@ __all__ = [
     "Target",
     "TrajectoryMatching",
     "TrajectoryStore",
+    "TreeSets",
     "Unroll",
     "Unrolled",
     "Windows",
@@ -51,6 +54,7 @@ __all__ = [
     "intermediate_targets",
     "judge",
     "load",
+    "load_tree_sets",
     "nearest_to_centres",
     "rightly_classified",
 ]

@@ -23,6 +23,7 @@ from distillrs.recipes.hinton import hinton
 from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mf_rae import mf_rae
+from distillrs.recipes.mirage import mirage
 from distillrs.recipes.mtt import mtt
 from distillrs.recipes.nemotron_elastic import nemotron_elastic
 from distillrs.recipes.optin import optin
@@ -73,6 +74,7 @@ __all__ = [
     "instaflow",
     "mean_flow",
     "mf_rae",
+    "mirage",
     "mtt",
     "nemotron_elastic",
     "optin",
