@@ -215,7 +215,7 @@ class FrequentTreeSets:
             _check_support(value)
 
     def __call__(self, graphs: Graphs) -> TreeSets:
-        """The frequent sets of each class.
+        """The frequent sets of each class, on the CPU.
 
         Args:
             graphs: What is condensed.
@@ -225,6 +225,7 @@ class FrequentTreeSets:
         """
         if not isinstance(graphs, Graphs):
             raise argument_error("graphs", type(graphs).__name__, "Graphs")
+        graphs = graphs.to("cpu")
         classes = int(graphs.y.max()) + 1 if len(graphs) else 0
         class_counts = graphs.y.bincount(minlength=classes)
         labelled = self.edge_labels and graphs.edge_labels is not None

@@ -27,6 +27,7 @@ from distillrs.recipes.mirage import mirage
 from distillrs.recipes.mtt import mtt
 from distillrs.recipes.nemotron_elastic import nemotron_elastic
 from distillrs.recipes.optin import optin
+from distillrs.recipes.pcoreset import pcoreset, pcoreset_probabilities, pcoreset_queries
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.ps_kd import ps_kd
 from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
@@ -78,6 +79,9 @@ __all__ = [
     "mtt",
     "nemotron_elastic",
     "optin",
+    "pcoreset",
+    "pcoreset_probabilities",
+    "pcoreset_queries",
     "progressive_distillation",
     "ps_kd",
     "quantized_distillation",
