@@ -28,6 +28,7 @@ from distillrs.recipes.mtt import mtt
 from distillrs.recipes.nemotron_elastic import nemotron_elastic
 from distillrs.recipes.optin import optin
 from distillrs.recipes.pcoreset import pcoreset, pcoreset_probabilities, pcoreset_queries
+from distillrs.recipes.peek import FrameScorer, peek, peek_batch
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.ps_kd import ps_kd
 from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
@@ -42,6 +43,7 @@ from distillrs.recipes.tesla import tesla
 from distillrs.recipes.uni_instruct import diff_instruct, f_distill, sid, uni_instruct
 
 __all__ = [
+    "FrameScorer",
     "alm",
     "attention_to_mamba",
     "attention_transfer",
@@ -82,6 +84,8 @@ __all__ = [
     "pcoreset",
     "pcoreset_probabilities",
     "pcoreset_queries",
+    "peek",
+    "peek_batch",
     "progressive_distillation",
     "ps_kd",
     "quantized_distillation",

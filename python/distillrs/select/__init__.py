@@ -20,6 +20,7 @@ from distillrs.select._max_min import max_min
 from distillrs.select._min_hash import MinHash, min_hash
 from distillrs.select._nearest import Neighbours, nearest
 from distillrs.select._picks import Picks
+from distillrs.select._stratified import stratified
 
 __all__ = [
     "Clusters",
@@ -40,4 +41,5 @@ __all__ = [
     "max_min",
     "min_hash",
     "nearest",
+    "stratified",
 ]
