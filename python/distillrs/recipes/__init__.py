@@ -10,6 +10,7 @@ from distillrs.recipes.consistency import consistency_average_rate, consistency_
 from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
 from distillrs.recipes.decoupled_kd import decoupled_kd
+from distillrs.recipes.ded import ded, ded_teacher
 from distillrs.recipes.distiller_mi_alpha import distiller_mi_alpha
 from distillrs.recipes.distilling_step_by_step import distilling_step_by_step
 from distillrs.recipes.distillspec import distillspec
@@ -56,6 +57,8 @@ __all__ = [
     "datm_experts",
     "datm_initial",
     "decoupled_kd",
+    "ded",
+    "ded_teacher",
     "diff_instruct",
     "differentiable_quantization",
     "distiller_mi_alpha",
