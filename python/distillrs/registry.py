@@ -29,7 +29,8 @@ class RecipeCard:
         optimisers: The paper's learning rate ("lr") and momentum for each parameter group of the objective.
         training: Settings of the experts' training that belong to the method, by the names of
             :class:`~distillrs.training.TrainingSettings`; what is not named is for the user to choose.
-        engine: The engine whose parts it puts together: "condense" or "diffusion".
+        engine: The engine whose parts it puts together: "condense", "diffusion", "knowledge", or "select" for systems
+            that choose among real data.
         needs: Of a recipe that condenses, what it works from: "experts" (function of store, network, synthetic),
             "data" (of x, y, networks, synthetic) or "teachers" (of x, y, per_class, teachers).
         moves: Of a recipe that condenses, whether it gives an objective that moves a synthetic set; else it gives the

@@ -11,6 +11,7 @@ from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
 from distillrs.recipes.dc import dc
 from distillrs.recipes.decoupled_kd import decoupled_kd
+from distillrs.recipes.ded import ded, ded_teacher
 from distillrs.recipes.distiller_mi_alpha import distiller_mi_alpha
 from distillrs.recipes.distilling_step_by_step import distilling_step_by_step
 from distillrs.recipes.distillspec import distillspec
@@ -25,9 +26,12 @@ from distillrs.recipes.hinton import hinton
 from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mf_rae import mf_rae
+from distillrs.recipes.mirage import mirage
 from distillrs.recipes.mtt import mtt
 from distillrs.recipes.nemotron_elastic import nemotron_elastic
 from distillrs.recipes.optin import optin
+from distillrs.recipes.pcoreset import pcoreset, pcoreset_probabilities, pcoreset_queries
+from distillrs.recipes.peek import FrameScorer, peek, peek_batch
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.ps_kd import ps_kd
 from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
@@ -44,6 +48,7 @@ from distillrs.recipes.tesla import tesla
 from distillrs.recipes.uni_instruct import diff_instruct, f_distill, sid, uni_instruct
 
 __all__ = [
+    "FrameScorer",
     "alm",
     "attention_to_mamba",
     "attention_transfer",
@@ -57,6 +62,8 @@ __all__ = [
     "datm_initial",
     "dc",
     "decoupled_kd",
+    "ded",
+    "ded_teacher",
     "diff_instruct",
     "differentiable_quantization",
     "distiller_mi_alpha",
@@ -79,9 +86,15 @@ __all__ = [
     "instaflow",
     "mean_flow",
     "mf_rae",
+    "mirage",
     "mtt",
     "nemotron_elastic",
     "optin",
+    "pcoreset",
+    "pcoreset_probabilities",
+    "pcoreset_queries",
+    "peek",
+    "peek_batch",
     "progressive_distillation",
     "ps_kd",
     "quantized_distillation",
