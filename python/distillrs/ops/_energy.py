@@ -78,9 +78,9 @@ def energy(
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
     # Not -1 for the features: with no points it would be any number.
     width = x.shape[1:].numel()
-    points = (x.reshape(len(x), width), y.reshape(len(y), width))
-    on_device = _takes_cuda(backend, *points, kernel)
-    total: Tensor = _Energy.apply(*points, kernel, x_weights, y_weights, on_device)
+    rows, others = x.reshape(len(x), width), y.reshape(len(y), width)
+    on_device = _takes_cuda(backend, rows, others, kernel)
+    total: Tensor = _Energy.apply(rows, others, kernel, x_weights, y_weights, on_device)
     return total.to(dtype)
 
 
