@@ -17,6 +17,7 @@ from distillrs.recipes.diswot import diswot, diswot_score
 from distillrs.recipes.dmd2 import dmd2
 from distillrs.recipes.fitnets import fitnets
 from distillrs.recipes.flow_map_self_distillation import flow_map_self_distillation
+from distillrs.recipes.freeflow import freeflow
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
 from distillrs.recipes.guided_distillation import guidance_scales, guided_distillation
 from distillrs.recipes.hinton import hinton
@@ -29,6 +30,7 @@ from distillrs.recipes.optin import optin
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.ps_kd import ps_kd
 from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
+from distillrs.recipes.rcm import rcm
 from distillrs.recipes.relational_kd import relational_kd
 from distillrs.recipes.rfpp import rfpp
 from distillrs.recipes.self_distill_optimal_weight import self_distill_optimal_weight, self_distill_share
@@ -63,6 +65,7 @@ __all__ = [
     "f_distill",
     "fitnets",
     "flow_map_self_distillation",
+    "freeflow",
     "ftd",
     "ftd_experts",
     "ftd_initial",
@@ -79,6 +82,7 @@ __all__ = [
     "progressive_distillation",
     "ps_kd",
     "quantized_distillation",
+    "rcm",
     "relational_kd",
     "rfpp",
     "self_distill_optimal_weight",
