@@ -8,12 +8,23 @@ import torch
 from torch import nn
 
 from distillrs import random, recipes
-from distillrs.diffusion import Batch, Central, FlowMap, Matcher, Network, StateMap, Translated
+from distillrs.diffusion import (
+    JVP,
+    Batch,
+    Central,
+    Eulerian,
+    FlowMap,
+    Matcher,
+    Network,
+    Solver,
+    StateMap,
+    Translated,
+)
 from distillrs.errors import ArgumentError
 from distillrs.evaluate import generation
 from distillrs.evaluate.beds import Gaussian
 from distillrs.recipes.rcm import _OfFlow
-from distillrs.schedule import LogNormal, RectifiedFlow, Shifted, Trig, Uniform, shift_time
+from distillrs.schedule import LogNormal, RectifiedFlow, Segments, Shifted, Trig, Uniform, shift_time
 from distillrs.step import Step
 
 ROWS, WIDTH = 24, 3
@@ -105,6 +116,8 @@ def test_freeflow(guidance):
     fitted = (fake((1 - t)[:, None] * x + t[:, None] * n, t, label) - (n - x)).square().mean()
     same(objective, batch, list(fake.parameters()), fitted, "critic")
     assert all(value.grad is None for value in teacher.parameters())
+    several = recipes.freeflow(network, teacher, (WIDTH,), fake, ratio=3)
+    assert [len(several.turns(index)) for index in range(4)] == [2, 1, 1, 2]
 
 
 def test_freeflow_from_noise_alone_learns_the_flow_of_a_gaussian():
@@ -219,6 +232,27 @@ def test_the_derivatives_of_rcm_agree():
         ).total.detach()
     )
     assert total(Central(1e-4)) == pytest.approx(total(None), rel=1e-5)
+    # A discrete step of the teacher, over its length, is the same derivative of the map to first order.
+    flow = recipes.rcm(network, teacher, fake).auxiliaries[0].objective
+    rates = []
+    for residual, scale in (
+        (Eulerian(JVP(), scale="state"), 1.0),
+        (Eulerian(Central(1e-4), scale="state"), 1.0),
+        (Eulerian(Solver(1e-4, "euler")), 1e-4),
+    ):
+        seen = []
+
+        def metric(prediction, target, seen=seen):
+            seen.append((prediction - target).detach())
+            return seen[0].square().mean(1)
+
+        pairs = Segments(1, Uniform(0.05, 0.95))
+        one = FlowMap(flow.map.network, path=flow.map.path, head=flow.map.head, source=flow._source[0],
+                      residual=residual, pairs=pairs, metric=metric)  # fmt: skip
+        one(Batch(X0), STEP)
+        rates.append(seen[0] / scale)
+    for other in rates[1:]:
+        assert float((other - rates[0]).norm()) < 1e-3 * float(rates[0].norm())
 
 
 def test_adapters_and_plain_networks_are_told_apart():
