@@ -20,6 +20,7 @@ from distillrs.recipes.dm import dm
 from distillrs.recipes.dmd2 import dmd2
 from distillrs.recipes.fitnets import fitnets
 from distillrs.recipes.flow_map_self_distillation import flow_map_self_distillation
+from distillrs.recipes.freeflow import freeflow
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
 from distillrs.recipes.guided_distillation import guidance_scales, guided_distillation
 from distillrs.recipes.hinton import hinton
@@ -36,6 +37,7 @@ from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.ps_kd import ps_kd
 from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
 from distillrs.recipes.random_real_soft_labels import random_real_soft_labels
+from distillrs.recipes.rcm import rcm
 from distillrs.recipes.rded import rded
 from distillrs.recipes.relational_kd import relational_kd
 from distillrs.recipes.rfpp import rfpp
@@ -76,6 +78,7 @@ __all__ = [
     "f_distill",
     "fitnets",
     "flow_map_self_distillation",
+    "freeflow",
     "ftd",
     "ftd_experts",
     "ftd_initial",
@@ -99,6 +102,7 @@ __all__ = [
     "ps_kd",
     "quantized_distillation",
     "random_real_soft_labels",
+    "rcm",
     "rded",
     "relational_kd",
     "rfpp",
