@@ -78,9 +78,12 @@ class Augmentation:
     - ``flip``: mirrored left to right with probability ``flip``.
     - ``scale``: height and width each magnified by 1/u, u uniform in [1/scale, scale), about the centre.
     - ``rotate``: turned about the centre by rotate (2 r - 1) degrees.
+    - ``resizedcrop``: a rectangle of the image, blown up to the whole. Its area is a share of the image's, uniform in
+      [resizedcrop, 1); height over width, beside those of the image, is exp of a number uniform in [-log 4/3, log 4/3);
+      its place is uniform. A side that would be too long is that of the image.
 
-    Scaling and rotation sample bilinearly between pixel centres, with zeros outside. Every operation is linear in x,
-    but for the constant that brightness adds, so gradients of any order exist.
+    Scaling and rotation sample bilinearly between pixel centres, with zeros outside; a resized crop has no outside.
+    Every operation is linear in x, but for the constant that brightness adds, so gradients of any order exist.
 
     Attributes:
         strategy: Names joined with an underscore; empty for the identity.
@@ -94,6 +97,7 @@ class Augmentation:
         flip: Probability of mirroring.
         scale: Largest factor of scaling, at least 1.
         rotate: Largest angle in degrees.
+        resizedcrop: Smallest share of the area that a resized crop has, above 0.
     """
 
     strategy: str
@@ -107,6 +111,7 @@ class Augmentation:
     flip: float = 0.5
     scale: float = 1.2
     rotate: float = 15.0
+    resizedcrop: float = 0.08
     operations: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -127,6 +132,8 @@ class Augmentation:
                 raise argument_error(name, getattr(self, name), "a share from 0 to 1")
         if not (math.isfinite(self.scale) and self.scale >= 1):
             raise argument_error("scale", self.scale, "a finite factor from 1")
+        if not 0 < self.resizedcrop <= 1:
+            raise argument_error("resizedcrop", self.resizedcrop, "a share above 0, at most 1")
         object.__setattr__(self, "operations", names)
 
     def plan(
@@ -293,6 +300,24 @@ def _apply_rotate(images: Tensor, parameters: Tensor) -> Tensor:
     return _bilinear(images, rows * cosine + columns * sine, columns * cosine - rows * sine)
 
 
+def _draw_resized_crop(augmentation: Augmentation, unit: Tensor, shape: Shape) -> Tensor:
+    sides = unit.new_tensor(shape[1:])
+    area = augmentation.resizedcrop + (1 - augmentation.resizedcrop) * unit[:, :1]
+    ratio = torch.exp((2 * unit[:, 1:2] - 1) * math.log(4 / 3))
+    size = (torch.cat([area * ratio, area / ratio], dim=1).sqrt()).clamp(max=1) * sides
+    return torch.cat([unit[:, 2:] * (sides - size), size], dim=1)
+
+
+def _apply_resized_crop(images: Tensor, parameters: Tensor) -> Tensor:
+    rows, columns = _pixels(images)
+    height, width = images.shape[2:]
+    top, left, tall, wide = parameters[:, :, None, None].unbind(1)
+    # From pixel centre to pixel centre, held inside: half a pixel outside the rectangle may be outside the image.
+    down = (top + (rows + 0.5) * (tall / height) - 0.5).clamp(0, height - 1)
+    across = (left + (columns + 0.5) * (wide / width) - 0.5).clamp(0, width - 1)
+    return _bilinear(images, down - (height - 1) / 2, across - (width - 1) / 2)
+
+
 def _pixels(images: Tensor) -> tuple[Tensor, Tensor]:
     height, width = images.shape[2:]
     rows = torch.arange(height, device=images.device)[None, :, None]
@@ -344,4 +369,5 @@ _OPERATIONS: dict[
     "flip": (1, _draw_flip, _apply_flip),
     "scale": (2, _draw_scale, _apply_scale),
     "rotate": (1, _draw_rotate, _apply_rotate),
+    "resizedcrop": (4, _draw_resized_crop, _apply_resized_crop),
 }

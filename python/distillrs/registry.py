@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from distillrs.errors import argument_error, unknown_name_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Needs = Literal["experts", "data", "teachers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,12 @@ class RecipeCard:
         optimisers: The paper's learning rate ("lr") and momentum for each parameter group of the objective.
         training: Settings of the experts' training that belong to the method, by the names of
             :class:`~distillrs.training.TrainingSettings`; what is not named is for the user to choose.
-        engine: The engine whose parts it puts together: "condense" or "diffusion".
+        engine: The engine whose parts it puts together: "condense", "diffusion", "knowledge", or "select" for systems
+            that choose among real data.
+        needs: Of a recipe that condenses, what it works from: "experts" (function of store, network, synthetic),
+            "data" (of x, y, networks, synthetic) or "teachers" (of x, y, per_class, teachers).
+        moves: Of a recipe that condenses, whether it gives an objective that moves a synthetic set; else it gives the
+            finished set.
     """
 
     id: str
@@ -41,6 +47,8 @@ class RecipeCard:
     optimisers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "condense"
+    needs: Needs = "experts"
+    moves: bool = True
 
 
 _cards: dict[str, RecipeCard] = {}
@@ -57,6 +65,8 @@ def recipe(
     optimisers: Mapping[str, Mapping[str, float]] | None = None,
     training: Mapping[str, Any] | None = None,
     engine: str = "condense",
+    needs: Needs = "experts",
+    moves: bool = True,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as a published system.
 
@@ -70,6 +80,8 @@ def recipe(
         optimisers: See :class:`RecipeCard`.
         training: See :class:`RecipeCard`.
         engine: See :class:`RecipeCard`.
+        needs: See :class:`RecipeCard`.
+        moves: See :class:`RecipeCard`.
 
     Returns:
         A decorator that returns the function unchanged but for its ``card`` attribute.
@@ -96,6 +108,8 @@ def recipe(
             optimisers or {},
             training or {},
             engine,
+            needs,
+            moves,
         )
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so

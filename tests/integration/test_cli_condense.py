@@ -68,7 +68,9 @@ def test_the_folder_holds_what_was_promised(finished):
     small, report = results(finished)
     assert small.images.shape == (10, 1, 8, 8)
     assert report["format"] == 1
-    assert set(report["accuracy"]) >= {"distilled", "random_real", "full_data"}
+    selected = {"k_center", "herding", "facility_location"}
+    assert set(report["accuracy"]) >= {"distilled", "random_real", "full_data"} | selected
+    assert {report["examples"][name] for name in selected} == {10}
     for entry in report["accuracy"].values():
         assert 0 <= entry["mean"] <= 1
         assert entry["seeds"] == [0, 1]
@@ -147,7 +149,29 @@ def test_every_recipe_runs_without_a_line_of_its_own(card, tmp_path):
     assert cli.main(tiny("--out", tmp_path, "--method", card.id, *words)) == exit_codes.SUCCESS
     small, report = results(tmp_path)
     assert report["method"]["id"] == card.id
-    assert (small.logits is not None) == ("random_real" in report["accuracy"] and card.id == "datm")
+    assert (small.logits is not None) == (card.id in ("datm", "rded", "random_real_soft_labels"))
+    assert {"experts", "teachers"} & set(report) == {card.needs} - {"data"}
+    assert len(report["distillation"]["losses"]) == (2 if card.moves else 0)
+
+
+def test_teachers_are_trained_once_and_give_the_controls_their_labels(tmp_path, capsys):
+    words = tiny("--method", "rded", "--store", tmp_path / "teachers", "--set", "evaluation.seeds=[0]")
+    outs = [tmp_path / "one", tmp_path / "two"]
+    stamps = []
+    for out in outs:
+        assert cli.main([*words, "--out", str(out)]) == exit_codes.SUCCESS
+        files = sorted((tmp_path / "teachers").rglob("teacher-*.safetensors"))
+        assert len(files) == 2
+        stamps.append([path.stat().st_mtime_ns for path in files])
+    assert stamps[0] == stamps[1]
+    assert_same_results(*outs)
+    assert results(outs[0])[1]["comparison"]["labels"] == "soft"
+    assert "none; the method gives the set as it is" in (outs[0] / "report.md").read_text()
+
+
+def test_experts_of_a_method_without_any_are_refused(tmp_path, capsys):
+    assert cli.main(["experts", *TINY, "--method", "dm", "--store", str(tmp_path)]) == exit_codes.USAGE
+    assert "method: got 'dm'" in capsys.readouterr().err
 
 
 def test_without_the_plot_extra_pictures_are_skipped_and_it_says_so(finished, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from distillrs import Step
 from distillrs.augment import Augmentation
 
-OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate", "resizedcrop")
 
 
 @st.composite

@@ -231,6 +231,25 @@ def test_other_sets_are_judged_the_same_way(digits, transform):
     assert "twice" in found.paired
 
 
+def test_selected_rows_are_real_examples_with_the_same_labels(digits, transform):
+    rows = torch.arange(10)
+    found = compare(mean_images(digits, transform), digits, factory, seeds=(0,), selected={"first": rows})
+    real = RealSet(transform.forward(digits.x_train[rows]), digits.y_train[rows], transform)
+    expected = compare(mean_images(digits, transform), digits, factory, seeds=(0,), others={"first": real})
+    assert found.accuracy["first"] == expected.accuracy["first"]
+    assert found.tuning["first"] == expected.tuning["first"]
+    teacher = Watched()
+    compare(soft(mean_images(digits, transform)), digits, factory, seeds=(0,), teacher=teacher, learning_rates=(),
+            selected={"first": rows})  # fmt: skip
+    assert any(torch.equal(asked, real.images) for asked in teacher.asked)
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([5000]), torch.tensor([-1]), torch.tensor([0.0]), [1]])
+def test_rows_that_are_none_are_refused(digits, transform, rows):
+    with pytest.raises(ArgumentError, match=r"^first: got"):
+        compare(mean_images(digits, transform), digits, factory, selected={"first": rows})
+
+
 def test_progress_counts_every_run_once(digits, transform):
     calls = []
     compare(mean_images(digits, transform), digits, factory, seeds=(0, 1), full_data_settings=FULL,

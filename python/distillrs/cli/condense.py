@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from distillrs.cli.folder import Folder
     from distillrs.cli.preparation import Prepared
     from distillrs.cli.settings import CondenseSettings
+    from distillrs.condense import Committee
     from distillrs.evaluate.accounting import Timer
+    from distillrs.trajectory import Store
 
 
 @dataclass(frozen=True)
 class Condense(Choices):
     """Condense a data set to a few synthetic examples, and judge them fairly.
 
-    Records expert trajectories, moves a small set until it trains like the real one, and compares it with random real
-    examples and with all of the data. OUT then holds condensed.safetensors, condensed.png, curve.png, report.md,
-    report.json and config.toml. After Ctrl-C the same command goes on where it stopped.
+    Records expert trajectories or trains teachers, if the method needs them, moves a small set until it trains like
+    the real one, and compares it with random and with selected real examples and with all of the data. OUT then holds
+    condensed.safetensors, condensed.png, curve.png, report.md, report.json and config.toml. After Ctrl-C the same
+    command goes on where it stopped.
 
     Example: distillrs condense --data digits --per-class 1 --method tesla --out out/demo
     """
@@ -121,17 +124,26 @@ def _run(prepared: Prepared, folder: Folder, timer: Timer, progress: Progress, w
     from distillrs.cli.judging import judge
     from distillrs.cli.recording import complete
     from distillrs.cli.results import make_report, write
+    from distillrs.cli.teaching import teach
 
-    with resumable(folder, timer, words):
-        with timer.phase("experts"):
-            store = complete(prepared, progress)
-        with store:
-            with timer.phase("distil"):
-                small, record = distil(prepared, store, folder, progress)
+    store: Store | None = None
+    teachers: Committee | None = None
+    store_bytes = 0
+    with resumable(folder, timer, words), contextlib.ExitStack() as stack:
+        if prepared.card.needs == "experts":
+            with timer.phase("experts"):
+                store = stack.enter_context(complete(prepared, progress))
+        elif prepared.card.needs == "teachers":
+            with timer.phase("teachers"):
+                teachers = teach(prepared, progress)
+            store_bytes = sum(path.stat().st_size for path in prepared.store_path.glob("teacher-*"))
+        with timer.phase("distil"):
+            small, record = distil(prepared, store, folder, progress, teachers)
+        if store is not None:
             store_bytes = store.info()["bytes"]
         small.save(folder.path)
         with timer.phase("evaluate"):
-            comparison = judge(prepared, small, progress)
+            comparison = judge(prepared, small, progress, teachers)
         report = make_report(prepared, small, record, comparison, timer.seconds, store_bytes, words)
         write(folder, prepared, small, record, report, progress)
     folder.finish()

@@ -19,7 +19,7 @@ from distillrs.errors import ArgumentError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distillrs.condense import CondensedSet, Synthetic
+    from distillrs.condense import Committee, CondensedSet, Synthetic
     from distillrs.trajectory import Store
 
 _SAVE_SECONDS = 15.0
@@ -56,23 +56,28 @@ class Record:
         self.validation.append((step, accuracy))
 
 
-def begin(prepared: Prepared, store: Store) -> tuple[Synthetic, Any]:
-    """The synthetic set as the recipe starts it, and the recipe's objective."""
+def begin(prepared: Prepared, store: Store | None, teachers: Committee | None = None) -> tuple[Synthetic, Any]:
+    """The synthetic set as the recipe starts it, and the recipe's objective; ``None`` if the set is finished."""
     card, settings = prepared.card, prepared.settings
+    given = options.arguments(card, "options", settings.method.options)
+    real = prepared.x_train, prepared.y_train
+    if not card.moves:
+        finished: Synthetic = card.function(*real, settings.per_class, teachers, seed=settings.seed, **given)
+        return finished.to(prepared.device), None
+    sources: dict[str, Any] = {"seed": settings.seed}
     network = prepared.network(settings.seed)
+    if card.needs == "experts":
+        sources |= {"store": store, "network": network}
     make_initial = options.functions(card)["initial"]
     synthetic: Synthetic = make_initial(
-        prepared.x_train,
-        prepared.y_train,
+        *real,
         settings.per_class,
-        store=store,
-        network=network,
-        seed=settings.seed,
+        **sources,
         **options.arguments(card, "initial", settings.method.initial),
     ).to(prepared.device)
-    given = options.arguments(card, "options", settings.method.options)
-    objective = card.function(store, network, synthetic, **given)
-    return synthetic, objective
+    if card.needs == "experts":
+        return synthetic, card.function(store, network, synthetic, **given)
+    return synthetic, card.function(*real, prepared.network, synthetic, **given)
 
 
 def condensed(prepared: Prepared, synthetic: Synthetic) -> CondensedSet:
@@ -84,7 +89,9 @@ def condensed(prepared: Prepared, synthetic: Synthetic) -> CondensedSet:
     )
 
 
-def distil(prepared: Prepared, store: Store, folder: Folder, progress: Progress) -> tuple[CondensedSet, Record]:
+def distil(
+    prepared: Prepared, store: Store | None, folder: Folder, progress: Progress, teachers: Committee | None = None
+) -> tuple[CondensedSet, Record]:
     """Moves the synthetic set and keeps its best state on the validation examples.
 
     The state is written from time to time and at an interruption; the same call then goes on from there and ends with
@@ -92,12 +99,13 @@ def distil(prepared: Prepared, store: Store, folder: Folder, progress: Progress)
 
     Args:
         prepared: See :func:`distillrs.cli.preparation.prepare`.
-        store: The experts.
+        store: The experts, for a method that needs them.
         folder: Where the state is kept.
         progress: Where to report.
+        teachers: For a method that needs them.
     """
     settings = prepared.settings.distillation
-    synthetic, objective = begin(prepared, store)
+    synthetic, objective = begin(prepared, store, teachers)
     validation = prepared.bundle.validation.through(prepared.transform)
     record, state = _restore(prepared, folder)
     first = 0 if state is None else int(state["next"])
@@ -105,6 +113,12 @@ def distil(prepared: Prepared, store: Store, folder: Folder, progress: Progress)
     def check(step: int) -> None:
         accuracy = validate(prepared, condensed(prepared, synthetic), validation)
         record.check(step, accuracy, synthetic.state_dict())
+
+    if objective is None:
+        with progress.phase("distil", 1, "sets") as phase:
+            check(0)
+            phase.update(1, validation=f"{record.best_accuracy:.1%}")
+        return condensed(prepared, synthetic.cpu()), record
 
     with interrupt.deferred() as request, progress.phase("distil", settings.steps, "steps", start=first) as phase:
         saved = time.monotonic()

@@ -47,6 +47,8 @@ class Experts(Choices):
 
         shard = parse_shard(self.shard) if self.shard is not None else launcher_shard(os.environ)
         prepared = load(self, messages)
+        if prepared.card.needs != "experts":
+            raise argument_error("method", prepared.card.id, "a method that learns from experts' trajectories")
         try:
             with interrupt.terminable():
                 outcomes = record(prepared, choose(messages, quiet=self.json), shard=shard)

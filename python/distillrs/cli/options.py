@@ -12,11 +12,12 @@ from distillrs.configuration import convert, describe, to_dict
 from distillrs.errors import ArgumentError, argument_error, unknown_name_error
 from distillrs.registry import RecipeCard
 
+_OF_DATA = ("x", "y", "per_class", "networks", "teachers")
 # What the command line itself hands to each part; the rest of a signature are options.
 _GIVEN = {
-    "options": ("store", "network", "synthetic", "seed", "teacher", "average"),
+    "options": ("store", "network", "synthetic", "seed", "teacher", "average", *_OF_DATA),
     "experts": ("network", "training"),
-    "initial": ("x", "y", "per_class", "store", "network", "seed"),
+    "initial": ("x", "y", "per_class", "store", "network", "seed", "teachers"),
 }
 PARTS = tuple(_GIVEN)
 # What recipes of other engines are called with.
@@ -56,7 +57,8 @@ def functions(card: RecipeCard) -> dict[str, Callable[..., Any]]:
     return {
         "options": card.function,
         "experts": card.experts or defaults.plain_experts,
-        "initial": card.initial or defaults.random_real,
+        # A recipe that gives the finished set has nothing to start from.
+        "initial": card.initial or (defaults.random_real if card.moves else defaults.nothing),
     }
 
 

@@ -79,12 +79,13 @@ class Prepared:
     @functools.cached_property
     def experts_description(self) -> dict[str, Any]:
         """All that decides the experts' trajectories."""
+        training = self.settings.experts.training.to_dict() if self.card.needs == "teachers" else None
         return {
             "data": self.bundle.fingerprint,
             "transform": self.settings.transform,
             # The options too: two networks may have the same parameters and compute something else with them.
             "network": {**asdict(self.settings.network), "layout": self.layout.fingerprint},
-            "experts": self.expert_training.describe(),
+            **({"experts": self.expert_training.describe()} if training is None else {"teachers": training}),
             "count": self.settings.experts.count,
             "codec": self.settings.experts.codec,
             "seed": self.settings.seed,

@@ -133,7 +133,7 @@ def preset(
     training = {"batch_size": budget.batch_size, "momentum": 0.9, "weight_decay": 5e-4}
     return {
         "network": {"name": network, "options": network_options(network, shape)},
-        "method": _options(budget, per_class, card),
+        "method": _options(budget, shape, per_class, card),
         "transform": "standardise",
         "experts": {
             "count": budget.experts,
@@ -170,7 +170,7 @@ def preset(
     }
 
 
-def _options(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dict[str, Any]]:
+def _options(budget: _Budget, shape: Sequence[int], per_class: int, card: RecipeCard) -> dict[str, dict[str, Any]]:
     """Lengths and windows that fit the experts, for those options that the recipe has."""
     last = budget.last[per_class >= _MANY]
     wanted: dict[str, dict[str, Any]] = {
@@ -185,6 +185,12 @@ def _options(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dic
         "initial": {"inner_lr": budget.inner_rate, "average": budget.average},
     }
     known = options_by_part(card)
+    if card.needs == "data":
+        # What a published run measures on 256 examples of a class, a minute on two processors measures on fewer.
+        several = per_class > 1
+        wanted["options"] |= {"real_per_class": 64, "every": 10 if several else 1, "inner_epochs": 10 if several else 1}
+        if len(shape) != 3:
+            wanted["options"]["augment"] = ""
     return {
         part: {name: value for name, value in wanted.get(part, {}).items() if name in known[part]} for part in PARTS
     }
@@ -192,6 +198,8 @@ def _options(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dic
 
 def _optimisers(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dict[str, float]]:
     """The paper's momenta with rates for this budget; groups that it does not know keep the paper's rates."""
+    if card.needs != "experts":
+        return {name: {"momentum": 0.0, **paper} for name, paper in card.optimisers.items()}
     # The inner loss is a mean over the examples, so the gradient of each falls as they get more.
     rate = budget.image_rate_beside_labels if "labels" in card.optimisers else budget.image_rate
     rates = {"images": rate * per_class, "inner_lr": budget.inner_rate_rate}

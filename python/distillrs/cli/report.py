@@ -184,6 +184,8 @@ def _name(key: str) -> str:
 
 
 def _distillation(distillation: Mapping[str, Any]) -> list[str]:
+    if not distillation["steps"]:
+        return ["- Distillation: none; the method gives the set as it is"]
     text = f"- Distillation: {distillation['steps']:,} steps"
     if distillation["best_step"] is not None:
         accuracy = percent(distillation["best_validation_accuracy"])

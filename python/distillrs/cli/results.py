@@ -15,6 +15,7 @@ from distillrs.cli.folder import CONFIG, Folder
 from distillrs.cli.preparation import Prepared
 from distillrs.cli.progress import Progress
 from distillrs.cli.recording import recorded
+from distillrs.cli.teaching import trained
 from distillrs.configuration import to_dict
 from distillrs.evaluate import accounting
 
@@ -46,21 +47,27 @@ def make_plan(prepared: Prepared) -> dict[str, Any]:
     parameters, experts = prepared.layout.size, settings.experts
     examples = settings.per_class * len(prepared.bundle.classes)
     numbers = prepared.bundle.x_train[0].numel()
+    steps = settings.distillation.steps if prepared.card.moves else 0
+    sources: dict[str, Any] = {}
+    if prepared.card.needs == "experts":
+        # Before the codec, which only makes it smaller.
+        store_bytes = experts.count * (experts.training.epochs + 1) * parameters * 4
+        sources["experts"] = {"recorded": recorded(prepared), "codec": experts.codec, "store_bytes": store_bytes}
+    elif prepared.card.needs == "teachers":
+        sources["teachers"] = {"recorded": trained(prepared), "store_bytes": experts.count * parameters * 4}
+    for source in sources.values():
+        source |= {"count": experts.count, "epochs": experts.training.epochs, "store": str(prepared.store_path)}
     return {
         "format": report.FORMAT,
         "data": describe_data(prepared.bundle),
         "method": prepared.card.id,
         "network": {"name": settings.network.name, "parameters": parameters},
-        "experts": {
-            "count": experts.count,
-            "recorded": recorded(prepared),
-            "epochs": experts.training.epochs,
-            "codec": experts.codec,
-            "store": str(prepared.store_path),
-            # Before the codec, which only makes it smaller.
-            "store_bytes": experts.count * (experts.training.epochs + 1) * parameters * 4,
+        **sources,
+        "distillation": {
+            "steps": steps,
+            "examples": examples,
+            "numbers": examples * numbers,
         },
-        "distillation": {"steps": settings.distillation.steps, "examples": examples, "numbers": examples * numbers},
         "evaluation": {"seeds": list(settings.evaluation.seeds)},
         "out": settings.out,
         "device": settings.device,
@@ -70,7 +77,7 @@ def make_plan(prepared: Prepared) -> dict[str, Any]:
 
 def plan_table(plan: Mapping[str, Any]) -> Table:
     """The plan for people."""
-    data, experts, distillation = plan["data"], plan["experts"], plan["distillation"]
+    data, distillation = plan["data"], plan["distillation"]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -81,11 +88,14 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
         f"examples of {shape}, {len(data['classes'])} classes",
     )
     table.add_row("network", f"{plan['network']['name']}, {plan['network']['parameters']:,} parameters")
-    table.add_row(
-        "experts",
-        f"{experts['count']} x {experts['epochs']} epochs, {experts['recorded']} recorded already; "
-        f"{report.size(experts['store_bytes'])} ({experts['codec']}) in {experts['store']}",
-    )
+    for name in ("experts", "teachers"):
+        if source := plan.get(name):
+            codec = f" ({source['codec']})" if "codec" in source else ""
+            table.add_row(
+                name,
+                f"{source['count']} x {source['epochs']} epochs, {source['recorded']} recorded already; "
+                f"{report.size(source['store_bytes'])}{codec} in {source['store']}",
+            )
     table.add_row("distil", f"{plan['method']}, {distillation['examples']} examples, {distillation['steps']:,} steps")
     table.add_row("evaluate", f"seeds {', '.join(map(str, plan['evaluation']['seeds']))}")
     table.add_row("results", f"{plan['out']} (device {plan['device']}, {plan['threads']} threads)")
@@ -117,7 +127,7 @@ def make_report(
         "peak_rss_bytes": accounting.peak_memory(),
         "comparison": compared,
         "distillation": {
-            "steps": settings.distillation.steps,
+            "steps": len(record.losses),
             "best_step": record.best_step,
             "best_validation_accuracy": record.best_accuracy,
             "skipped_steps": record.skipped,
@@ -125,12 +135,7 @@ def make_report(
             "losses": record.losses,
             "validation": [{"step": step, "accuracy": accuracy} for step, accuracy in record.validation],
         },
-        "experts": {
-            "count": settings.experts.count,
-            "store": str(prepared.store_path),
-            "bytes": store_bytes,
-            "description": prepared.experts_description,
-        },
+        **_sources(prepared, store_bytes),
         "data": describe_data(prepared.bundle),
         "method": {
             "id": card.id,
@@ -144,6 +149,18 @@ def make_report(
         "machine": report.machine(),
         "files": [*_ALWAYS, *(_PICTURES if pictures.available() else ())],
     }
+
+
+def _sources(prepared: Prepared, store_bytes: int) -> dict[str, Any]:
+    if prepared.card.needs == "data":
+        return {}
+    found = {
+        "count": prepared.settings.experts.count,
+        "store": str(prepared.store_path),
+        "bytes": store_bytes,
+        "description": prepared.experts_description,
+    }
+    return {prepared.card.needs: found}
 
 
 def write(

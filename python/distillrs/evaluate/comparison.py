@@ -107,6 +107,7 @@ def compare(
     learning_rates: Sequence[float] | None = None,
     teacher: nn.Module | Teacher | None = None,
     others: Mapping[str, SmallSet] | None = None,
+    selected: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     on_progress: Progress | None = None,
 ) -> Comparison:
@@ -137,6 +138,8 @@ def compare(
         teacher: For soft labels: gives logits [n, C] of examples in the network's input space. By default the mean
             probabilities of the networks trained on the full data.
         others: Further small sets by name, treated the same way. Their transform must be the distilled set's.
+        selected: Rows of the training part that were selected, by the name of how: each a further set of real
+            examples, with labels as the random real ones have them.
         device: Where networks are trained.
         on_progress: Called with (runs done, runs in all, name of the set).
 
@@ -149,7 +152,7 @@ def compare(
         TrainingDivergedError: A training run that diverged, after the rates that diverge were ruled out.
     """
     run = _Run(distilled, bundle, network_factory, tuple(seeds), settings, device, on_progress)
-    return run.compare(full_data_settings, learning_rates, teacher, dict(others or {}))
+    return run.compare(full_data_settings, learning_rates, teacher, dict(others or {}), dict(selected or {}))
 
 
 class _Run:
@@ -198,20 +201,25 @@ class _Run:
         learning_rates: Sequence[float] | None,
         teacher: nn.Module | Teacher | None,
         others: dict[str, SmallSet],
+        selected: dict[str, Tensor],
     ) -> Comparison:
         target = self.distilled.target()
         soft = target.is_floating_point()
         if soft and teacher is None and full_data_settings is None:
             raise argument_error("teacher", None, "a teacher, or full_data_settings to train one: the labels are soft")
         reserved = {DISTILLED, RANDOM_REAL, FULL_DATA, DISTILLED_HARD, EQUAL_BYTES}
-        if reserved & set(others):
-            raise argument_error("others", sorted(reserved & set(others)), f"names other than {sorted(reserved)}")
+        for argument, names in (("others", set(others)), ("selected", set(selected))):
+            if reserved & names:
+                raise argument_error(argument, sorted(reserved & names), f"names other than {sorted(reserved)}")
+            reserved |= names
+        for name, rows in selected.items():
+            _check_rows(name, rows, len(self.bundle.x_train))
         for name, other in {DISTILLED: self.distilled, **others}.items():
             self._check_set(name, other)
 
         counts = counts_of(target, self.classes)
         equal_bytes = self._equal_bytes()
-        small = [DISTILLED, RANDOM_REAL, *([DISTILLED_HARD] if soft else []), *others]
+        small = [DISTILLED, RANDOM_REAL, *selected, *([DISTILLED_HARD] if soft else []), *others]
         available = class_counts(self.bundle.y_train, self.classes)
         bought = min(equal_bytes["same_types"], sum(available))
         if bought > sum(counts):
@@ -230,6 +238,9 @@ class _Run:
             RANDOM_REAL, lambda seed: self._labelled(random_real(
                 self.bundle, counts, seed=seed, transform=self.transform), teacher if soft else None), rates
         )  # fmt: skip
+        for name, rows in selected.items():
+            real = self._labelled(self._real(rows), teacher if soft else None)
+            self._small_set(name, lambda seed, real=real: real, rates)  # type: ignore[misc]  # bound in this round
         if soft:
             hard = RealSet(self.distilled.images, target.argmax(1), self.transform)
             self._small_set(DISTILLED_HARD, lambda seed: hard, rates)
@@ -267,6 +278,10 @@ class _Run:
             settings=self.settings,
             full_data_settings=full_data_settings,
         )
+
+    def _real(self, rows: Tensor) -> RealSet:
+        images = self.transform.forward(self.bundle.x_train[rows])
+        return RealSet(images, self.bundle.y_train[rows], self.transform)
 
     def _check_set(self, name: str, data: SmallSet) -> None:
         if tuple(data.images.shape[1:]) != self.bundle.shape:
@@ -388,6 +403,14 @@ class _Run:
         self.done += 1
         if self.on_progress is not None:
             self.on_progress(self.done, self.total, name)
+
+
+def _check_rows(name: str, rows: Tensor, count: int) -> None:
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.ndim != 1 or not len(rows):
+        got = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise argument_error(name, got, "int64 rows [n], n >= 1")
+    if int(rows.min()) < 0 or int(rows.max()) >= count:
+        raise argument_error(name, f"rows {int(rows.min())} to {int(rows.max())}", f"rows from 0 to {count - 1}")
 
 
 def _full_data_last(figures: dict[str, T]) -> None:

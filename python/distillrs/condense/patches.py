@@ -1,0 +1,117 @@
+"""Patches of real images that teachers recognise, put together to new ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from distillrs import random
+from distillrs.augment import Augmentation
+from distillrs.condense.committee import Committee
+from distillrs.errors import DataError, argument_error
+from distillrs.step import Step
+
+
+def realistic_patches(
+    x: Tensor,
+    y: Tensor,
+    per_class: int,
+    teachers: Committee,
+    *,
+    candidates: int = 300,
+    crops: int = 5,
+    area: float = 0.5,
+    seed: int = 0,
+    batch: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """The patches of each class that teachers are surest of, at most one of each image.
+
+    Of ``candidates`` images of a class, drawn at random, each gives ``crops`` resized crops; its best is the one with
+    the lowest cross-entropy of its class under the teachers, and the best of the images are taken, the lowest first
+    (Sun et al., "On the Diversity and Realism of Distilled Dataset", CVPR 2024).
+
+    Args:
+        x: [n, ...] Real examples in the network's input space; crops are taken of images [n, C, H, W] alone.
+        y: int64 [n].
+        per_class: Patches of each class.
+        teachers: Who judges.
+        candidates: Images of a class that are looked at; a class with fewer gives all that it has.
+        crops: Of each image; 0 takes images as they are.
+        area: Smallest share of an image that a crop has.
+        seed: Of all draws.
+        batch: Images in one pass through the teachers.
+
+    Returns:
+        Patches [C * per_class, ...] of the size of x, class after class, and their classes.
+
+    Raises:
+        ArgumentError: A value that is not allowed.
+        DataError: A class has too few examples.
+    """
+    for name, value, least in (("per_class", per_class, 1), ("candidates", candidates, 1), ("crops", crops, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise argument_error(name, value, f"a whole number from {least}")
+    if candidates < per_class:
+        raise argument_error("candidates", candidates, f"at least per_class, {per_class}")
+    if crops and x.ndim != 4:
+        raise argument_error("crops", crops, f"0 for examples of shape {tuple(x.shape[1:])}: crops are of images")
+    if y.dtype != torch.int64 or y.shape != x.shape[:1] or not len(y):
+        raise argument_error("y", f"{y.dtype} {tuple(y.shape)}", f"int64 [{len(x)}], not empty")
+    crop = Augmentation("resizedcrop", resizedcrop=area)
+    step = Step(0, seed=seed)
+    found: list[Tensor] = []
+    labels: list[Tensor] = []
+    for label in range(int(y.max()) + 1):
+        members = (y == label).nonzero()[:, 0].cpu()
+        if len(members) < per_class:
+            raise DataError(
+                f"per_class: got {per_class}, but class {label} has {len(members)} of the {len(y)} examples; "
+                "allowed is at most the size of the smallest class"
+            )
+        drawn = random.choice(len(members), min(candidates, len(members)), step=step, name=f"candidates/{label}")
+        rows = members[drawn]
+        images = x[rows.to(x.device)]
+        losses: list[Tensor] = []
+        views: list[Tensor] = []
+        for number in range(max(1, crops)):
+            seen = images
+            if crops:
+                plan = crop.plan(rows, step=replace(step, index=number), name="patch", shape=tuple(x.shape[1:]))
+                seen = crop.apply(images, plan)
+            logits = teachers.vote(seen, batch=batch)
+            losses.append(-logits.log_softmax(1)[:, label])
+            views.append(seen)
+        best, which = torch.stack(losses).min(0)
+        order = best.sort(stable=True).indices[:per_class]
+        found.append(torch.stack(views)[which[order], order])
+        labels.append(torch.full((per_class,), label, device=x.device))
+    return torch.cat(found), torch.cat(labels)
+
+
+def mosaic(patches: Tensor, factor: int) -> Tensor:
+    """Images of ``factor`` x ``factor`` patches each, shrunk by area, in rows.
+
+    Args:
+        patches: [n factor^2, C, H, W], H and W multiples of ``factor``; [n, ...] of any shape for factor 1.
+        factor: Patches along a side.
+
+    Returns:
+        [n, C, H, W].
+
+    Raises:
+        ArgumentError: Shapes that do not fit.
+    """
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise argument_error("factor", factor, "a positive integer")
+    if factor == 1:
+        return patches
+    if patches.ndim != 4 or len(patches) % factor**2 or patches.shape[2] % factor or patches.shape[3] % factor:
+        allowed = f"images [n, C, H, W] with n a multiple of {factor**2}, H and W of {factor}"
+        raise argument_error("patches", tuple(patches.shape), allowed)
+    count, channels, height, width = patches.shape
+    # The mean of factor x factor pixels: what scaling by area is for a whole ratio.
+    small = patches.reshape(count, channels, height // factor, factor, width // factor, factor).mean((3, 5))
+    grid = small.reshape(-1, factor, factor, channels, height // factor, width // factor)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
