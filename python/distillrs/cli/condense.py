@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from distillrs.cli.folder import Folder
     from distillrs.cli.preparation import Prepared
     from distillrs.cli.settings import CondenseSettings
+    from distillrs.condense import Committee
     from distillrs.evaluate.accounting import Timer
+    from distillrs.trajectory import Store
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,9 @@ def _run(prepared: Prepared, folder: Folder, timer: Timer, progress: Progress, w
     from distillrs.cli.results import make_report, write
     from distillrs.cli.teaching import teach
 
-    store, teachers, store_bytes = None, None, 0
+    store: Store | None = None
+    teachers: Committee | None = None
+    store_bytes = 0
     with _resumable(folder, timer, words), contextlib.ExitStack() as stack:
         if prepared.card.needs == "experts":
             with timer.phase("experts"):

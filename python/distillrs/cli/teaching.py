@@ -43,6 +43,10 @@ def teach(prepared: Prepared, progress: Progress) -> Committee:
         for number in range(settings.count):
             seed = random.generator_seed(Step(0, seed=prepared.settings.seed), f"teacher/{number}")
             network, done = prepared.network(seed), number * epochs
+
+            def report(epoch: int, _: nn.Module, done: int = done) -> None:
+                phase.update(done + epoch + 1)
+
             if not _restore(network, _file(prepared, number)):
                 train(
                     network,
@@ -50,7 +54,7 @@ def teach(prepared: Prepared, progress: Progress) -> Committee:
                     prepared.y_train,
                     settings.training,
                     seed=seed,
-                    after_epoch=lambda epoch, _, done=done: phase.update(done + epoch + 1),  # type: ignore[misc]  # bound in this round
+                    after_epoch=report,
                 )
                 _write(network, _file(prepared, number))
             phase.update(done + epochs)

@@ -61,7 +61,8 @@ def realistic_patches(
         raise argument_error("y", f"{y.dtype} {tuple(y.shape)}", f"int64 [{len(x)}], not empty")
     crop = Augmentation("resizedcrop", resizedcrop=area)
     step = Step(0, seed=seed)
-    found, labels = [], []
+    found: list[Tensor] = []
+    labels: list[Tensor] = []
     for label in range(int(y.max()) + 1):
         members = (y == label).nonzero()[:, 0].cpu()
         if len(members) < per_class:
@@ -72,7 +73,8 @@ def realistic_patches(
         drawn = random.choice(len(members), min(candidates, len(members)), step=step, name=f"candidates/{label}")
         rows = members[drawn]
         images = x[rows.to(x.device)]
-        losses, views = [], []
+        losses: list[Tensor] = []
+        views: list[Tensor] = []
         for number in range(max(1, crops)):
             seen = images
             if crops:
