@@ -95,7 +95,8 @@ class Recovery(nn.Module):
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
         self.synthetic.project()
         images, labels = self._seen(self.synthetic.examples(), step), self.synthetic.targets()
-        errors, gaps = [], []
+        errors: list[Tensor] = []
+        gaps: list[Tensor] = []
         for number, rows in enumerate(self._groups):
             chosen = self.teachers.draw(self.members, step=step, name="recovering members", unit=number)
             for member, weight in zip(chosen, self.teachers.weights(chosen), strict=True):
@@ -145,7 +146,7 @@ def one_of_each_class(labels: Tensor) -> list[Tensor]:
         Tensors of rows int64, each row in one of them; the last groups lack the classes that have fewer.
     """
     rank = torch.zeros_like(labels)
-    for label in labels.unique():
+    for label in range(int(labels.max()) + 1):
         rows = labels == label
         rank[rows] = torch.arange(int(rows.sum()), device=labels.device)
     return [(rank == number).nonzero()[:, 0] for number in range(int(rank.max()) + 1)]
