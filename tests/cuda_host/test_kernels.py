@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from cuda_host import nvrtc
-from cuda_host.host import HostLoader
+from cuda_host.host import HostLoader, KernelError
 from distillrs import _core, ops
-from distillrs.ops._cuda import _farthest, _launcher, _mixture, _module, _parts, _sources, _statistics, _store
+from distillrs.ops._cuda import _energy, _farthest, _launcher, _mixture, _module, _parts, _sources, _statistics, _store
 from distillrs.trajectory.buffers import memory
 
 TYPES = ["float", "__nv_bfloat16", "__half"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Which macros name types of values in each source, and its kernels where they do not have its name.
 MACROS = {
+    "energy.cu": ("ROWS", "POINTS"),
     "farthest_first.cu": ("POINTS",),
     "mixture_denoiser.cu": ("ROWS", "POINTS"),
     "row_divergence.cu": ("STUDENT", "TEACHER"),
@@ -24,7 +25,10 @@ MACROS = {
     "sparse_divergence.cu": ("STUDENT",),
     "store_decode.cu": (),
 }
-KERNELS = {"mixture_denoiser.cu": ["mixture_posterior", "mixture_covariance"]}
+KERNELS = {
+    "energy.cu": ["energy_values", "energy_slopes"],
+    "mixture_denoiser.cu": ["mixture_posterior", "mixture_covariance"],
+}
 SEEDS = [0, 1, 5]
 ALL = [
     ops.ForwardKL(),
@@ -141,6 +145,52 @@ def test_mixture_denoiser_has_no_race_and_one_result(types, weighted):
     assert all(torch.isfinite(value).all() for value in results[0])
 
 
+@pytest.mark.parametrize(
+    ("kernel", "types", "weighted"),
+    [(ops.Gaussian((0.5, 3.0)), DTYPES[:2], False), (ops.Polynomial(3, 0.1, 1.0), DTYPES[::-2], True)],
+)
+def test_energy_has_no_race_and_one_result(kernel, types, weighted):
+    # More than a tile of everything, and a part of one.
+    x, y = logits(35, 70, dtype=types[0]), logits(80, 70, seed=1, dtype=types[1])
+    weights = logits(80, seed=2) if weighted else None
+
+    def run():
+        leaves = [value.clone().requires_grad_() for value in (x, y)]
+        found = ops.energy(*leaves, kernel, y_weights=weights, backend="cuda")
+        return [found.detach(), *torch.autograd.grad(found, leaves)]
+
+    results = checked(run)
+    assert_equal(results)
+    assert all(torch.isfinite(value.float()).all() for value in results[0])
+
+
+def test_energy_without_its_barrier_is_a_race():
+    """The slopes of a tile are written by other threads than those that read them."""
+    text = _sources.source("energy.cu")
+    barrier = "      __syncthreads();\n      const unsigned f = threadIdx.x % kPoints;"
+    assert text.count(barrier) == 1
+    planted = text.replace(barrier, barrier.split("\n")[1])
+    x = logits(3, 5)
+    loader = HostLoader("check", 1)
+    arguments = {"ROWS": "float", "POINTS": "float"}
+    module = loader.load(planted, "energy.cu", arguments, torch.device("cpu"))
+    launcher = _launcher.Launcher(_Fixed(module))
+    with _launcher.serving(launcher), pytest.raises(KernelError, match="race"):
+        _energy.slopes(x, x.flip(0), ops.Gaussian(), None, None)
+
+
+class _Fixed:
+    """Loads one module, whatever it is asked for."""
+
+    device_type = "cpu"
+
+    def __init__(self, module):
+        self._module = module
+
+    def load(self, *_):
+        return self._module
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_farthest_first_has_no_race_and_one_result(dtype):
     points = logits(30, 40, dtype=dtype).round()
@@ -179,6 +229,34 @@ def test_store_decode_has_no_race_and_one_result(k, code):
     assert torch.equal(log_probs.isfinite().all(1), places >= 0)
     assert torch.equal(ids[3], ids[4])
     assert not tail[places < 0].any()
+
+
+def test_an_absent_entry_ends_its_row_beyond_a_warp_s_entries():
+    """Those behind it are absent whatever their steps say, also where the next 32 begin."""
+    packed, layout = packed_rows(70, "u8")
+    rows = packed.reshape(7, -1)
+    # The code of entry e lies at codes_at + e - 1. Row 1 ends within the first 32, row 2 with the last of them, row 3
+    # with the first of the second, row 4 nowhere; all have ordinary steps behind.
+    ends = {1: 20, 2: 31, 3: 32, 5: 69, 6: 1}
+    for row, end in ends.items():
+        rows[row, layout.codes_at + end - 1] = 255
+        assert (rows[row, layout.codes_at + end :][: 69 - end] != 255).all()
+
+    def run():
+        return _store.unpack(layout, rows, None, 7, torch.int64)
+
+    results = checked(run)
+    assert_equal(results)
+    log_probs = results[0][1]
+    for row in range(7):
+        end = ends.get(row, 70)
+        assert log_probs[row, :end].isfinite().all()
+        assert (log_probs[row, end:] == -torch.inf).all()
+    steps = rows[:, layout.codes_at : layout.codes_at + 69].long().cumsum(1).float()
+    head = rows[:, layout.head_at : layout.head_at + 6].contiguous()
+    top, scale = head[:, :4].contiguous().view(torch.float32), head[:, 4:].contiguous().view(torch.float16).float()
+    expected = torch.cat([top, top - scale * steps], 1)
+    assert torch.equal(log_probs, torch.where(log_probs.isfinite(), expected, log_probs))
 
 
 @pytest.mark.parametrize("code", ["u8", "f16"])
@@ -279,7 +357,7 @@ def test_sources_compile_for_every_architecture_and_type(name, architecture):
     for types in itertools.product(TYPES, repeat=len(MACROS[name])):
         if len(set(types)) > 1 and architecture != "sm_90":
             continue  # what differs between architectures does not differ between pairs of types
-        if name == "mixture_denoiser.cu" and len(set(types)) > 1 and types[0] != "float":
+        if name in ("energy.cu", "mixture_denoiser.cu") and len(set(types)) > 1 and types[0] != "float":
             continue  # rows and points are only widened, each alone
         flags = _module.options(dict(zip(MACROS[name], types, strict=True)))
         # cupy flushes subnormal numbers; what the machine code does with them is not looked at here.
@@ -315,6 +393,7 @@ def test_constants_that_python_repeats_are_those_of_the_sources():
             },
         ),
         (["mixture_denoiser.cu"], {"kRows": _mixture.ROWS, "kPoints": _mixture.POINTS}),
+        (["energy.cu"], {"kRows": _energy.ROWS, "kPoints": _energy.POINTS}),
         (["store_decode.cu"], {"kWarps": _store.WARPS}),
     ]:
         text = "".join(_sources.source(name) for name in names)
@@ -323,6 +402,7 @@ def test_constants_that_python_repeats_are_those_of_the_sources():
     for names, threads in [
         (of_rows, _launcher.MAX_THREADS),
         (["mixture_denoiser.cu"], _mixture.THREADS),
+        (["energy.cu"], _energy.THREADS),
         (["store_decode.cu"], 32 * _store.WARPS),
         (["farthest_first.cu"], _farthest.THREADS),
     ]:
@@ -332,3 +412,6 @@ def test_constants_that_python_repeats_are_those_of_the_sources():
     order = re.search(r"enum Kind \{([^}]*)\}", text)[1].replace(" ", "").split(",")
     assert order == [f"k{divergence.__name__}" for divergence in _parts.KINDS]
     assert list(_parts.KINDS.values()) == list(range(len(order)))
+    order = re.search(r"enum Kind \{([^}]*)\}", _sources.source("energy.cu"))[1].replace(" ", "").split(",")
+    assert order == [f"k{kernel.__name__}" for kernel in _energy.KINDS]
+    assert list(_energy.KINDS.values()) == list(range(len(order)))

@@ -9,6 +9,7 @@ from hypothesis import given
 
 from distillrs import ops, select
 from distillrs.trajectory import UNCHECKED, TeacherCache
+from property import test_energy_properties as energies
 from property import test_mixture_properties as mixtures
 from property import test_row_divergence_properties as divergences
 from property import test_row_statistics_properties as statistics
@@ -104,6 +105,20 @@ def test_mixtures(which, case):
     size = 1 + float(data.abs().max())
     for mine, true in zip([found[1], *found[2]], [exact[1], *exact[2]], strict=True):
         mixtures.assert_close(mine, true, 2e-5 * size)
+
+
+@given(case=energies.cases())
+def test_energies(case):
+    kernel, points, weights = case
+    there = [value.float().cuda().requires_grad_() for value in points]
+    wide = [value.clone().requires_grad_() for value in points]
+    named = {"x_weights": weights[0], "y_weights": weights[1]}
+    found, exact = ops.energy(*there, kernel, **moved(named), backend="cuda"), ops.energy(*wide, kernel, **named)
+    assert abs(float(found.detach()) - float(exact.detach())) <= 2e-6 * energies.sum_of_sizes(kernel, points, weights)
+    mine, true = torch.autograd.grad(found, there), torch.autograd.grad(exact, wide)
+    slope = max([1.0, *(float(value.abs().max()) for value in true if value.numel())])
+    for one, other in zip(mine, true, strict=True):
+        torch.testing.assert_close(one.cpu().double(), other, rtol=4e-5, atol=4e-6 * slope)
 
 
 @pytest.mark.parametrize("code", ["u8", "f16"])

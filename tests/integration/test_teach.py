@@ -222,17 +222,32 @@ def test_another_model_is_refused(folder, tmp_path):
     other, _ = integration.load(make_model(tmp_path / "other", seed=1))
     with pytest.raises(SchemaMismatch, match=r"teacher .* there, .* in use"):
         integration.teach(other, tokenizer, TEXTS[:2], tmp_path / "c", k=8)
+    tokenizer.truncation_side = "left"
+    with pytest.raises(SchemaMismatch, match=r"template .* there, .* in use"):
+        integration.teach(model, tokenizer, TEXTS[:2], tmp_path / "c", k=8)
 
 
 def test_arguments_that_do_not_fit_are_refused(folder, tmp_path):
     model, tokenizer = integration.load(folder)
-    for wrong in ({"max_length": 0}, {"batch_size": 1.5}, {"shard": (2, 2)}, {"k": 400}):
+    several = ({"shard": shard} for shard in ((2, 2), "0/1", (0, 1, 2), (0.0, 1)))
+    for wrong in ({"max_length": 0}, {"batch_size": 1.5}, {"k": 400}, *several):
         with pytest.raises(ArgumentError, match=f"^{next(iter(wrong))}"):
             integration.teach(model, tokenizer, TEXTS, tmp_path / "c", **wrong)
     with pytest.raises(ArgumentError, match="texts"):
         integration.teach(model, tokenizer, "text", tmp_path / "c")
+    with pytest.raises(ArgumentError, match=r"^texts: got 'generator'"):
+        integration.teach(model, tokenizer, (text for text in TEXTS), tmp_path / "c")
     with pytest.raises(DataError, match="holds no model"):
         integration.load(tmp_path)
+
+
+def test_documents_beyond_the_models_positions_are_refused(folder, tmp_path):
+    _, tokenizer = integration.load(folder)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=310, n_positions=16, **sizes))
+    with pytest.raises(ArgumentError, match=r"^max_length: got '512, with a document of \d+ tokens', allowed is .* 16"):
+        integration.teach(model, tokenizer, ["short", "qz" * 40], tmp_path / "c", k=4)
+    assert integration.teach(model, tokenizer, ["qz" * 40], tmp_path / "d", k=4, max_length=16).tokens == 16
 
 
 def test_texts_of_files(tmp_path):
@@ -248,6 +263,16 @@ def test_texts_of_files(tmp_path):
         lines.write_text(content)
         with pytest.raises(DataError, match=message):
             integration.read_texts(lines)
+    for path, content in ((plain, "one"), (lines, '{"text": "one"}')):
+        path.write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert integration.read_texts(path) == ["one"]
+    lines.write_text('"a"\n{"text": "a\\ud800"}')
+    with pytest.raises(DataError, match="line 2 has half a character"):
+        integration.read_texts(lines)
+    lines.write_text('"\\ud83d\\ude00"')
+    assert integration.read_texts(lines) == ["\U0001f600"]
+    with pytest.raises(DataError, match="is a folder"):
+        integration.read_texts(tmp_path)
     lines.write_bytes(b"\xff")
     with pytest.raises(DataError, match="UTF-8"):
         integration.read_texts(lines)

@@ -143,7 +143,7 @@ def test_known_texts_are_cut_as_written_here():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_two_tokenizers_has_chunks_that_both_reach(kind):
+def test_a_batch_of_two_tokenizers_has_chunks_that_both_reach(kind, monkeypatch):
     collate = hooks.AcrossTokenizers(tokenizer("bytes"), tokenizer(kind), max_length=64, teacher_max_length=64)
     texts = ["the cat sat on the mat", "naïve 🙂 ok"]
     found = collate([{"text": text} for text in texts])
@@ -156,6 +156,12 @@ def test_a_batch_of_two_tokenizers_has_chunks_that_both_reach(kind):
         assert ends[0] == ends[1]
         assert ends[0][-1] == len(texts[row].encode())
     assert torch.equal(found["labels"] == -100, found["attention_mask"] == 0)
+    with pytest.raises(ArgumentError, match=r"^examples\[1\]: got \"NoneType for 'text'\""):
+        collate(["a", {"body": "b"}])
+    monkeypatch.setattr(tokenizer(kind), "truncation_side", "left")
+    assert len(hooks.token_spans(tokenizer(kind), texts).spans) == 2
+    with pytest.raises(ArgumentError, match=r"^tokenizer: got"):
+        hooks.token_spans(tokenizer(kind), texts, max_length=4)
 
 
 def test_vocabularies_are_bytes_with_their_leading_space():

@@ -240,6 +240,8 @@ def test_objectives_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ArgumentError, match="objective"):
         Distil(accelerate.Accelerator(cpu=True), TwoTurns())
     objective = tiny.make()
+    with pytest.raises(ArgumentError, match=r"^label_smoothing_factor: got 0.1, .*Labels\(smoothing"):
+        tiny.trainer_of(tmp_path, objective, label_smoothing_factor=0.1)
     trainer = tiny.trainer_of(tmp_path, objective)
     trainer.optimizer = torch.optim.SGD(objective.student.parameters(), lr=0.1)
     with pytest.raises(ArgumentError, match=r"optimizers: got 'an optimiser without \d+ of them'"):

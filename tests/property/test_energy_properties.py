@@ -38,6 +38,81 @@ def textbook(kernel, x, y):
     raise AssertionError(kernel)
 
 
+@st.composite
+def cases(draw):
+    """Two sets in float64 whose values are those of float32, weights of each, and a kernel."""
+    sizes = draw(st.tuples(st.integers(0, 9) | st.just(70), st.integers(0, 9) | st.just(130)))
+    features = draw(st.sampled_from([(), (1,), (5,), (2, 3), (67,)]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator).double()
+
+    kernel, offset = draw(kernels), draw(st.sampled_from([0.0, 100.0]))
+    shift = 0.0 if isinstance(kernel, ops.Polynomial) else offset
+    # A kernel of far points alone would say nothing.
+    spread = math.prod(features) ** -0.5
+    points = [(normal(size, *features) * spread + shift).float().double() for size in sizes]
+    weights = [normal(size) if draw(st.booleans()) else None for size in sizes]
+    return kernel, points, weights
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+@given(case=cases())
+def test_float32_values_and_gradients_give_what_their_rounding_allows(backend, case):
+    kernel, points, weights = case
+    # Not contiguous.
+    leaves = [torch.stack([value, value], -1).float()[..., 0].requires_grad_() for value in points]
+    named = {"x_weights": weights[0], "y_weights": weights[1]}
+    found = ops.energy(*leaves, kernel, **named, backend=backend)
+    wide = [value.clone().requires_grad_() for value in points]
+    exact = ops.energy(*wide, kernel, **named, backend="torch")
+    assert found.dtype == torch.float32
+    # What a sum with signs is a difference of.
+    size = sum_of_sizes(kernel, points, weights)
+    assert abs(float(found.detach()) - float(exact.detach())) <= 1e-6 * size
+    mine, true = (torch.autograd.grad(1.7 * value, inputs) for value, inputs in ((found, leaves), (exact, wide)))
+    slope = 1.7 * max([1.0, *(float(value.abs().max()) for value in true if value.numel())])
+    for one, other in zip(mine, true, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=2e-5, atol=2e-6 * slope)
+
+
+def sum_of_sizes(kernel, points, weights):
+    a, b = (torch.ones(len(p), dtype=torch.float64) if w is None else w for p, w in zip(points, weights, strict=True))
+    if isinstance(kernel, ops.Polynomial):
+        kernel = ops.Polynomial(kernel.degree, abs(kernel.scale), abs(kernel.offset))
+        points = [value.abs() for value in points]
+    return float(a.abs() @ textbook(kernel, *points).abs() @ b.abs())
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_the_kernels_keep_what_is_not_a_number_in_its_row(backend):
+    x, y = torch.zeros(3, 2), torch.ones(70, 2)
+    x[1, 0] = torch.nan
+    leaf = x.clone().requires_grad_()
+    found = ops.energy(leaf, y, ops.Gaussian(), backend=backend)
+    (gradient,) = torch.autograd.grad(found, leaf)
+    assert found.isnan()
+    assert gradient.isnan().all(1).tolist() == [False, True, False]
+    # Infinitely far counts for nothing, or for everything.
+    x[1, 0] = torch.inf
+    for kernel, expected in ((ops.Gaussian(), 140 * math.exp(-1)), (ops.NegativeDistance(), -math.inf)):
+        assert math.isclose(float(ops.energy(x, y, kernel, backend=backend)), expected, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_one_set_beside_itself_on_the_kernels(backend):
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) + 50
+    x[7] = x[2]
+    for kernel in (ops.Laplacian(), ops.NegativeDistance()):
+        leaf, wide = x.clone().requires_grad_(), x.double().requires_grad_()
+        found, exact = ops.energy(leaf, leaf, kernel, backend=backend), ops.energy(wide, wide, kernel)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
+        mine, true = torch.autograd.grad(found, leaf)[0], torch.autograd.grad(exact, wide)[0]
+        torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-5)
+
+
 @given(
     kernel=kernels,
     sizes=st.tuples(st.integers(0, 9) | st.just(300), st.integers(0, 9) | st.just(40)),
@@ -153,12 +228,28 @@ def test_second_derivatives_are_refused():
         ({"x_weights": torch.ones(3)}, r"x_weights: got 'the shape \(3,\)"),
         ({"y_weights": [1.0]}, "y_weights: got 'list'"),
         ({"y_weights": torch.ones(4).requires_grad_()}, "y_weights: got 'a tensor that requires gradients'"),
+        ({"backend": "gpu"}, "backend: got 'gpu'"),
+        ({"backend": "rust"}, "backend: got \"'rust'\""),
+        ({"backend": "cuda"}, "backend: got \"'cuda' with tensors on cpu\""),
     ],
 )
 def test_what_is_not_allowed_is_refused_by_name(change, message):
     arguments = {"x": torch.zeros(2, 3), "y": torch.zeros(4, 3), "kernel": ops.Gaussian(), **change}
     with pytest.raises(ArgumentError, match=message):
         ops.energy(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_the_kernels_refuse_what_they_have_not(backend):
+    class Mine(ops.Gaussian):
+        pass
+
+    x = torch.zeros(2, 3)
+    for points, kernel, message in ((x.double(), ops.Gaussian(), "torch.float64"), (x, Mine(), "the kernel")):
+        with pytest.raises(ArgumentError, match=f"backend: got .*'cuda' with {message}"):
+            ops.energy(points, points, kernel, backend=backend)
+        # The reference has a meaning for any.
+        assert float(ops.energy(points, points, kernel)) == 4.0
 
 
 def test_kernels_refuse_what_they_cannot_be():

@@ -213,6 +213,9 @@ def test_batches_that_do_not_fit_are_named():
         found(data | {"chunks": data["chunks"][:, 1:]})
     with pytest.raises(ArgumentError, match=r"batch\['chunks'\]: got '?chunks from 0 to 3"):
         found(data | {"chunks": torch.arange(4).expand(2, 4).contiguous()})
+    longer = {name: torch.cat([data[name]] * 2) for name in ("teacher_input_ids", "teacher_chunks")}
+    with pytest.raises(ArgumentError, match=r"^teacher: got '4 rows', allowed is 2, the student's"):
+        found(data | longer)
 
 
 def test_large_batches_are_their_parts_at_any_thread_count():

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 
 import pytest
 import torch
 
 from distillrs import configuration
-from distillrs.cli.distilling import _same_identity
 from distillrs.cli.folder import CONFIG, Folder
 from distillrs.cli.settings import (
     CondenseSettings,
@@ -18,6 +16,7 @@ from distillrs.cli.settings import (
     NetworkSettings,
     OptimiserSettings,
     identity,
+    same_identity,
 )
 from distillrs.errors import ArgumentError
 from distillrs.training import TrainingSettings
@@ -152,11 +151,11 @@ def test_a_folder_in_which_another_run_is_at_work_is_refused(tmp_path):
 
 
 def test_an_unfinished_run_is_known_by_the_values_of_its_configuration():
-    prepared = types.SimpleNamespace(settings=settings())
-    kept = configuration.to_toml(identity(prepared.settings))
+    wanted = settings()
+    kept = configuration.to_toml(identity(wanted))
     assert "learning_rate = 0.1" in kept
-    assert _same_identity(kept, prepared)
-    assert _same_identity(kept.replace("inner_steps = 20", "inner_steps = 20.0"), prepared)
-    assert not _same_identity(kept.replace("learning_rate = 0.1", "learning_rate = 0.2"), prepared)
-    assert not _same_identity("no = toml = at all", prepared)
-    assert not _same_identity(None, prepared)
+    assert same_identity(kept, wanted)
+    assert same_identity(kept.replace("inner_steps = 20", "inner_steps = 20.0"), wanted)
+    assert not same_identity(kept.replace("learning_rate = 0.1", "learning_rate = 0.2"), wanted)
+    assert not same_identity("no = toml = at all", wanted)
+    assert not same_identity(None, wanted)

@@ -342,6 +342,20 @@ class TestDraws:
             student(part).logits.square().mean().backward()
         assert all(each.grad is not None for each in router.scores.values())
         assert form.materialise(student) is not None
+        # With the graph of a step in it, before and after its backward pass: averages and trainers copy then.
+        pending = student(ids()).logits.square().mean()
+        other = copy.deepcopy(student)
+        assert router_of(other).spent.item() == router.spent.item()
+        assert not router_of(other).spent.requires_grad
+        assert torch.equal(other(ids()).logits, student(ids()).logits)
+        router_of(other).begin_step(dr.Step(3, total=10))
+        other(ids()).logits.square().mean().backward()
+        assert all(each.grad is not None for each in router_of(other).scores.values())
+        before = router.scores["heads"].grad.clone()
+        pending.backward()
+        assert not torch.equal(router.scores["heads"].grad, before)
+        assert not any(value.requires_grad for value in student.state_dict(keep_vars=True).values()
+                       if not isinstance(value, torch.nn.Parameter))  # fmt: skip
         student.eval()
         logits(student)
         copied = copy.deepcopy(student)

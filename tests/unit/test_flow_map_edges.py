@@ -82,7 +82,9 @@ def test_a_head_that_ends_in_the_data_learns_the_data():
 
 
 def test_an_empty_batch_gives_zero():
-    assert float(recipes.shortcut(Net())(Batch(X0[:0]), STEP).total.detach()) == 0
+    loss = recipes.shortcut(Net())(Batch(X0[:0]), STEP)
+    assert float(loss.total.detach()) == 0
+    assert all(float(value) == 0 for value in loss.terms.values())
 
 
 def test_masked_rows_are_not_in_the_terms():

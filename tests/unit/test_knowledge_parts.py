@@ -343,6 +343,12 @@ def test_a_ring_of_past_weights_is_the_student_of_then_and_is_saved():
     mean = (history[3](x).softmax(1) + history[6](x).softmax(1)).detach() / 2
     torch.testing.assert_close(found, kl(mean, student(x).softmax(1)).mean().detach())
     assert not list(ring.parameters())
+    early = Objective(network(seed=4), kn.SnapshotRing(2, every=3), [Term(LOGITS)])
+    with torch.no_grad():
+        assert float(early((x, y), 0).total.abs()) < 1e-9
+    assert early.teachers["main"].taken_at == []
+    assert float(early((x, y), 0).total.detach().abs()) < 1e-9
+    assert early.teachers["main"].taken_at == [0]
     rest, _, _, _ = run(8, run(5)[3])
     for one, other in zip(rest.parameters(), student.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -11,6 +11,7 @@ from distillrs.errors import ArgumentError
 from distillrs.knowledge import Labels, Objective, Output, Term
 
 LOGITS = Output("logits")
+NAN = torch.full((6,), float("nan"))
 TERM = Term(LOGITS, target=Labels())
 
 
@@ -28,6 +29,10 @@ def value(term, teacher=None, labels=None, step=0):
     x = torch.randn(6, 5).double()
     labels = torch.arange(6) % 3 if labels is None else labels
     return Objective(network(), frozen() if teacher is None else teacher, [term])((x, labels, torch.arange(6)), step)
+
+
+def decoupled(labels):
+    return value(Term(LOGITS, divergence=kn.DecoupledKL()), labels=torch.tensor(labels))
 
 
 def mixed(share):
@@ -87,6 +92,70 @@ def mixed(share):
         ),
         (lambda: kn.InfoNCE(process_group=1), "^process_group: got 'int'"),
         (lambda: kn.NoiseContrast(4, 3, process_group=True), "^process_group: got 'bool'"),
+        (lambda: kn.DecoupledKL("a"), "^alpha: got 'a', allowed is a number from 0"),
+        (lambda: kn.DecoupledKL(beta=float("nan")), "^beta: got nan"),
+        (lambda: decoupled([0, 1, 2, 3, 0, 1]), "^labels: got 3, allowed is classes from 0 to 2"),
+        (lambda: decoupled([0, 1, 2, -1, 0, 1]), "^labels: got -1, allowed is classes from 0 to 2"),
+        (lambda: value(Term(LOGITS, divergence=kn.DecoupledKL()), labels=torch.zeros(6)), "^labels: got 'torch.float"),
+        (
+            lambda: value(Term(LOGITS, divergence=kn.Bernoulli(), temperature=torch.zeros(6))),
+            "^temperature: got 'values down to 0.0', allowed is positive, finite numbers",
+        ),
+        (
+            lambda: value(Term(LOGITS, divergence=kn.Bernoulli(), temperature=kn.PerRow(lambda view: -NAN))),
+            "^temperature: got 'values down to nan'",
+        ),
+        (
+            lambda: value(Term(LOGITS, target=kn.Arithmetic(0.5), teacher_temperature=torch.full((6,), -2.0))),
+            "^teacher_temperature: got 'values down to -2.0'",
+        ),
+        (
+            lambda: value(Term(LOGITS, target=kn.Arithmetic(0.5), teacher_temperature=lambda step: -2.0)),
+            "^teacher_temperature: got -2.0",
+        ),
+        (
+            lambda: value(Term(LOGITS, rows=lambda view: torch.tensor([1.0, 0, 1, 1, 1, -5]))),
+            "^rows: <lambda>: got 'a weight of -5', allowed is booleans, or numbers from 0",
+        ),
+        (lambda: Term(LOGITS, normaliser=float("inf")), "^normaliser: got inf"),
+        (lambda: Term(LOGITS, normaliser=True), "^normaliser: got True"),
+        (lambda: Term(LOGITS, scale=True), "^scale: got True"),
+        (lambda: Objective(network(), frozen(), [Term(LOGITS)], balance="0"), "^balance: got '0', allowed is None or"),
+        (lambda: Objective(network(), frozen(), [Term(LOGITS)], inputs="x"), "^inputs: got 'x'"),
+        (
+            lambda: Objective(network(), frozen(), [Term(LOGITS)], withheld="rows"),
+            "^withheld: got 'rows', allowed is",
+        ),
+        (lambda: kn.FrozenTeacher(frozen(), inputs="x"), "^inputs: got 'x'"),
+        (lambda: kn.layer_pairs("a", 3), "^student_layers: got 'a'"),
+        (lambda: kn.layer_pairs(2, 2.5), "^teacher_layers: got 2.5"),
+        (lambda: kn.Projector(2, 2, axis="a"), "^axis: got 'a'"),
+        (lambda: kn.EntropyFilter(low="a"), "^low: got 'a', allowed is a number of nats"),
+        (lambda: kn.EntropyFilter(high=NAN[0]), "^high: got"),
+        (lambda: kn.VocabularyMap(torch.tensor([0, -1]), "a"), "^teacher_vocabulary: got 'a'"),
+        (lambda: kn.TextMix({"a": None}, {"a": "x"}), "^shares: got"),
+        (lambda: kn.acceptance(torch.ones(2, 3), torch.ones(2, 3), -1.0), "^temperature: got -1.0"),
+        (lambda: kn.block_length(0.5, -3), "^draft_length: got -3"),
+        (lambda: kn.block_length("a", 3), "^rate: got 'a'"),
+        (lambda: kn.speed_up(0.5, 2, "a"), "^cost: got 'a'"),
+        (lambda: kn.Corpus.written(["ab"], lambda given, step: {}), r"^inputs\[0\]: got 'str'"),
+        (lambda: kn.Corpus.written([{}], lambda given, step: {}, check=lambda fields: "no"), "^check: got 'no'"),
+        (lambda: kn.Corpus.written([{}], lambda given, step: {}, check=lambda fields: None), "^check: got None"),
+        (
+            lambda: value(Term(LOGITS, divergence=kn.Bernoulli(), temperature=lambda step: float("inf"))),
+            "^temperature: got inf",
+        ),
+        (lambda: recipes.alm(network(), network(), hidden=("0", "0"), widths=3), "^widths: got 3"),
+        (
+            lambda: recipes.alm(network(), network(), boundary="x"),
+            "^boundary: got 'str', allowed is None or",
+        ),
+        (
+            lambda: kn.Evolution(lambda step: 1, lambda one, step: one, lambda one: 1.0).load_state_dict(
+                {"seed": 0, "population": 50, "tournament": 10}
+            ),
+            "^state: got",
+        ),
     ],
 )
 def test_arguments_are_refused_by_name(make, message):
@@ -205,3 +274,10 @@ def test_snapshots_of_a_compiled_student_do_not_take_its_hooks_along():
                     parameter.mul_(0.9)
     kn.release(compiled)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("template", ["{}", "{0}", "{", "}", "{x.y}", "{x!z}", "{x:d}"])
+def test_templates_that_are_none_are_refused(template):
+    with pytest.raises(ArgumentError, match=r"^template: got"):
+        kn.Task(template, "answer").texts({"x": "1"})
+    assert kn.Task("{{{x}}}", "answer").texts({"x": "1"}) == ("{1}", "answer")

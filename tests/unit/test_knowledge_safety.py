@@ -56,6 +56,7 @@ def test_unit_vectors_are_those_of_normalize_and_leave_zeros_alone():
         (Term("0", align=kn.Gram("examples", "vectors"), divergence=kn.MSE()), 1e3),
         (Term("0", align=kn.Gram("examples", "rows"), divergence=kn.MSE()), 1e3),
         (Term("0", divergence=kn.NormalisedMSE()), 1e3),
+        (Term("0", divergence=kn.Cosine()), 1e3),
         (Term("0", divergence=kn.InfoNCE()), 1e3),
     ],
 )
@@ -105,8 +106,13 @@ def test_labels_that_a_term_ignores_are_not_counted():
     torch.testing.assert_close(objective(batch, dr.Step(0, items=items)).total, objective(batch, 0).total)
 
 
-def test_a_mask_beside_the_labels_does_not_change_the_scale():
-    terms = [Term(LOGITS, rows=[kn.Shifted(), kn.Mask("keep")], name="kl")]
+def keep(view):
+    return view.inputs.tensor("keep") != 0
+
+
+@pytest.mark.parametrize("mask", [kn.Mask("keep"), kn.Where("keep", 1), keep])
+def test_a_mask_beside_the_labels_does_not_change_the_scale(mask):
+    terms = [Term(LOGITS, rows=[kn.Shifted(), mask], name="kl")]
     objective = Objective(Tokens(0), dr.Frozen(Tokens(1)), terms, withheld=["keep"])
     batch = tokens() | {"keep": torch.arange(24).reshape(3, 8) % 2}
     items = int(count_items(objective, batch))
@@ -150,6 +156,9 @@ def test_many_weights_in_half_precision_still_have_a_sum():
     [
         (lambda: Term("0", align=kn.Projector(4, 3), target=Labels()), "^align: got"),
         (lambda: Term("0", divergence=kn.MSE(), temperature=4.0, temperature_rule="squared"), "^temperature_rule: got"),
+        (lambda: Term("0", divergence=kn.MSE(), temperature=4.0), "^temperature: got '4.0 with MSE, which divides"),
+        (lambda: Term("0", divergence=kn.InfoNCE(), temperature=0.1), "^temperature: got '0.1 with InfoNCE"),
+        (lambda: Term("0", divergence=kn.BernoulliLimit(), teacher_temperature=2.0), "^teacher_temperature: got"),
         (lambda: recipes.hinton(nn.Linear(2, 2), nn.Linear(2, 2), weight=1.5), "^weight: got 1.5"),
         (
             lambda: Objective(
@@ -182,3 +191,48 @@ def test_a_balance_whose_reference_has_left_gives_factors_of_one():
     x, y = torch.randn(4, 5), torch.arange(4) % 3
     loss = objective((x, y), 5)
     torch.testing.assert_close(loss.total.detach(), loss.terms["ce"])
+
+
+@pytest.mark.parametrize("rows", [kn.Labelled(), None])
+def test_rows_that_are_not_those_that_are_counted_do_not_change_the_scale(rows):
+    """One term's rows have a next token, the other's are all: the count is of the first kind."""
+    terms = [Term(LOGITS, rows=kn.Shifted(), name="kl"), Term(LOGITS, target=Labels(), rows=rows, name="task")]
+    objective = Objective(Tokens(0), dr.Frozen(Tokens(1)), terms)
+    batch = tokens()
+    batch["labels"][:, 5:] = -100
+    items = int(count_items(objective, batch))
+    found, expected = objective(batch, dr.Step(0, items=items)), objective(batch, 0)
+    for name in ("kl", "task"):
+        torch.testing.assert_close(found.terms[name], expected.terms[name])
+
+
+def test_weights_from_a_function_add_up_over_micro_batches():
+    weights = torch.rand(4, 8, generator=torch.Generator().manual_seed(1))
+    terms = [Term(LOGITS, rows=[kn.Shifted(), lambda view: view.inputs.tensor("weight")], name="kl")]
+    objective = Objective(Tokens(0), dr.Frozen(Tokens(1)), terms, withheld=["weight"])
+    whole = tokens(4) | {"weight": weights}
+    whole["labels"][3, 2:] = -100
+    parts = [{name: value[rows] for name, value in whole.items()} for rows in (slice(0, 1), slice(1, 4))]
+    items = int(count_items(objective, whole))
+    found = sum(objective(part, dr.Step(0, items=items)).total for part in parts)
+    torch.testing.assert_close(found, objective(whole, 0).total)
+
+
+def test_a_term_whose_gradient_is_zero_takes_no_part_in_the_balance():
+    class Nothing(kn.Divergence):
+        def rows(self, student, teacher, view):
+            return 0 * (student - teacher).square().sum(-1)
+
+    terms = [Term(LOGITS, name="kl"), Term(LOGITS, divergence=Nothing(), name="nothing")]
+    objective = Objective(Tokens(0), dr.Frozen(Tokens(1)), terms, balance=kn.GradientBalance("head"))
+    found = objective(tokens(), 0)
+    assert found.terms["factor/nothing"] == 1
+    torch.testing.assert_close(found.terms["factor/kl"], torch.tensor(1.0))
+    torch.testing.assert_close(found.total.detach(), found.terms["kl"])
+
+
+def test_a_row_of_zeros_is_at_a_right_angle_to_any():
+    zero = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    losses = kn.Cosine().rows(zero, torch.ones(2, 3).double(), None)
+    assert (losses == 1).all()
+    assert (torch.autograd.grad(losses.sum(), zero)[0] == 0).all()

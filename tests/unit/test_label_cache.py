@@ -175,6 +175,11 @@ def test_views_are_replayed_bit_for_bit_in_other_batches(tmp_path):
             cache.augment(pixels[:1], [0], 7)
         with pytest.raises(ArgumentError, match="images: got '1 numbers'"):
             cache.augment(pixels, [0], 0)
+        for wrong, shape in ((torch.tensor(4), r"\[\]"), (torch.arange(6).reshape(2, 3), r"\[2, 3\]")):
+            with pytest.raises(ArgumentError, match=f"images: got '[16] numbers of shape {shape}'"):
+                cache.augment(pixels[:2], wrong, 0)
+        with pytest.raises(ArgumentError, match="pixels: got"):
+            cache.augment(pixels[0], [0, 1, 2], 0)
 
 
 def test_other_augmentations_are_named_and_refused(tmp_path):
@@ -418,6 +423,11 @@ def test_metadata_of_a_stranger(tmp_path):
     Store.create(tmp_path / "d", schema, {"label_cache": json.loads("[]")}).close()
     with pytest.raises(SchemaMismatch, match="no label cache"):
         LabelCache.open(tmp_path / "d", UNCHECKED)
+    whole = {"teacher": "a", "tokenizer": "b", "template": "c", "sampling_temperature": 1.0}
+    for number, wrong in enumerate(("abc", [1], {"teacher": "a"}, whole | {"teacher": 3}, whole | {"more": 1})):
+        Store.create(tmp_path / f"f{number}", schema, {"label_cache": {**form, "fingerprint": wrong}}).close()
+        with pytest.raises(SchemaMismatch, match="has a fingerprint that is none"):
+            LabelCache.open(tmp_path / f"f{number}", UNCHECKED)
 
 
 def test_a_living_writer_keeps_its_lock(tmp_path):

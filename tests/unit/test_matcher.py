@@ -21,6 +21,8 @@ from distillrs.diffusion import (
     ConsistencyBoundary,
     Critic,
     Data,
+    Diagonal,
+    DiffusersNetwork,
     DistributionGap,
     ExpandedGap,
     FisherGap,
@@ -30,6 +32,7 @@ from distillrs.diffusion import (
     Jump,
     KernelMoments,
     LevelWeight,
+    LogVariance,
     Match,
     Matcher,
     MeanAbsolute,
@@ -612,11 +615,15 @@ def test_normalisers():
 
 
 def test_rows_that_are_not_finite_are_left_out_where_asked():
+    class Halved:
+        def predict(self, x, t, condition=None):
+            return Prediction(0.5 * x, "x0")
+
     class Broken:
         def predict(self, x, t, condition=None):
-            value = 0.5 * x
-            value[3] = math.nan
-            return Prediction(value, "x0")
+            # Its slope is no number there either.
+            factor = torch.where(torch.arange(len(x)) == 3, math.nan, 0.5)
+            return Prediction(factor[:, None] * x, "x0")
 
     for gap in (DistributionGap(), FisherGap()):
         generator = Net()
@@ -625,8 +632,14 @@ def test_rows_that_are_not_finite_are_left_out_where_asked():
         loss.total.backward()
         assert float(loss.terms["match/masked"]) == pytest.approx(1 / 12)
         assert bool(loss.total.isfinite())
-        if gap == DistributionGap():
-            assert bool(generator.last.weight.grad.isfinite().all())
+        # Of the eleven others, as if the row were not there.
+        assert bool(generator.last.weight.grad.isfinite().all())
+        same = Net()
+        for rows in (slice(0, 3), slice(4, 12)):
+            whole = build(same, real=Halved(), terms=[Match(gap, MeanAbsolute())])
+            step = Step(0, first_unit=rows.start, items=12)
+            whole(Batch(X0[rows]), step, turn="generator").total.backward()
+        assert torch.allclose(generator.last.weight.grad, same.last.weight.grad, rtol=1e-9, atol=1e-14)
         plain = build(real=Broken(), terms=[Match(gap, MeanAbsolute())])
         assert bool(plain(Batch(X0), 0, turn="generator").total.isnan())
 
@@ -741,6 +754,80 @@ def test_consistency_is_a_flow_map_of_the_same_network():
         build(auxiliaries=[Consistency(flow)])
 
 
+def test_learned_weights_of_consistency_are_the_objectives():
+    """They are trained with the generator and saved; else they would stay where they began."""
+    generator = Net(times=2)
+    adapter = Network(generator, times="t_r")
+
+    def start():
+        flow = FlowMap(adapter, path=PATH, residual=Semigroup(), pairs=Triangle(0.0), balance=LogVariance())
+        return Matcher(
+            StateMap(adapter, PATH, AverageVelocity()), real=BED.on(PATH), critic=critic_of(Net(2)), terms=[Match()],
+            auxiliaries=[Consistency(flow), Adversary(head(), features="middle")],
+        )  # fmt: skip
+
+    matcher = start()
+    learned = matcher.auxiliaries[0].objective.learned
+    groups = matcher.parameter_groups()
+    assert all(any(value is own for value in groups["generator"]) for own in learned.parameters())
+    assert not any(value is own for value in groups["critic"] for own in learned.parameters())
+    optimiser = torch.optim.SGD(groups["generator"], 0.1)
+    matcher(Batch(X0), 0, turn="generator").total.backward()
+    optimiser.step()
+    assert float(learned[0].linear.bias.detach()) != 0
+    other = start()
+    other.load_state_dict(matcher.state_dict())
+    assert torch.equal(other.auxiliaries[0].objective.learned[0].linear.bias, learned[0].linear.bias)
+
+
+def test_consistency_of_a_network_that_gives_a_tuple():
+    class Unet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, sample, timestep, return_dict=True):
+            return (self.net(sample, timestep.to(sample.dtype)),)
+
+    adapter = DiffusersNetwork(Unet(), times="t")
+    flow = FlowMap(adapter, path=PATH, head=Jump("velocity"), residual=Diagonal(Data()))
+    settings = {"real": BED.on(PATH), "critic": critic_of(Net(2)), "terms": [Match()]}
+    matcher = Matcher(StateMap(adapter, PATH, Jump()), auxiliaries=[Consistency(flow)], **settings)
+    loss = matcher(Batch(X0), 0, turn="generator")
+    plain = Matcher(StateMap(adapter, PATH, Jump()), **settings)(Batch(X0), 0, turn="generator")
+    assert float(loss.terms["evaluations"] - plain.terms["evaluations"]) == 1
+    assert float(loss.terms["backwards"] - plain.terms["backwards"]) == 1
+    alone = float(flow(Batch(X0), 0).total.detach())
+    assert float((loss.total - plain.total).detach()) == pytest.approx(alone, rel=1e-9)
+
+
+def test_two_adversaries_are_both_reported_and_judge_without_gradients():
+    adversaries = [Adversary(head(), features="middle", loss=loss, penalty=0.5) for loss in ("logistic", "hinge")]
+    both = build(auxiliaries=adversaries)
+    for turn in ("generator", "critic"):
+        loss = both(Batch(X0), 0, turn=turn)
+        with torch.no_grad():
+            silent = both(Batch(X0), 0, turn=turn)
+        assert not silent.total.requires_grad
+        assert float(silent.total) == pytest.approx(float(loss.total.detach()), rel=1e-12)
+        assert not loss.terms.keys() ^ silent.terms.keys()
+        for key, part in zip(("adversary", "adversary_2"), adversaries, strict=True):
+            alone = build(auxiliaries=[part])(Batch(X0), 0, turn=turn).terms
+            for name in [name for name in alone if name.startswith("adversary")]:
+                assert torch.equal(loss.terms[name.replace("adversary", key)], alone[name])
+
+
+def test_no_rows():
+    """A rank without rows reports zeros and breaks nothing."""
+    parts = [Adversary(head(), features="middle", penalty=1.0), MeanVariance(0.0, 1.0)]
+    terms = [Match(weights=MeanAbsolute(), mask_non_finite=True), Match(FisherGap(), name="b", mask_non_finite=True)]
+    matcher = build(terms=terms, auxiliaries=parts)
+    for turn in ("generator", "critic"):
+        loss = matcher(Batch(X0[:0]), Step(0, items=12), turn=turn)
+        loss.total.backward()
+        assert all(float(value) == 0 for value in loss.terms.values()), loss.terms
+
+
 def test_a_matcher_draws_a_generator_to_its_teacher():
     """Against an exact teacher in few steps: mean and deviation of an affine generator arrive."""
 
@@ -779,6 +866,7 @@ def test_a_matcher_draws_a_generator_to_its_teacher():
 
 REAL = BED.on(PATH)
 TEACHER = Net(3)
+FIXED = Net(6)
 
 
 @pytest.mark.parametrize(
@@ -786,6 +874,55 @@ TEACHER = Net(3)
     [
         (lambda: build(terms=[]), r"^terms: got \(\)"),
         (lambda: build(terms=[3]), "^terms: got 'int'"),
+        (lambda: build(terms=Match()), "^terms: got 'Match'"),
+        (lambda: build(auxiliaries=MeanVariance(0.0, 1.0)), "^auxiliaries: got 'MeanVariance'"),
+        (lambda: build(shape=3), "^shape: got 3"),
+        (lambda: build(shape=(3, -1)), r"^shape: got \(3, -1\)"),
+        (lambda: build(critic={"loss": critic_of(Net(2))}, terms=[Match(critic="loss")]), "^critic: got 'loss'"),
+        (lambda: build(critic=critic_of(FIXED), real=Teacher(Network(Frozen(FIXED), times="t"), "velocity")),
+         "^critic: got 'a network whose parameters"),
+        (lambda: build(Net().requires_grad_(False)), "^generator: got 'a network whose parameters"),
+        (lambda: Matcher(StateMap(Network(Frozen(Net()), times="t"), PATH, Jump()), real=REAL, critic=critic_of(Net(2)),
+                         terms=[Match()]), "^generator: got 'a network whose parameters"),
+        (lambda: build()(Batch(X0), 0, turn="critic", critic=3), "^critic: got 'int'"),
+        (lambda: Matcher(student(Net(), PATH, "noise"), real=REAL, critic=critic_of(Net(2)), terms=[Match()]),
+         "^head: got Jump.kind='noise'.*finite at time 1"),
+        (lambda: Matcher(student(Net(), PATH, "noise"), real=REAL, critic=critic_of(Net(2)), terms=[Match()],
+                         rollout=AlongTrajectory(GRID)), "^head: got Jump"),
+        (lambda: Matcher(student(Net(), PATH, "noise"), real=REAL, critic=critic_of(Net(2)), terms=[Match()],
+                         rollout=simulated((1.0, 0.5))), "^head: got Jump"),
+        (lambda: Matcher(student(Net(), PATH, "noise"), real=REAL, critic=critic_of(Net(2)), terms=[Match()],
+                         rollout=NoisedInputs((1.0, 0.5))), "^head: got Jump"),
+        (lambda: sample(student(Net(), PATH, "noise"), X0, GRID), "^head: got Jump"),
+        (lambda: AlongTrajectory((1.0, 0.0)), "^grid: got 'tuple'"),
+        (lambda: simulated(0.5), "^levels: got 0.5"),
+        (lambda: simulated(()), r"^levels: got \(\)"),
+        (lambda: NoisedInputs((1.0, "a")), "^levels: got"),
+        (lambda: one_step("1"), "^level: got '1'"),
+        (lambda: build(rollout=Planned(lambda step: 3))(Batch(X0), 0, turn="critic"), "^plan: got 'int'"),
+        (lambda: Match(name="loss"), "^name: got 'loss'"),
+        (lambda: Match(metric=3), "^metric: got 3"),
+        (lambda: Match(ratio_limit="a"), "^ratio_limit: got 'a'"),
+        (lambda: Critic(Net(), "velocity"), "^network: got 'Net', allowed is a network in its adapter"),
+        (lambda: Teacher(Net(), "velocity"), "^network: got 'Net'"),
+        (lambda: Teacher(Network(Net(), times="t"), "eps"), "^kind: got 'eps'"),
+        (lambda: StateMap(Net(), PATH), "^network: got 'Net'"),
+        (lambda: StateMap(Network(Net()), "rf"), "^path: got 'rf'"),
+        (lambda: StateMap(Network(Net()), PATH, "jump"), "^head: got 'jump'"),
+        (lambda: critic_of(Net(), scale="a"), "^scale: got 'a'"),
+        (lambda: critic_of(Net(), pull=True), "^pull: got True"),
+        (lambda: FisherGap("a"), "^a: got 'a'"),
+        (lambda: LevelWeight(power=None), "^power: got None"),
+        (lambda: MeanAbsolute("a"), "^floor: got 'a'"),
+        (lambda: MeanVariance(math.nan, 1.0), "^mean: got nan"),
+        (lambda: KernelMoments(kernel="rbf"), "^kernel: got 'rbf'"),
+        (lambda: Checkpoints(3, 1), "^scores: got 3"),
+        (lambda: Adversary(head(), critic_scale="a"), "^critic_scale: got 'a'"),
+        (lambda: Adversary(head(), difference="a"), "^difference: got 'a'"),
+        (lambda: Adversary(head(), on=Net()), "^on: got 'Net'"),
+        (lambda: Adversary(head(), features=3), "^features: got 3"),
+        (lambda: Guided(REAL, math.nan), "^scale: got nan"),
+        (lambda: Guided(REAL, None), "^scale: got None"),
         (lambda: build(terms=[Match(), Match()]), "^name: got 'match'"),
         (lambda: build(real=None), "^real: got None"),
         (lambda: build(real=Data()), "^real: got 'Data'"),

@@ -351,6 +351,9 @@ def test_a_denoiser_begins_as_a_velocity():
     # Beyond the network's noise and at the data itself there is still a finite answer.
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(ROWS // 2)
     assert velocity(x, ends, ends).isfinite().all()
+    for other in (VP.cosine(), RectifiedFlow()):
+        for kind in ("noise", "score"):
+            assert Translated(Network(net, times="t"), other, kind, path)(x, ends, ends).isfinite().all()
     assert not velocity.two_times
     assert velocity.replaced(Net(1, 5)).module is not net
     objective = recipes.rfpp(velocity)
@@ -479,9 +482,9 @@ def test_recipes_train_a_map():
 def test_recipes_of_few_step_generators_have_cards_that_say_where_they_belong():
     cards = {card.id: card for card in recipe_cards("diffusion")}
     assert set(cards) == {
-        "boot", "consistency_distillation", "consistency_training", "flow_map_self_distillation", "guided_distillation",
-        "ict", "instaflow", "mean_flow", "mf_rae", "progressive_distillation", "rfpp", "shortcut",
-        "diff_instruct", "dmd2", "f_distill", "sid", "swiftbrush", "tdm", "uni_instruct",
+        "boot", "consistency_distillation", "consistency_training", "flow_map_self_distillation", "freeflow",
+        "guided_distillation", "ict", "instaflow", "mean_flow", "mf_rae", "progressive_distillation", "rcm", "rfpp",
+        "shortcut", "diff_instruct", "dmd2", "f_distill", "sid", "swiftbrush", "tdm", "uni_instruct",
     }  # fmt: skip
     assert all(card.engine != "diffusion" for card in recipe_cards() if card.id not in cards)
 
@@ -490,6 +493,17 @@ def test_recipes_of_few_step_generators_have_cards_that_say_where_they_belong():
     ("call", "message"),
     [
         (lambda: recipes.ict(Net(1), 20, 10), "^levels: got"),
+        (lambda: recipes.ict(Net(1), start_levels=10.5), "^start_levels: got 10.5"),
+        (lambda: recipes.ict(Net(1), end_levels="20"), "^end_levels: got '20'"),
+        (lambda: recipes.ict(Net(1), steps=100.5), "^steps: got 100.5"),
+        (lambda: recipes.consistency_training(Net(1), start_levels=2.5), "^start_levels: got 2.5"),
+        (lambda: recipes.consistency_training(Net(1), steps=0), "^steps: got 0"),
+        (lambda: recipes.consistency_distillation(Net(1), Net(1), levels=18.5), "^levels: got 18.5"),
+        (lambda: recipes.consistency_distillation(Net(1), "teacher"), "^teacher: got 'str'"),
+        (lambda: recipes.mf_rae(Net(2), "distil", teacher="t"), "^teacher: got 'str'"),
+        (lambda: recipes.mf_rae(Net(2), "mid_training", grid=(1.0, 0.0)), "^grid: got"),
+        (lambda: recipes.boot(Net(1), Net(1), 3), "^shape: got 3"),
+        (lambda: recipes.boot(Net(1), Net(1), (WIDTH,))(Batch(noise=X0[:, :1]), 0), "^noise: got"),
         (lambda: recipes.consistency_training(Net(1))(Batch(X0), 3), "^steps: got None"),
         (lambda: recipes.consistency_distillation(Net(1), Net(1), solver="rk4"), "^solver: got 'rk4'"),
         (lambda: recipes.progressive_distillation(Net(1), Net(1), 0), "^sampling_steps: got 0"),

@@ -194,6 +194,33 @@ def test_every_example_stands_once_for_each_task():
         kn.paired_batch(corpus.examples, [kn.Task("{other}", "")], list, end=1)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_encoder_and_a_decoder_get_the_prompt_and_the_answer():
+    import transformers
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    torch.manual_seed(0)
+    student = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=64, dropout_rate=0.0, **sizes))
+    corpus = kn.Corpus.written(QUESTIONS, sums)
+    batch = kn.paired_batch(
+        corpus.examples, TASKS, lambda text: [ord(each) % 60 + 2 for each in text], end=1, start=0, max_length=40
+    )
+    assert batch["labels"].shape == batch["decoder_input_ids"].shape
+    for row, labels in enumerate(batch["labels"]):
+        answer = labels[labels != -100]
+        assert answer[-1] == 1
+        assert batch["decoder_input_ids"][row, : len(answer)].tolist() == [0, *answer[:-1].tolist()]
+        assert int(batch["attention_mask"][row].sum()) == len("[l]1+2")
+    total = 0
+    for task, scale in ((0, 1.0), (1, 0.5)):
+        # Its own loss shifts the labels to what the decoder is given.
+        rows = batch["task"] == task
+        asked = {name: batch[name][rows] for name in ("input_ids", "attention_mask", "labels")}
+        total = total + scale * student(**asked).loss
+    found = recipes.distilling_step_by_step(student, 0.5, encoder_decoder=True)(batch, 0)
+    torch.testing.assert_close(found.total, total)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("encoder_decoder", [False, True])
 def test_each_task_is_averaged_over_its_own_tokens(weighted, encoder_decoder):

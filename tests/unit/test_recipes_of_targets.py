@@ -287,6 +287,53 @@ def test_diswot_is_a_loss_of_distillation_too():
         assert values[-1][name] < values[0][name]
 
 
+class Normalised(nn.Module):
+    """Everything whose answer depends on the mode."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(6, 4)
+        self.double()
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_a_network_fits_itself_best_and_scoring_leaves_it_as_it_was():
+    student, twin, other = Normalised(0), Normalised(0), Normalised(1)
+    x, y = images()
+    before = copy.deepcopy(student.state_dict())
+    found = recipes.diswot_score(student, twin, (3 * x + 1, y), features="body", classifier="head")
+    assert found == 0
+    scores = [
+        recipes.diswot_score(student, other, (3 * x + 1, y), features="body", classifier="head") for _ in range(2)
+    ]
+    assert scores[0] == scores[1] < 0
+    assert student.training
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_embeddings_keep_their_own_precision(dtype):
+    """A student in another precision than the trained heads, and no autocast."""
+    x, y = (each[:8] for each in data())
+    made = {
+        "contrastive": lambda one, two: recipes.contrastive_kd(one, two, "1", 6, 9, EXAMPLES, negatives=4, width=3),
+        "information": lambda one, two: recipes.distiller_mi_alpha(one, two, [("1", "1")], 6, 9, width=3),
+    }
+    for make in made.values():
+        plain, student = network().float(), network().to(dtype)
+        expected = make(plain, network(1, 9).float())((x.float(), y, torch.arange(8)), 0).total
+        found = make(student, network(1, 9).to(dtype))((x.to(dtype), y, torch.arange(8)), 0).total
+        torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+        found.backward()
+        assert student[0].weight.grad.dtype == dtype
+        assert float(student[0].weight.grad.abs().sum()) > 0
+
+
 # all of them
 
 

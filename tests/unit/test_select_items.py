@@ -1,5 +1,6 @@
 """Picks of texts and other items, and choice within a budget."""
 
+import functools
 import itertools
 
 import pytest
@@ -11,6 +12,7 @@ import distillrs as dr
 from distillrs import select
 
 
+@functools.cache
 def edits(left: str, right: str) -> int:
     """The table of all prefixes."""
     row = list(range(len(right) + 1))
@@ -43,6 +45,9 @@ def test_texts_are_picked_as_by_the_plain_rule(items, data):
     for metric in ("levenshtein", edits):
         found = select.max_min(items, k, metric=metric, start=start)
         assert (found.ids.tolist(), found.gains.tolist()) == expected
+    found = select.max_min(items, k, metric="normalised_levenshtein", start=start)
+    shares = plain(items, k, lambda a, b: edits(a, b) / max(len(a), len(b), 1), start)
+    assert (found.ids.tolist(), found.gains.tolist()) == shares
 
 
 @given(items=st.lists(st.integers(-5, 5) | st.floats(-5, 5), min_size=1, max_size=100), data=st.data())

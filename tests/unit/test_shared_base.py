@@ -182,6 +182,34 @@ def test_convolutions_and_chosen_layers():
     assert whole(torch.ones(2, 3), adapter="a").shape == (2, 3)
 
 
+def test_a_layer_in_several_places_is_one_layer_in_all_of_them():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = nn.Linear(3, 3)
+            self.inner = nn.ModuleList([self.first, nn.Tanh(), self.first])
+
+        def forward(self, x):
+            for part in self.inner:
+                x = part(x)
+            return self.first(x)
+
+    base = SharedBase(Twice(), {"a": LowRank(2)})
+    down, up = base.adapters["a"]["first"]
+    with torch.no_grad():
+        up.weight.normal_()
+    assert [name for name, _ in base.named_parameters()] == ["adapters.a.first.0.weight", "adapters.a.first.1.weight"]
+    merged = Twice()
+    with torch.no_grad():
+        merged.first.weight.add_(up.weight @ down.weight)
+    x = torch.linspace(-1, 1, 6).reshape(2, 3)
+    assert torch.allclose(base(x, adapter="a"), merged(x), atol=1e-5)
+    assert torch.equal(base(x), Twice()(x))
+    base.double()
+    assert torch.allclose(base(x.double(), adapter="a"), merged(x).double(), atol=1e-5)
+
+
 def test_weights_that_are_taken_without_a_call_have_the_change_in_them():
     """Attention's own projection, and the fused layer that runs where no gradient is asked."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dtype=torch.float64).eval()
@@ -223,6 +251,11 @@ def test_a_critic_of_a_lower_rank_is_warned_of():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: SharedBase("net", {}), "^base: got 'str'"),
+        (lambda: SharedBase(nn.Linear(2, 2), ["a"]), "^adapters: got 'list'"),
+        (lambda: SharedBase(nn.Linear(2, 2), {"a": 4}), "^adapters: got 'a: int'"),
+        (lambda: SharedBase(nn.Linear(2, 2), {"keys": LowRank(1)}), "^adapters: got 'keys'"),
+        (lambda: LowRank(1, alpha="a"), "^alpha: got 'a'"),
         (lambda: LowRank(0), "^rank: got 0"),
         (lambda: LowRank(2, alpha=float("nan")), "^alpha: got nan"),
         (lambda: LowRank(2, targets="first"), "^targets: got 'first'"),

@@ -357,3 +357,46 @@ def test_auto_takes_the_core_and_the_rest_the_reference():
     for backend, message in (("cuda", "backend: got 'cuda'"), ("rust", "backend: got .*torch.float64")):
         with pytest.raises(ArgumentError, match=message):
             ops.plackett_luce(leaf.double(), teacher.double(), labels, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["torch", "rust"])
+def test_rankings_that_do_not_count_may_hold_anything(backend):
+    student, teacher, labels = logits(3, 5).float(), logits(3, 5, seed=1).float(), torch.tensor([1, -100, 2])
+    broken = [value.clone() for value in (student, teacher)]
+    for value in broken:
+        value[1] = math.nan
+    found = []
+    for one, other in ((student, teacher), broken):
+        one = one.clone().requires_grad_()
+        loss = ops.plackett_luce(one, other, labels, backend=backend)
+        loss.backward()
+        found.append((loss.detach(), one.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert float(found[1][1][1].abs().max()) == 0
+
+
+IDS, LOGS = torch.tensor([[0, 1], [2, 3]]), torch.full((2, 2), 0.4).log()
+TOP = ops.TopK(IDS, LOGS, LOGS[:, 0], {2.0: LOGS[:, 0]})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.TopK([0], LOGS, LOGS[:, 0]), "^ids: got 'list'"),
+        (lambda: ops.TopK(IDS, LOGS.long(), LOGS[:, 0]), "^log_probs: got torch.int64"),
+        (lambda: ops.TopK(IDS, LOGS, None), "^tail_log_mass: got 'NoneType'"),
+        (lambda: ops.TopK(IDS, LOGS, LOGS[:, 0], None), "^log_partition: got 'NoneType'"),
+        (lambda: ops.TopK(IDS, LOGS, LOGS[:, 0], {2.0: 1.0}), "^log_partition: got 'float for 2.0'"),
+        (lambda: ops.TopK.from_logits(LOGS, 1, 2.0), "^temperatures: got 2.0"),
+        (lambda: ops.TopK.from_logits(LOGS, 1, ("a",)), r"^temperatures: got \('a',\)"),
+        (lambda: TOP.at("a"), "^temperature: got 'str'"),
+        (lambda: TOP.at(torch.ones(2)), "^temperature: got 'Tensor'"),
+        (lambda: ops.divergence(LOGS, TOP, ops.ForwardKL(), teacher_temperature=torch.ones(2)), "^teacher_temperature"),
+        (lambda: ops.plackett_luce(LOGS, LOGS, None), "^labels: got 'NoneType'"),
+        (lambda: ops.plackett_luce(LOGS, LOGS, IDS[:, 0], ignore_index="a"), "^ignore_index: got 'a'"),
+    ],
+)
+def test_top_k_and_rankings_refuse_by_name(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call()

@@ -524,6 +524,22 @@ def test_keys_are_digests_of_text():
     assert key_of("grüße") == key_of("grüße".encode())
     assert key_of("a") != key_of("b")
     assert len(key_of("")) == 32
+    with pytest.raises(ArgumentError, match=r"^text: got 'int'"):
+        key_of(5)
+    with pytest.raises(ArgumentError, match=r"^text: got 'half a character at place 1'"):
+        key_of("a\ud800")
+
+
+def test_keys_and_rows_of_other_kinds_are_refused(tmp_path):
+    with TeacherCache.open(written(tmp_path / "c", {"a": 3}), UNCHECKED) as cache:
+        for call in (cache.missing, cache.index, cache.lengths):
+            with pytest.raises(ArgumentError, match=r"^keys: got 'abc', allowed is a sequence of keys"):
+                call("abc")
+        with pytest.raises(ArgumentError, match=r"^keys: got 5"):
+            cache.index(5)
+        for wrong in ("abc", None, [None]):
+            with pytest.raises(ArgumentError, match=r"^rows: got"):
+                cache.gather(wrong)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])

@@ -20,6 +20,8 @@ from distillrs.cli.data import Data
 from distillrs.cli.doctor import Doctor
 from distillrs.cli.experts import Experts
 from distillrs.cli.recipes import Recipes
+from distillrs.cli.sampler.command import DistillSampler
+from distillrs.cli.schedule import Schedule
 from distillrs.cli.select import Select
 from distillrs.cli.store import Store
 from distillrs.cli.teach import Teach
@@ -48,6 +50,8 @@ def _commands() -> Any:
         Annotated[Condense, tyro.conf.subcommand("condense")]
         | Annotated[Experts, tyro.conf.subcommand("experts")]
         | Annotated[Teach, tyro.conf.subcommand("teach")]
+        | Annotated[DistillSampler, tyro.conf.subcommand("distill-sampler")]
+        | Annotated[Schedule, tyro.conf.subcommand("schedule")]
         | Annotated[Select, tyro.conf.subcommand("select")]
         | Annotated[Store, tyro.conf.subcommand("store")]
         | Annotated[Data, tyro.conf.subcommand("data")]

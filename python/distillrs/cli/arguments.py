@@ -1,8 +1,8 @@
-"""The flags that say what to condense, shared by the commands that need them."""
+"""The flags that say what to work on, shared by the commands that need them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +12,8 @@ _CHOSEN = "(default: chosen for the data)"
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Flags of ``condense`` and ``experts``. Whatever is not given is chosen for the data and the method."""
+class Common:
+    """Flags of every command that runs by a configuration."""
 
     data: Annotated[
         str | None,
@@ -22,26 +22,6 @@ class Choices:
             help="digits, mnist, fashion, cifar10; or a .npz or .safetensors file with x_train, y_train[, x_val, "
             "y_val], x_test, y_test; or a folder of images with one sub-folder per class under train/ and test/.",
             help_behavior_hint="(needed, here or in --config)",
-        ),
-    ] = None
-    per_class: Annotated[
-        int | None,
-        tyro.conf.arg(metavar="N", help="Examples per class to condense to.", help_behavior_hint="(default: 1)"),
-    ] = None
-    method: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="NAME",
-            help="The recipe: see `distillrs recipes`, or package.module:function.",
-            help_behavior_hint="(default: tesla)",
-        ),
-    ] = None
-    network: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="NAME",
-            help="mlp, convnet, linear, or package.module:function(shape, classes).",
-            help_behavior_hint=_CHOSEN,
         ),
     ] = None
     limit: Annotated[
@@ -68,14 +48,6 @@ class Choices:
             help_behavior_hint="(default: 1 for a perceptron, else all that may be used)",
         ),
     ] = None
-    store: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            metavar="FOLDER",
-            help="Where experts are recorded and looked up, each kind under its fingerprint.",
-            help_behavior_hint="(default: OUT/experts)",
-        ),
-    ] = None
     config: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -88,14 +60,14 @@ class Choices:
         tyro.conf.UseAppendAction[tuple[str, ...]],
         tyro.conf.arg(
             metavar="KEY=VALUE",
-            help="Change a setting: an option of the method (inner_steps=30) or any key of config.toml "
-            "(experts.count=10, evaluation.seeds=[0,1]). --dry-run shows them all.",
+            help="Change a setting: an option of the method by its name (inner_steps=30 of tesla) or any key of "
+            "config.toml (evaluation.seeds=[0,1]). --dry-run shows them all.",
         ),
     ] = ()
 
     def flags(self) -> dict[str, Any]:
         """What was said on the command line, as a partial configuration."""
-        given = {name: getattr(self, name) for name in _KEYS}
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _NO_SETTINGS}
         return {
             name: value.as_posix() if isinstance(value, Path) else value
             for name, value in given.items()
@@ -103,4 +75,39 @@ class Choices:
         }
 
 
-_KEYS = ("data", "per_class", "method", "network", "limit", "seed", "device", "threads", "store")
+# What says how to run, and not what is to come out.
+_NO_SETTINGS = ("config", "set", "overwrite", "dry_run", "json", "shard")
+
+
+@dataclass(frozen=True)
+class Choices(Common):
+    """Flags of ``condense`` and ``experts``. Whatever is not given is chosen for the data and the method."""
+
+    per_class: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="N", help="Examples per class to condense to.", help_behavior_hint="(default: 1)"),
+    ] = None
+    method: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="NAME",
+            help="The recipe: see `distillrs recipes`, or package.module:function.",
+            help_behavior_hint="(default: tesla)",
+        ),
+    ] = None
+    network: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="NAME",
+            help="mlp, convnet, linear, or package.module:function(shape, classes).",
+            help_behavior_hint=_CHOSEN,
+        ),
+    ] = None
+    store: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="FOLDER",
+            help="Where experts are recorded and looked up, each kind under its fingerprint.",
+            help_behavior_hint="(default: OUT/experts)",
+        ),
+    ] = None

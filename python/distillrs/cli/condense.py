@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +14,7 @@ from rich.console import Console
 from distillrs.cli import exit_codes, interrupt
 from distillrs.cli.arguments import Choices
 from distillrs.cli.progress import Progress, choose
+from distillrs.cli.running import command, resumable, use_threads
 
 if TYPE_CHECKING:
     from distillrs.cli.folder import Folder
@@ -57,10 +55,6 @@ class Condense(Choices):
         False
     )
 
-    def flags(self) -> dict[str, Any]:
-        """See :meth:`Choices.flags`."""
-        return super().flags() | ({"out": self.out.as_posix()} if self.out is not None else {})
-
     def run(self, output: Console, messages: Console) -> int:
         """Does the work."""
         from distillrs.evaluate.accounting import Timer
@@ -99,16 +93,6 @@ def load(choices: Choices, messages: Console) -> Prepared:
     return prepare(settings, bundle, card)
 
 
-def use_threads(count: int) -> None:
-    """Sets the number of threads for torch and for the core."""
-    import torch
-
-    from distillrs import _core
-
-    torch.set_num_threads(count)
-    _core.set_threads(count)
-
-
 def condense(
     prepared: Prepared, timer: Timer, progress: Progress, words: str, *, overwrite: bool = False
 ) -> dict[str, Any]:
@@ -145,7 +129,7 @@ def _run(prepared: Prepared, folder: Folder, timer: Timer, progress: Progress, w
     store: Store | None = None
     teachers: Committee | None = None
     store_bytes = 0
-    with _resumable(folder, timer, words), contextlib.ExitStack() as stack:
+    with resumable(folder, timer, words), contextlib.ExitStack() as stack:
         if prepared.card.needs == "experts":
             with timer.phase("experts"):
                 store = stack.enter_context(complete(prepared, progress))
@@ -167,24 +151,6 @@ def _run(prepared: Prepared, folder: Folder, timer: Timer, progress: Progress, w
         write(folder, prepared, small, record, report, progress)
     folder.finish()
     return report
-
-
-@contextlib.contextmanager
-def _resumable(folder: Folder, timer: Timer, words: str) -> Iterator[None]:
-    """Adds the seconds of an interrupted run to this one's, and says how to go on if this one is interrupted."""
-    for name, seconds in folder.load_seconds().items():
-        timer.seconds[name] = timer.seconds.get(name, 0.0) + seconds
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        folder.save_seconds(timer.seconds)
-        stop.add_note(f"go on with: {words}")
-        raise
-
-
-def command() -> str:
-    """What the user typed, as one would type it again."""
-    return shlex.join(["distillrs", *sys.argv[1:]])
 
 
 def show_plan(prepared: Prepared, output: Console, *, as_json: bool) -> None:

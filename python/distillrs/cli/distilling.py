@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from distillrs.cli import interrupt, options
 from distillrs.cli.folder import LABELS, Folder
 from distillrs.cli.preparation import Prepared
 from distillrs.cli.progress import Progress
-from distillrs.cli.settings import OptimiserSettings, identity
+from distillrs.cli.settings import OptimiserSettings, identity, same_identity
 from distillrs.condense.views import ViewLabels, ViewPlan, write_labels
 from distillrs.errors import ArgumentError, argument_error
 from distillrs.trajectory import Fingerprint
@@ -256,20 +255,10 @@ def _restore(prepared: Prepared, folder: Folder) -> tuple[Record, dict[str, Any]
     state = folder.load_state()
     if state is None:
         return Record(), None
-    if not _same_identity(state.get("identity"), prepared):
+    if not same_identity(state.get("identity"), prepared.settings):
         raise ArgumentError(
             f"out: the unfinished run in {folder.path} has another configuration; allowed is the same, or --overwrite"
         )
     kept = dict(state["record"])
     kept["validation"] = [(int(step), float(accuracy)) for step, accuracy in kept["validation"]]
     return Record(**kept), state["fit"]
-
-
-def _same_identity(kept: object, prepared: Prepared) -> bool:
-    # Compared as values: a file may say 1 where the settings say 1.0.
-    try:
-        return isinstance(kept, str) and tomllib.loads(kept) == tomllib.loads(
-            configuration.to_toml(identity(prepared.settings))
-        )
-    except tomllib.TOMLDecodeError:
-        return False

@@ -41,8 +41,9 @@ class Experts(Choices):
 
     def run(self, output: Console, messages: Console) -> int:
         """Does the work."""
-        from distillrs.cli.condense import command, load
+        from distillrs.cli.condense import load
         from distillrs.cli.recording import record
+        from distillrs.cli.running import command
 
         shard = parse_shard(self.shard) if self.shard is not None else launcher_shard(os.environ)
         prepared = load(self, messages)

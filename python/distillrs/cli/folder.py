@@ -6,14 +6,14 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from distillrs import configuration
-from distillrs.cli.settings import CondenseSettings, identity, without_places
+from distillrs.cli.settings import identity, without_places
 from distillrs.errors import ArgumentError, argument_error
 from distillrs.files import folder_lock, write_whole
 
@@ -30,16 +30,20 @@ class Folder:
 
     Args:
         path: The folder; it may not exist yet.
+        command: Whose results it holds.
+        results: Their names.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, command: str = "condense", results: Sequence[str] = RESULTS) -> None:
         self.path = path
+        self._command = command
+        self._results = tuple(results)
 
     @property
     def _state(self) -> Path:
         return self.path / _STATE
 
-    def claim(self, settings: CondenseSettings, *, overwrite: bool) -> None:
+    def claim(self, settings: object, *, overwrite: bool) -> None:
         """Makes the folder this configuration's own.
 
         Args:
@@ -53,13 +57,13 @@ class Folder:
         config = self.path / CONFIG
         if config.exists():
             self._compare(config, settings, overwrite=overwrite)
-        elif strangers := [name for name in RESULTS if (self.path / name).exists()]:
+        elif strangers := [name for name in self._results if (self.path / name).exists()]:
             if not overwrite:
                 allowed = "an empty folder, or --overwrite to replace them"
                 raise argument_error("out", f"{self.path} with {', '.join(strangers)} but no {CONFIG}", allowed)
             self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
-        comment = "Written by distillrs. `distillrs condense --config` with this file repeats the run."
+        comment = f"Written by distillrs. `distillrs {self._command} --config` with this file repeats the run."
         configuration.save(settings, config, comment=comment)
         self._state.mkdir(exist_ok=True)
 
@@ -79,7 +83,7 @@ class Folder:
                 raise argument_error("out", got, "a folder of its own for each run") from failure
             yield
 
-    def _compare(self, config: Path, settings: CondenseSettings, *, overwrite: bool) -> None:
+    def _compare(self, config: Path, settings: object, *, overwrite: bool) -> None:
         wanted = identity(settings)
         try:
             found = without_places(configuration.read_toml(config))
@@ -102,7 +106,7 @@ class Folder:
 
     def _clear(self) -> None:
         # The configuration goes first: without it nobody takes what is left for results.
-        for name in (CONFIG, *RESULTS):
+        for name in (CONFIG, *self._results):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self._state, ignore_errors=True)
         shutil.rmtree(self.path / LABELS, ignore_errors=True)
@@ -115,23 +119,21 @@ class Folder:
         """Writes a text file, whole or not at all."""
         write_whole(self.path / name, content.encode())
 
-    def save_state(self, state: Mapping[str, Any]) -> None:
-        """Keeps the state of the distillation: tensors and plain values, nested."""
+    def save_state(self, state: Mapping[str, Any], phase: str = "distillation") -> None:
+        """Keeps the state of a phase: tensors and plain values, nested."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        write_whole(self._state / "distillation.pt", buffer.getvalue())
+        write_whole(self._state / f"{phase}.pt", buffer.getvalue())
 
-    def load_state(self) -> dict[str, Any] | None:
+    def load_state(self, phase: str = "distillation") -> dict[str, Any] | None:
         """What :meth:`save_state` kept, or ``None``."""
-        path = self._state / "distillation.pt"
+        path = self._state / f"{phase}.pt"
         if not path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as failure:  # torch raises many kinds for a damaged file
-            raise ArgumentError(
-                f"out: {path} is damaged ({failure}); remove it to begin the distillation anew"
-            ) from failure
+            raise ArgumentError(f"out: {path} is damaged ({failure}); remove it to begin the {phase} anew") from failure
         return state
 
     def save_seconds(self, seconds: Mapping[str, float]) -> None:

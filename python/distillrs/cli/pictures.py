@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 NEEDS_PLOT = "pictures need matplotlib: pip install 'distillrs[plot]'"
 
-_INK = "#1f2430"
-_QUIET = "#6b7280"
-_ACCENT = "#0f766e"
-_SECOND = "#b45309"
-_PAGE = "#ffffff"
+INK = "#1f2430"
+QUIET = "#6b7280"
+ACCENT = "#0f766e"
+SECOND = "#b45309"
+PAGE = "#ffffff"
 _MOST_CELLS = 200
 _MOST_COLUMNS = 10
 
@@ -143,10 +143,10 @@ def draw_grid(grid: Grid) -> Figure:
     gap = 0.12 if not layout.row_classes else 0.05
     width = max(left + right + layout.columns * side + (layout.columns - 1) * gap, 4.6)
     height = top + bottom + layout.rows * (side + caption) + (layout.rows - 1) * gap
-    figure = Figure(figsize=(width, height), facecolor=_PAGE)
-    figure.text(left / width, 1 - 0.22 / height, grid.title, va="top", size=13, weight="bold", color=_INK)
+    figure = Figure(figsize=(width, height), facecolor=PAGE)
+    figure.text(left / width, 1 - 0.22 / height, grid.title, va="top", size=13, weight="bold", color=INK)
     if grid.subtitle:
-        figure.text(left / width, 1 - 0.50 / height, grid.subtitle, va="top", size=8.5, color=_QUIET)
+        figure.text(left / width, 1 - 0.50 / height, grid.subtitle, va="top", size=8.5, color=QUIET)
     # Signals share one scale, so that their heights can be compared.
     scale = (min(grid.bounds[0], float(grid.examples.min())), max(grid.bounds[1], float(grid.examples.max())))
     for row, column, index in layout.cells:
@@ -156,12 +156,12 @@ def draw_grid(grid: Grid) -> Figure:
         _draw_example(axes, grid.examples[index], grid.bounds, scale)
         name = grid.classes[int(grid.labels[index])]
         if not layout.row_classes:
-            axes.set_title(textwrap.shorten(name, 18, placeholder="…"), y=-0.21, size=9, color=_INK, pad=0)
+            axes.set_title(textwrap.shorten(name, 18, placeholder="…"), y=-0.21, size=9, color=INK, pad=0)
         elif column == 0:
-            axes.text(-0.12, 0.5, name, transform=axes.transAxes, ha="right", va="center", size=9, color=_INK)
+            axes.text(-0.12, 0.5, name, transform=axes.transAxes, ha="right", va="center", size=9, color=INK)
     if layout.left_out:
         text = f"{layout.left_out} more not shown"
-        figure.text(left / width, 0.15 / height, text, va="bottom", size=8, color=_QUIET)
+        figure.text(left / width, 0.15 / height, text, va="bottom", size=8, color=QUIET)
     return figure
 
 
@@ -174,8 +174,8 @@ def _draw_example(axes: Axes, example: Floats, bounds: tuple[float, float], scal
     picture = as_pixels(example, bounds)
     if picture is None:
         values = example.reshape(-1)
-        axes.fill_between(np.arange(len(values)), values, step="mid", color=_ACCENT, alpha=0.25, linewidth=0)
-        axes.step(np.arange(len(values)), values, where="mid", color=_ACCENT, linewidth=0.9)
+        axes.fill_between(np.arange(len(values)), values, step="mid", color=ACCENT, alpha=0.25, linewidth=0)
+        axes.step(np.arange(len(values)), values, where="mid", color=ACCENT, linewidth=0.9)
         margin = 0.05 * (scale[1] - scale[0])
         axes.set_xlim(-0.5, len(values) - 0.5)
         axes.set_ylim(scale[0] - margin, scale[1] + margin)
@@ -211,44 +211,49 @@ def draw_curve(curve: Curve) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(6.4, 5.0), facecolor=_PAGE)
+    figure = Figure(figsize=(6.4, 5.0), facecolor=PAGE)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1])
     figure.subplots_adjust(left=0.11, right=0.97, top=0.88, bottom=0.1, hspace=0.14)
-    figure.text(0.11, 0.955, curve.title, size=12, weight="bold", color=_INK, va="center")
+    figure.text(0.11, 0.955, curve.title, size=12, weight="bold", color=INK, va="center")
     for axes in (upper, lower):
-        axes.grid(visible=True, color="#e5e7eb", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=_QUIET, labelsize=8)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_edgecolor("#9ca3af")
+        plain(axes)
 
     losses = np.asarray(curve.losses, dtype=np.float64)
     finite = np.isfinite(losses)
     if finite.any():
         steps = np.asarray(curve.steps)[finite]
-        upper.plot(steps, losses[finite], color=_ACCENT, linewidth=0.6, alpha=0.35)
+        upper.plot(steps, losses[finite], color=ACCENT, linewidth=0.6, alpha=0.35)
         smooth = running_mean(losses[finite], max(1, finite.sum() // 40))
-        upper.plot(steps, smooth, color=_ACCENT, linewidth=1.6, label="loss (running mean)")
+        upper.plot(steps, smooth, color=ACCENT, linewidth=1.6, label="loss (running mean)")
         if (losses[finite] > 0).all() and losses[finite].max() > 20 * losses[finite].min():
             upper.set_yscale("log")
-        upper.legend(frameon=False, fontsize=8, labelcolor=_INK)
-    upper.set_ylabel("loss", size=9, color=_INK)
+        upper.legend(frameon=False, fontsize=8, labelcolor=INK)
+    upper.set_ylabel("loss", size=9, color=INK)
 
     if curve.validation:
         checked, accuracies = zip(*curve.validation, strict=True)
-        lower.plot(checked, accuracies, color=_ACCENT, linewidth=1.6, marker="o", markersize=3.5, label="validation")
+        lower.plot(checked, accuracies, color=ACCENT, linewidth=1.6, marker="o", markersize=3.5, label="validation")
         best = dict(curve.validation).get(curve.best_step) if curve.best_step is not None else None
         if best is not None:
-            lower.plot([curve.best_step], [best], "o", markersize=9, mfc="none", mec=_SECOND, mew=1.6, label="kept")
+            lower.plot([curve.best_step], [best], "o", markersize=9, mfc="none", mec=SECOND, mew=1.6, label="kept")
     for (name, accuracy), style in zip(curve.references.items(), _styles(), strict=False):
-        lower.axhline(accuracy, color=_QUIET, linewidth=1.1, linestyle=style, label=name)
-    lower.set_ylabel("accuracy", size=9, color=_INK)
-    lower.set_xlabel("step", size=9, color=_INK)
+        lower.axhline(accuracy, color=QUIET, linewidth=1.1, linestyle=style, label=name)
+    lower.set_ylabel("accuracy", size=9, color=INK)
+    lower.set_xlabel("step", size=9, color=INK)
     lower.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if lower.get_legend_handles_labels()[0]:
-        lower.legend(frameon=False, fontsize=8, labelcolor=_INK, loc="lower right")
+        lower.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
     return figure
+
+
+def plain(axes: Axes) -> None:
+    """Axes with a faint grid and two spines."""
+    axes.grid(visible=True, color="#e5e7eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=QUIET, labelsize=8)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_edgecolor("#9ca3af")
 
 
 def _styles() -> list[Any]:

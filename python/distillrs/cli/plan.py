@@ -54,7 +54,7 @@ def request(
     Raises:
         UnknownNameError: A key or an option that does not exist.
     """
-    asked = merge(_as_tables(file), _as_tables(flags))
+    asked = merge(as_tables(file), as_tables(flags))
     pairs = [configuration.parse_assignment(text) for text in assignments]
     # The method first, because the others are looked up among its options.
     for key, value in pairs:
@@ -83,7 +83,7 @@ def request(
     return asked, card
 
 
-def _as_tables(values: Mapping[str, Any]) -> dict[str, Any]:
+def as_tables(values: Mapping[str, Any]) -> dict[str, Any]:
     """``method = "tesla"`` is short for a table with that name."""
     tables = dict(values)
     for name in _TABLES:
@@ -155,5 +155,9 @@ def resolve(asked: Mapping[str, Any], card: RecipeCard, bundle: DataBundle, *, p
 
 def default_out(data: str, per_class: int, method: str) -> str:
     """Where results go if nobody says."""
-    stem = "".join(character if character.isalnum() else "-" for character in data.rsplit("/", 1)[-1].split(".")[0])
-    return f"out/{stem}-{per_class}-{method.rsplit(':', 1)[-1]}"
+    return f"out/{stem(data)}-{per_class}-{method.rsplit(':', 1)[-1]}"
+
+
+def stem(data: str) -> str:
+    """A name or path of data as part of a folder's name."""
+    return "".join(character if character.isalnum() else "-" for character in data.rsplit("/", 1)[-1].split(".")[0])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from distillrs.configuration import to_dict
+from distillrs.configuration import to_dict, to_toml
 from distillrs.errors import argument_error
 from distillrs.training import TrainingSettings
 
@@ -64,7 +65,7 @@ class ExpertSettings:
     codec: str = "raw"
 
     def __post_init__(self) -> None:
-        _at_least("count", self.count, 1)
+        at_least("count", self.count, 1)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class DistillationSettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "validate_every", "validation_networks"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -179,19 +180,30 @@ class CondenseSettings:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        _at_least("per_class", self.per_class, 1)
-        _at_least("threads", self.threads, 1)
+        at_least("per_class", self.per_class, 1)
+        at_least("threads", self.threads, 1)
         if self.limit is not None:
-            _at_least("limit", self.limit, 1)
+            at_least("limit", self.limit, 1)
         if not 0 <= self.seed < 2**63:
             raise argument_error("seed", self.seed, "an integer from 0 to 2**63 - 1")
         if self.format != FORMAT:
             raise argument_error("format", self.format, f"{FORMAT}, the only one that this version reads")
 
 
-def identity(settings: CondenseSettings) -> dict[str, Any]:
-    """All that decides the result: the configuration without the places it is written to."""
+def identity(settings: object) -> dict[str, Any]:
+    """All that decides the result: a configuration without the places it is written to."""
     return without_places(to_dict(settings))
+
+
+def same_identity(kept: object, settings: object) -> bool:
+    """Whether a TOML text of an identity is that of these settings.
+
+    Compared as values: a file may say 1 where the settings say 1.0.
+    """
+    try:
+        return isinstance(kept, str) and tomllib.loads(kept) == tomllib.loads(to_toml(identity(settings)))
+    except tomllib.TOMLDecodeError:
+        return False
 
 
 def without_places(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,6 +211,7 @@ def without_places(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _WHERE}
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: int, least: int) -> None:
+    """Refuses what is not a whole number from ``least`` on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise argument_error(name, value, f"a whole number from {least}")

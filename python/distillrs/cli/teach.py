@@ -77,7 +77,7 @@ class Teach:
 
         import torch
 
-        from distillrs.cli.condense import command
+        from distillrs.cli.running import command
         from distillrs.integrations import transformers
 
         shard = parse_shard(self.shard) if self.shard is not None else launcher_shard(os.environ)

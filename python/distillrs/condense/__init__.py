@@ -22,6 +22,7 @@ from distillrs.condense.signal_matching import SignalMatching
 from distillrs.condense.signals import ClassMeans, Examples, GradientSignal, KernelMoments, Signal, penultimate
 from distillrs.condense.statistics import BatchNormStatistics, normalising_by_batch
 from distillrs.condense.synthetic import Synthetic, draw_per_class
+from distillrs.condense.trees import FrequentTreeSets, TreeSets, load_tree_sets
 from distillrs.condense.unroll import Unroll, Unrolled
 from distillrs.condense.views import ViewLabels, ViewPlan, read_labels, write_labels
 from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, intermediate_targets
@@ -40,6 +41,7 @@ __all__ = [
     "ExpertTraining",
     "Factors",
     "FilterPerturbation",
+    "FrequentTreeSets",
     "FunctionalNetwork",
     "GradientSignal",
     "Guard",
@@ -61,6 +63,7 @@ __all__ = [
     "Target",
     "TrajectoryMatching",
     "TrajectoryStore",
+    "TreeSets",
     "Unroll",
     "Unrolled",
     "ViewLabels",
@@ -73,6 +76,7 @@ __all__ = [
     "intermediate_targets",
     "judge",
     "load",
+    "load_tree_sets",
     "nearest_to_centres",
     "normalising_by_batch",
     "penultimate",

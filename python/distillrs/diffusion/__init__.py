@@ -7,6 +7,7 @@ metric and rules of balance; what makes no sense together is refused with the re
 
 from __future__ import annotations
 
+from distillrs.diffusion import denoisers
 from distillrs.diffusion.balance import (
     AdaptivePower,
     Balance,
@@ -18,6 +19,7 @@ from distillrs.diffusion.balance import (
 )
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.derivatives import JVP, Central, Derivative, Solver
+from distillrs.diffusion.few_step import FewStepSampler
 from distillrs.diffusion.flow_map import FlowMap
 from distillrs.diffusion.heads import AverageVelocity, ConsistencyBoundary, Head, HeadWeights, Jump, LatentBoundary
 from distillrs.diffusion.matching.adversary import Adversary, AdversaryLoss
@@ -103,6 +105,7 @@ __all__ = [
     "Eulerian",
     "Evaluations",
     "ExpandedGap",
+    "FewStepSampler",
     "FisherGap",
     "FlowMap",
     "Gap",
@@ -164,6 +167,7 @@ __all__ = [
     "Translated",
     "Weighted",
     "Within",
+    "denoisers",
     "noised",
     "one_step",
     "ratio_weights",

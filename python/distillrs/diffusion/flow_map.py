@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.diffusion.balance import Balance, MaskNonFinite, Rows
+from distillrs.diffusion.checks import check_adapter, is_number
 from distillrs.diffusion.conditions import Condition, replace_rows, rows_of, select
 from distillrs.diffusion.heads import AverageVelocity, Head
 from distillrs.diffusion.metrics import InKinds, Metric, SquaredError
@@ -139,10 +140,10 @@ class FlowMap(nn.Module):
         terms |= {
             "loss": raw.detach().sum() / seen,
             "weighted": weighted.detach().sum() / seen,
-            "gap": (problem.t - problem.r).mean(),
+            "gap": (problem.t - problem.r).sum() / max(count, 1),
         }
         if any(isinstance(rule, MaskNonFinite) for rule in self._rules):
-            terms["masked"] = 1 - finite.double().mean()
+            terms["masked"] = (~finite).double().sum() / max(count, 1)
         return Loss(total, terms)
 
     def turns(self, step: Step | int) -> tuple[str, ...]:
@@ -250,7 +251,11 @@ class FlowMap(nn.Module):
         ):
             if not isinstance(value, kind):
                 raise argument_error(name, value, f"a {kind.__name__}")
-        if not 0 <= self.condition_dropout <= 1:
+        if not isinstance(self.metric, InKinds) and not callable(self.metric):
+            raise argument_error("metric", self.metric, "a function of prediction and target, or InKinds(...)")
+        if self._target[0] is not None:
+            check_adapter("target", self._target[0])
+        if not (is_number(self.condition_dropout) and 0 <= self.condition_dropout <= 1):
             raise argument_error("condition_dropout", self.condition_dropout, "a probability")
         for residual in (part for part in self.residual.parts() if part is not None):
             if isinstance(self.metric, InKinds) and not isinstance(residual, Diagonal):

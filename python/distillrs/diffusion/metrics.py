@@ -128,7 +128,11 @@ class InKinds:
     parts: tuple[KindMetric, ...]
 
     def __post_init__(self) -> None:
-        if not self.parts or not all(isinstance(part, KindMetric) for part in self.parts):
+        if (
+            not isinstance(self.parts, tuple)
+            or not self.parts
+            or not all(isinstance(part, KindMetric) for part in self.parts)
+        ):
             raise argument_error("parts", self.parts, "one or more of KindMetric")
 
     def compare(self, prediction: Tensor, target: Tensor, x: Tensor, t: Tensor, head: Head, path: Path) -> Tensor:

@@ -64,6 +64,14 @@ def sample(
         raise unknown_name_error("method", method, list(get_args(SamplerMethod)))
     if gradient not in ("none", "last", "all"):
         raise argument_error("gradient", gradient, "'none', 'last' or 'all'")
+    if not isinstance(grid, Grid):
+        raise argument_error("grid", type(grid).__name__, "a Grid")
+    if not isinstance(noise, Tensor):
+        raise argument_error("noise", type(noise).__name__, "a tensor [n, ...]")
+    if not isinstance(map, StateMap) and not (
+        isinstance(map, Sequence) and all(isinstance(one, StateMap) for one in map)
+    ):
+        raise argument_error("map", type(map).__name__, "a StateMap, or one for each step of the grid")
     maps = [map] * grid.steps if isinstance(map, StateMap) else list(map)
     if len(maps) != grid.steps:
         raise argument_error("map", f"{len(maps)} maps", f"one, or one for each of the grid's {grid.steps} steps")
@@ -73,6 +81,7 @@ def sample(
     ends = [one.head.end(one.path) for one in maps]
     if method in ("ode", "stochastic") and any(end is not None for end in ends[:-1]):
         raise argument_error("method", method, "'renoise' or 'anchor': the map of this head ends at one time only")
+    maps[0].check_start(float(grid.times[0]), float(grid.times[1]))
     step = Step.of(step)
     x = (float(grid.sigmas[0]) * noise).to(noise.dtype)
     states = [x]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from distillrs.diffusion.checks import check_adapter
 from distillrs.diffusion.conditions import Condition, join
 from distillrs.diffusion.networks import NetworkAdapter
-from distillrs.errors import argument_error
+from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Kind, Path, Prediction
 
 
@@ -41,6 +42,11 @@ class Teacher:
 
     network: NetworkAdapter
     kind: Kind
+
+    def __post_init__(self) -> None:
+        check_adapter("network", self.network)
+        if self.kind not in get_args(Kind):
+            raise unknown_name_error("kind", self.kind, list(get_args(Kind)))
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition = None) -> Prediction:
         """See :class:`Score`."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.diffusion.checks import is_number
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.frozen import Frozen
 from distillrs.step import Step
@@ -37,7 +38,7 @@ class LowRank:
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise argument_error("rank", self.rank, "a positive integer")
-        if self.alpha is not None and not math.isfinite(self.alpha):
+        if self.alpha is not None and not is_number(self.alpha):
             raise argument_error("alpha", self.alpha, "a finite number or None")
         if self.targets is not None and not (isinstance(self.targets, tuple) and self.targets):
             raise argument_error("targets", self.targets, "endings of layers' names, or None")
@@ -73,9 +74,15 @@ class SharedBase(nn.Module):
 
     def __init__(self, base: nn.Module, adapters: Mapping[str, LowRank]) -> None:
         super().__init__()
-        for name in adapters:
-            if not name or "." in name:
-                raise argument_error("adapters", name, "names without dots")
+        if not isinstance(base, nn.Module):
+            raise argument_error("base", type(base).__name__, "a torch module")
+        if not isinstance(adapters, Mapping):
+            raise argument_error("adapters", type(adapters).__name__, "adapters by name: {'critic': LowRank(64)}")
+        for name, adapter in adapters.items():
+            if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+                raise argument_error("adapters", name, "names without dots, none of them a word of nn.ModuleDict")
+            if not isinstance(adapter, LowRank):
+                raise argument_error("adapters", f"{name}: {type(adapter).__name__}", "LowRank(rank) for each name")
         base = base.module if isinstance(base, Frozen) else base
         object.__setattr__(self, "_base", Frozen(base))
         self.ranks = {name: adapter.rank for name, adapter in adapters.items()}
@@ -208,19 +215,23 @@ def _view(base: nn.Module, name: str, adapter: LowRank) -> AdaptedView:
     shared: dict[int, Any] = {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]}
     network = copy.deepcopy(base, shared)
     adapted: dict[str, Adapted] = {}
-    for path, layer in list(network.named_modules()):
+    made: dict[int, Adapted] = {}
+    # A layer that stands in several places is one layer in all of them, under the first one's name.
+    for path, layer in list(network.named_modules(remove_duplicate=False)):
         fits = adapter.targets is None or any(
             path == target or path.endswith(f".{target}") for target in adapter.targets
         )
         if not fits or not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
             continue
-        part = Adapted(layer, _delta(layer, adapter, f"{name}/{path}"), adapter.factor)
+        if id(layer) not in made:
+            made[id(layer)] = Adapted(layer, _delta(layer, adapter, f"{name}/{path}"), adapter.factor)
+            adapted[path or "network"] = made[id(layer)]
+        part = made[id(layer)]
         if not path:
             network = part
         else:
             owner, _, key = path.rpartition(".")
-            setattr(network.get_submodule(owner), key, part)
-        adapted[path or "network"] = part
+            network.get_submodule(owner)._modules[key] = part
     if not adapted:
         got = "every layer" if adapter.targets is None else adapter.targets
         raise argument_error("targets", got, "names of linear layers or convolutions of the base")

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from distillrs.diffusion.checks import check_adapter, is_number
 from distillrs.diffusion.conditions import Condition, rows_of, select
 from distillrs.diffusion.networks import NetworkAdapter
 from distillrs.diffusion.randomness import Replay
@@ -140,6 +141,9 @@ class Averaged(Source):
 
     network: NetworkAdapter
 
+    def __post_init__(self) -> None:
+        check_adapter("network", self.network)
+
     def bind(self, call: Call) -> Score:
         """The average with the student's head."""
         return replace(call.map, network=self.network)
@@ -173,6 +177,8 @@ class Guided(Source):
             raise argument_error("score", self.score, "a source that is not guided already")
         if not isinstance(self.score, (Source, Score)):
             raise argument_error("score", self.score, "a score or a source")
+        if not isinstance(self.scale, str) and not is_number(self.scale):
+            raise argument_error("scale", self.scale, "a finite number, or the name of the condition's entry")
         if isinstance(self.scale, str) and isinstance(self.score, Source):
             allowed = f"a number with {type(self.score).__name__}: only a teacher does without the student's guidance"
             raise argument_error("scale", self.scale, allowed)

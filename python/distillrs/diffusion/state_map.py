@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from distillrs.diffusion.checks import check_adapter
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.heads import AverageVelocity, Head
 from distillrs.diffusion.networks import NetworkAdapter
@@ -31,6 +32,11 @@ class StateMap:
     head: Head = field(default_factory=AverageVelocity)
 
     def __post_init__(self) -> None:
+        check_adapter("network", self.network)
+        if not isinstance(self.path, Path):
+            raise argument_error("path", self.path, "a path (RectifiedFlow(), VP(), EDM(), ...)")
+        if not isinstance(self.head, Head):
+            raise argument_error("head", self.head, "a head (Jump(kind), AverageVelocity(), ...)")
         if isinstance(self.path, Residual):
             raise argument_error("path", self.path, "a path between data and noise: maps have no reference")
 
@@ -54,6 +60,17 @@ class StateMap:
             ArgumentError: For a head whose map ends at one time only.
         """
         return Prediction(self.head.velocity(self.path, self.output(x, t, t, condition), x, t), "velocity")
+
+    def check_start(self, t: float, r: float) -> None:
+        """Refuses a way that begins where the head is not finite.
+
+        Raises:
+            ArgumentError: For a head that reads the data out of a noise prediction where no signal is left.
+        """
+        start, end = (torch.tensor([time], dtype=torch.float64) for time in (t, r))
+        if not all(bool(weight.isfinite().all()) for weight in self.head.weights(self.path, start, end)):
+            allowed = f"one that is finite at time {t:g}, where nothing of the data is left ('velocity', 'v', 'x0')"
+            raise argument_error("head", self.head, f"{allowed}, or a way that begins below")
 
     def replaced(self, module: nn.Module | None) -> StateMap:
         """The same map of a wrapped network; ``None`` for the map itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.diffusion.checks import check_shape
 from distillrs.diffusion.conditions import Condition
 from distillrs.errors import argument_error
 from distillrs.schedule import Grid, Path, Times
@@ -27,7 +29,7 @@ class Batch:
         noise: The noise that belongs to ``x0``, ``[n, ...]``: of pairs that a teacher made. ``None`` draws one that is
             independent. Whatever is done to one of the two (a flip) must be done to both.
         path_states: A teacher's states at the times of a grid, ``[n, steps + 1, ...]``, for :class:`TeacherPath`.
-        size: Number of rows, where nothing else tells it.
+        size: Number of rows, where no other tensor tells it.
     """
 
     x0: Tensor | None = None
@@ -40,9 +42,15 @@ class Batch:
     def __post_init__(self) -> None:
         for name in ("x0", "noise", "path_states"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, Tensor):
+                raise argument_error(name, type(value).__name__, "a floating-point tensor, or None")
             if value is not None and value.dim() == 0:
                 raise argument_error(name, "a tensor without axes", "one with an axis of rows")
+        if self.size is not None and (isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 0):
+            raise argument_error("size", self.size, "a number of rows from 0, or None")
         rows = self.rows
+        if self.size not in (None, rows):
+            raise argument_error("size", self.size, f"{rows}, the rows of the tensors, or None")
         for name in ("x0", "noise", "path_states"):
             value = getattr(self, name)
             if value is not None and (not value.is_floating_point() or len(value) != rows):
@@ -51,7 +59,10 @@ class Batch:
         if self.x0 is not None and self.noise is not None and self.x0.shape != self.noise.shape:
             raise argument_error("noise", f"shape {tuple(self.noise.shape)}", f"that of x0, {tuple(self.x0.shape)}")
         for name in ("condition", "null_condition"):
-            for key, value in (getattr(self, name) or {}).items():
+            entries = getattr(self, name)
+            if entries is not None and not isinstance(entries, Mapping):
+                raise argument_error(name, type(entries).__name__, "the network's keyword arguments by name, or None")
+            for key, value in (entries or {}).items():
                 if isinstance(value, Tensor) and (value.dim() == 0 or len(value) != rows):
                     raise argument_error(name, f"{key!r} of shape {tuple(value.shape)}", f"tensors of {rows} rows")
 
@@ -162,6 +173,9 @@ class PriorOnly(States):
     dtype: torch.dtype = torch.float32
     device: torch.device | str | None = None
 
+    def __post_init__(self) -> None:
+        check_shape("shape", self.shape)
+
     def draw(self, batch: Batch, times: Times, path: Path, step: Step) -> Drawn:
         """See :class:`States`."""
         noise = batch.noise
@@ -169,6 +183,8 @@ class PriorOnly(States):
             noise = random.normal(
                 batch.rows, *self.shape, step=step, name="noise", dtype=self.dtype, device=self.device
             )
+        elif noise.shape[1:] != tuple(self.shape):
+            raise argument_error("noise", f"shape {tuple(noise.shape)}", f"[n, {', '.join(map(str, self.shape))}]")
         t, r, middle = (None if time is None else time.to(noise.device) for time in times)
         one = torch.ones_like(t)  # type: ignore[arg-type]  # the first two are never None
         return Drawn(float(path.sigma(1.0)) * noise, one, r, middle)  # type: ignore[arg-type]  # likewise
@@ -185,6 +201,10 @@ class TeacherPath(States):
     """
 
     grid: Grid
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.grid, Grid):
+            raise argument_error("grid", type(self.grid).__name__, "a Grid: the times of the stored states")
 
     def draw(self, batch: Batch, times: Times, path: Path, step: Step) -> Drawn:
         """See :class:`States`."""

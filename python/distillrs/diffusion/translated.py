@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from distillrs.diffusion.checks import check_adapter, is_number
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.networks import NetworkAdapter
 from distillrs.errors import argument_error, unknown_name_error
@@ -30,7 +31,8 @@ class Translated:
         path: The path that it is used on.
         to: What it is to predict there.
         least: Times nearer to the data than this are told as this one: a velocity divides by them. Times whose noise is
-            beyond the network's own are told as its last.
+            beyond the network's own are told as its last; for a prediction of noise or a score on a path that leaves
+            nothing of the data there, as one that much before its last.
     """
 
     network: NetworkAdapter
@@ -41,10 +43,14 @@ class Translated:
     least: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_adapter("network", self.network)
+        for name in ("own", "path"):
+            if not isinstance(getattr(self, name), Path):
+                raise argument_error(name, getattr(self, name), "a path (RectifiedFlow(), VP(), EDM(), ...)")
         for name in ("kind", "to"):
             if getattr(self, name) not in get_args(Kind):
                 raise unknown_name_error(name, getattr(self, name), list(get_args(Kind)))
-        if not 0 < self.least < 1:
+        if not (is_number(self.least) and 0 < self.least < 1):
             raise argument_error("least", self.least, "a time above 0, below 1")
 
     @property
@@ -57,6 +63,12 @@ class Translated:
         """The second time does not reach it."""
         return False
 
+    @property
+    def _last(self) -> float:
+        """Of its own path; a noise prediction says nothing of the data where there is no signal."""
+        blind = self.kind in ("noise", "score") and float(self.own.alpha(1.0)) < 1e-9
+        return 1 - self.least if blind else 1.0
+
     def replaced(self, module: nn.Module) -> Any:
         """The same around another module."""
         return replace(self, network=self.network.replaced(module))
@@ -64,7 +76,7 @@ class Translated:
     def __call__(self, x: Tensor, t: Tensor, r: Tensor, condition: Condition = None) -> Tensor:
         """See :class:`NetworkAdapter`; ``r`` does not enter."""
         here = t.clamp(min=self.least)
-        reach = self.path.time_of_log_snr(self.own.log_snr(1.0)).to(here.device)
+        reach = self.path.time_of_log_snr(self.own.log_snr(self._last)).to(here.device)
         moved, there = self.path.move(x, torch.minimum(here, reach), self.own)
         value = self.network(moved, there, there, condition)
         data = self.own.convert(value, moved, there, kind=self.kind, to="x0")

@@ -43,6 +43,34 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor, *, batch: int = 512) -> f
     return float((predictions(network, x, batch=batch) == y.cpu()).double().mean())
 
 
+def area_under_curve(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve: how often an example of the class scores above one that is not, ties counted as half.
+
+    Args:
+        scores: [N] finite.
+        positive: bool [N]: the examples of the class; both kinds are there.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ArgumentError: Other shapes, scores that are not numbers, or one kind alone.
+    """
+    if scores.dim() != 1 or positive.shape != scores.shape or positive.dtype != torch.bool:
+        got = f"{positive.dtype} {tuple(positive.shape)} beside scores {tuple(scores.shape)}"
+        raise argument_error("positive", got, "bool [N] beside scores [N]")
+    if bool(scores.isnan().any()):
+        raise argument_error("scores", "a value that is not a number", "numbers")
+    count = int(positive.sum())
+    if not 0 < count < len(scores):
+        raise argument_error("positive", f"{count} of {len(scores)}", "examples of both kinds")
+    _, places, sizes = torch.unique(scores, return_inverse=True, return_counts=True)
+    # Middle ranks, from 1: of equal scores each has the mean of their places (Mann and Whitney, 1947).
+    ranks = (sizes.cumsum(0) - (sizes - 1) / 2)[places].double()
+    below = float(ranks[positive].sum()) - count * (count + 1) / 2
+    return below / (count * (len(scores) - count))
+
+
 def class_accuracies(found: Tensor, y: Tensor, classes: int) -> list[float | None]:
     """Share of each class's examples that were predicted rightly.
 

@@ -35,6 +35,7 @@ from distillrs.knowledge.engine import Objective
 from distillrs.knowledge.heads import Head, Projected
 from distillrs.knowledge.inputs import Inputs, Prefixed
 from distillrs.knowledge.mutual_information import MutualInformation
+from distillrs.knowledge.rankings import ListMLE
 from distillrs.knowledge.relations import (
     AttentionMap,
     ClassGradients,
@@ -95,6 +96,7 @@ __all__ = [
     "Inputs",
     "Labelled",
     "Labels",
+    "ListMLE",
     "LossRatio",
     "Mask",
     "MutualInformation",

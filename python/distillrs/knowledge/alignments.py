@@ -114,6 +114,8 @@ class Projector(nn.Module):
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise argument_error(name, value, "a positive integer")
+        if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
+            raise argument_error("axis", axis, "None or the number of an axis")
         self.axis = axis
         bound = 1 / math.sqrt(in_features)
         drawn = random.uniform(out_features, in_features + 1, step=Step(0, seed=seed), name="projector")
@@ -260,6 +262,9 @@ def layer_pairs(
     Raises:
         ArgumentError: Counts or a map that make no sense.
     """
+    for name, count in (("student_layers", student_layers), ("teacher_layers", teacher_layers)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise argument_error(name, count, "a positive number of layers")
     if not 1 <= student_layers <= teacher_layers:
         raise argument_error("student_layers", student_layers, f"a number from 1 to the teacher's, {teacher_layers}")
     if how == "uniform":

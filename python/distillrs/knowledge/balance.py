@@ -73,7 +73,7 @@ class GradientBalance:
 
     Attributes:
         layer: Path of the module whose parameters are looked at, usually the last that all terms share.
-        epsilon: Least norm.
+        epsilon: Norm up to which a gradient counts as none: that of a term over rows of which a batch has none.
     """
 
     layer: str
@@ -95,6 +95,8 @@ class GradientBalance:
                 norms[name] = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in present]))
         factors: dict[str, float | Tensor] = dict.fromkeys(values, 1.0)
         if norms:
-            mean = torch.stack(list(norms.values())).mean()
-            factors |= {name: mean / norm.clamp(min=self.epsilon) for name, norm in norms.items()}
+            found = torch.stack(list(norms.values()))
+            there = found > self.epsilon
+            mean = found.where(there, 0.0).sum() / there.sum().clamp(min=1)
+            factors |= dict(zip(norms, (mean / found).where(there, 1.0).unbind(), strict=True))
         return factors

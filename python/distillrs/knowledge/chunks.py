@@ -213,6 +213,8 @@ class Chunks(BatchAlignment):
         teacher_chunks: str = "teacher_chunks",
         boundary: Boundary | None = None,
     ) -> None:
+        if boundary is not None and not isinstance(boundary, Boundary):
+            raise argument_error("boundary", type(boundary).__name__, "None or a Boundary")
         self.names = ((student_ids, student_chunks), (teacher_ids, teacher_chunks))
         self.boundary = boundary
 
@@ -222,7 +224,7 @@ class Chunks(BatchAlignment):
         Raises:
             ArgumentError: Logits, ids or chunks whose shapes do not fit each other.
         """
-        count = min(student.shape[1], teacher.shape[1])
+        count = _count(student, teacher)
         sides = []
         for name, logits, (ids, chunks) in zip(("student", "teacher"), (student, teacher), self.names, strict=True):
             numbers = _numbers(name, logits, inputs, chunks, count)
@@ -270,7 +272,7 @@ class ChunkEnds(BatchAlignment):
         Raises:
             ArgumentError: Tensors and chunks whose shapes do not fit each other.
         """
-        count = min(student.shape[1], teacher.shape[1])
+        count = _count(student, teacher)
         own, other = (
             _ends(_numbers(side, tensor, inputs, name, count), count)
             for side, tensor, name in zip(("student", "teacher"), (student, teacher), self.names, strict=True)
@@ -291,11 +293,20 @@ def _log_threshold(threshold: float) -> float:
     return math.log(threshold) if threshold else -math.inf
 
 
+def _count(student: Side, teacher: Side) -> int:
+    """The most chunks that both sides can have."""
+    for name, side in (("student", student), ("teacher", teacher)):
+        if not isinstance(side, Tensor) or side.ndim != 3:
+            got = f"shape {tuple(side.shape)}" if isinstance(side, Tensor) else type(side).__name__
+            raise argument_error(name, got, "[batch, tokens, features]")
+    if len(student) != len(teacher):
+        raise argument_error("teacher", f"{len(teacher)} rows", f"{len(student)}, the student's")
+    return int(min(student.shape[1], teacher.shape[1]))
+
+
 def _numbers(side: str, tensor: Tensor, inputs: Inputs, name: str, count: int) -> Tensor:
     """The chunk of each token, int64 [B, L]."""
     numbers = inputs.tensor(name)
-    if tensor.ndim != 3:
-        raise argument_error(side, f"shape {tuple(tensor.shape)}", "[batch, tokens, features]")
     if numbers.dtype != torch.int64 or numbers.shape != tensor.shape[:2]:
         got = f"{numbers.dtype} {tuple(numbers.shape)}"
         raise argument_error(f"batch[{name!r}]", got, f"int64 {tuple(tensor.shape[:2])}, as the {side}'s tokens")

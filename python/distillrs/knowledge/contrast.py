@@ -42,6 +42,7 @@ class InfoNCE(nn.Module, Divergence):
     """
 
     rowwise = False
+    reads_temperature = False
     rows_held: Tensor
     keys_held: Tensor
     count: Tensor
@@ -176,6 +177,7 @@ class NoiseContrast(nn.Module, Divergence):
     """
 
     rowwise = False
+    reads_temperature = False
     student_memory: Tensor
     teacher_memory: Tensor
     constants: Tensor

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from distillrs import random
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import IGNORED
+from distillrs.knowledge.numerics import is_number
 from distillrs.step import Step
 
 Fields = Mapping[str, str]
@@ -85,11 +87,11 @@ class Corpus:
         examples: list[Example] = []
         rejected: list[int] = []
         for unit, given in enumerate(inputs):
+            if not isinstance(given, Mapping):
+                raise argument_error(f"inputs[{unit}]", type(given).__name__, "a mapping from names to texts")
             for attempt in range(attempts):
                 fields = _joined(given, write(given, Step(attempt, seed=seed, first_unit=unit)))
-                weight = 1.0 if check is None else float(check(fields))
-                if not 0 <= weight < math.inf:
-                    raise argument_error("check", weight, "a truth value, or a finite weight from 0")
+                weight = 1.0 if check is None else _weight(check(fields))
                 if weight > 0:
                     examples.append(Example(fields, weight, source, unit, attempt))
                     break
@@ -125,12 +127,18 @@ class Task:
         """The prompt and the answer of an example.
 
         Raises:
-            ArgumentError: A template names a field that the example has not.
+            ArgumentError: A template names a field that the example has not, or is no template.
         """
-        try:
-            return self.prompt.format_map(dict(fields)), self.answer.format_map(dict(fields))
-        except KeyError as missing:
-            raise argument_error("template", str(missing), f"one of the fields {', '.join(fields)}") from None
+        texts = []
+        for template in (self.prompt, self.answer):
+            try:
+                texts.append(template.format_map(dict(fields)))
+            except KeyError as missing:
+                raise argument_error("template", str(missing), f"one of the fields {', '.join(fields)}") from None
+            except (ValueError, AttributeError, IndexError) as failure:
+                allowed = "text with {name} for a field, and {{ and }} for braces"
+                raise argument_error("template", f"{template!r}: {failure}", allowed) from None
+        return texts[0], texts[1]
 
 
 def paired_batch(
@@ -141,8 +149,12 @@ def paired_batch(
     end: int,
     pad: int = 0,
     max_length: int | None = None,
+    start: int | None = None,
 ) -> dict[str, Tensor]:
     """A batch in which every example stands once for each task.
+
+    For a decoder alone a row is prompt and answer, one after the other. With ``start`` the batch is for an encoder and
+    a decoder: the encoder reads the prompt, the decoder begins with ``start`` and says the answer.
 
     Args:
         examples: n examples.
@@ -152,38 +164,47 @@ def paired_batch(
         end: Token that ends an answer, and is learned.
         pad: Token behind the end.
         max_length: Longer rows are refused, since a cut answer would teach to stop early.
+        start: Token that a decoder's row begins with; ``None`` for a decoder alone.
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels`` (-100 for prompts and padding): int64 ``[t n, L]``;
-        ``task``: int64 ``[t n]``; ``weight``: float32 ``[t n]``.
+        ``task``: int64 ``[t n]``; ``weight``: float32 ``[t n]``. With ``start`` also ``decoder_input_ids``, int64
+        ``[t n, A]`` as the labels, which then stand at their own places.
 
     Raises:
         ArgumentError: No tasks, or a row that is too long.
     """
     if not tasks:
         raise argument_error("tasks", tasks, "at least one Task")
-    rows: list[tuple[list[int], int]] = []
+    given: list[list[int]] = []
+    due: list[list[int]] = []
+    said: list[list[int]] = []
     for task in tasks:
         for example in examples:
             prompt, answer = (list(encode(text)) for text in task.texts(example.fields))
-            rows.append(([*prompt, *answer, end], len(prompt)))
-    longest = max((len(ids) for ids, _ in rows), default=0)
+            given.append(prompt if start is not None else [*prompt, *answer, end])
+            due.append([*answer, end] if start is not None else [*(IGNORED for _ in prompt), *answer, end])
+            said.append([start, *answer] if start is not None else [])
+    longest = max((len(ids) for ids in (*given, *due)), default=0)
     if max_length is not None and longest > max_length:
         raise argument_error("examples", f"a row of {longest} tokens", f"at most max_length = {max_length}")
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORED)
-    for row, (tokens, begin) in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
-        mask[row, : len(tokens)] = 1
-        labels[row, begin : len(tokens)] = ids[row, begin : len(tokens)]
+    decoder = {} if start is None else {"decoder_input_ids": _padded(said, pad)}
     return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": labels,
+        "input_ids": _padded(given, pad),
+        "attention_mask": _padded([[1 for _ in ids] for ids in given], 0),
+        "labels": _padded(due, IGNORED),
+        **decoder,
         "task": torch.arange(len(tasks)).repeat_interleave(len(examples)),
         "weight": torch.tensor([example.weight for example in examples] * len(tasks), dtype=torch.float32),
     }
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """Rows of one length, int64 [rows, longest]."""
+    found = torch.full((len(rows), max(map(len, rows), default=0)), pad)
+    for row, tokens in enumerate(rows):
+        found[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+    return found
 
 
 TextSource = Callable[[Tensor, Step], Tensor]
@@ -207,7 +228,8 @@ class TextMix:
     def __init__(self, sources: Mapping[str, TextSource], shares: Mapping[str, float]) -> None:
         if set(sources) != set(shares):
             raise argument_error("shares", sorted(shares), f"one for each of {sorted(sources)}")
-        if not sources or not all(0 <= share < math.inf for share in shares.values()) or not any(shares.values()):
+        are_shares = all(is_number(share) and share >= 0 for share in shares.values())
+        if not sources or not are_shares or not any(shares.values()):
             raise argument_error("shares", dict(shares), "finite numbers from 0, not all 0")
         self.sources = dict(sources)
         total = sum(shares.values())
@@ -256,6 +278,16 @@ class TextMix:
         if rows is None:
             raise argument_error("count", count, "at least one row")
         return rows, origins
+
+
+def _weight(passed: Any) -> float:
+    try:
+        weight = -1.0 if isinstance(passed, str) else float(passed)
+    except (TypeError, ValueError):
+        weight = -1.0
+    if not 0 <= weight < math.inf:
+        raise argument_error("check", passed, "a truth value, or a finite weight from 0")
+    return weight
 
 
 def _joined(given: Fields, added: Fields) -> Fields:

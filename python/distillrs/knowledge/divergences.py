@@ -15,6 +15,7 @@ from torch import Tensor
 from distillrs import ops
 from distillrs.errors import argument_error
 from distillrs.knowledge.numerics import is_number, unit
+from distillrs.knowledge.targets import check_labels
 from distillrs.knowledge.view import View
 from distillrs.ops._top_k import log1mexp
 
@@ -40,6 +41,9 @@ class Divergence(ABC):
 
     tempered: bool = False
     """Whether both sides are divided by the term's temperatures, so that the rule "squared" has a meaning."""
+
+    reads_temperature: bool = True
+    """Whether the term's temperatures mean anything here; a term refuses others than 1 where they do not."""
 
     @abstractmethod
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
@@ -101,6 +105,7 @@ class MSE(Divergence):
     """
 
     row_axes: int | None = None
+    reads_temperature = False
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`."""
@@ -123,6 +128,7 @@ class NormalisedMSE(Divergence):
     by: Literal["both", "teacher"] = "both"
     row_axes: int | None = None
     epsilon: float = 1e-12
+    reads_temperature = False
 
     def __post_init__(self) -> None:
         if self.by not in ("both", "teacher"):
@@ -139,18 +145,19 @@ class NormalisedMSE(Divergence):
 
 @dataclass(frozen=True, slots=True)
 class Cosine(Divergence):
-    """One less the cosine of the angle between the rows.
+    """One less the cosine of the angle between the rows; 1, without a slope, where either is zero.
 
     Attributes:
         row_axes: See :class:`Divergence`.
     """
 
     row_axes: int | None = None
+    reads_temperature = False
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`."""
         first, second = paired(student, teacher.detach(), self.row_axes)
-        return 1 - torch.nn.functional.cosine_similarity(first, second, dim=-1)
+        return 1 - (unit(first) * unit(second)).sum(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +169,7 @@ class L1(Divergence):
     """
 
     row_axes: int | None = None
+    reads_temperature = False
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`."""
@@ -180,6 +188,7 @@ class SmoothL1(Divergence):
 
     beta: float = 1.0
     row_axes: int | None = None
+    reads_temperature = False
 
     def __post_init__(self) -> None:
         if not (is_number(self.beta) and self.beta > 0):
@@ -260,6 +269,7 @@ class BernoulliLimit(Divergence):
     """
 
     row_axes: int | None = None
+    reads_temperature = False
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`."""
@@ -310,9 +320,16 @@ class DecoupledKL(Divergence):
     needs_labels = True
     tempered = True
 
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if not (is_number(value) and value >= 0):
+                raise argument_error(name, value, "a number from 0")
+
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`."""
         labels = view.required_labels("DecoupledKL")
+        check_labels(labels, student)
         first, second = paired(student, teacher.detach(), student.ndim - 1)
         if first.shape[-1] < 2:
             raise argument_error("student", f"{first.shape[-1]} classes", "at least 2")

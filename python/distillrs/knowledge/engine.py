@@ -34,10 +34,11 @@ class Objective(nn.Module):
     The objective owns what its parts train (projectors, banks, tables), and neither the student nor frozen teachers,
     which are not among its parameters and not in its state. Frozen teachers follow its ``.to()``.
 
-    With ``step.items`` every term is brought to a global count of items: a term over labelled rows is its local sum by
-    ``items``, any other its local mean times the local share of the items. So gradients of micro-batches and of
-    ranks add up to those of one batch; relations within a batch remain those of the micro-batch. Items are labels
-    that are not ignored, or examples if the batch has no class labels.
+    With ``step.items`` every term is brought to a global count of items: a term over just the rows that are counted is
+    its local sum by ``items``, any other its local mean times the local share of the items. So gradients of
+    micro-batches and of ranks add up to those of one batch; relations within a batch remain those of the micro-batch,
+    and so do means over rows that a mask leaves. Items are labels that are not ignored, or examples if the batch has
+    no class labels.
 
     Args:
         student: The network to train; a call may override it with the same one wrapped.
@@ -81,12 +82,18 @@ class Objective(nn.Module):
             names = [term.label for term in self._all_terms()]
             if balance.reference not in names:
                 raise unknown_name_error("reference", balance.reference, names)
+        for name, given in (("balance", balance), ("inputs", inputs)):
+            if given is not None and not callable(given):
+                raise argument_error(name, given, "None or a function; see the parts of distillrs.knowledge")
+        if isinstance(withheld, str):
+            raise argument_error("withheld", withheld, "a list of names")
         self.balance = balance
         self.inputs = inputs
         self.labels = labels
         self.ids = ids
         self.withheld = (*withheld, *(name for teacher in self._teachers().values() for name in teacher.withheld))
         self.seed = seed
+        self._shifted = any(isinstance(part, Shifted) for part in self._label_parts())
         # Kept outside the module registry: given, not owned.
         object.__setattr__(self, "_student", student)
         self._stage: int | None = None
@@ -146,7 +153,7 @@ class Objective(nn.Module):
                 step,
                 local,
                 self.labels,
-                step.items if term.counts(self.labels) else None,
+                step.items if term.counts(self.labels, self._shifted) else None,
             )
         return self._sum(terms, values, scales, found, inputs, step, network)
 
@@ -222,7 +229,7 @@ class Objective(nn.Module):
         if step.items is not None:
             counted = self._counted(inputs)
             for term in terms:
-                if isinstance(term.normaliser, str) and not term.counts(self.labels):
+                if isinstance(term.normaliser, str) and not term.counts(self.labels, self._shifted):
                     value = values[self._names[term]]
                     values[self._names[term]] = value * (counted.to(value) / step.items)
         scaled = {self._names[term]: scales[id(term)] * values[self._names[term]] for term in terms}
@@ -260,14 +267,17 @@ class Objective(nn.Module):
         labels = inputs.fields.get(self.labels)
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
             return torch.tensor(inputs.examples)
-        parts = [part for term in self._all_terms() for part in row_parts(term.rows)]
-        own = [part for part in parts if isinstance(part, Shifted | Labelled) and part.name == self.labels]
-        if any(isinstance(part, Shifted) for part in own):
+        if self._shifted:
             labels = labels[..., 1:]
         counts = torch.ones_like(labels, dtype=torch.bool)
-        for mark in {part.ignore_index for part in own} | {IGNORED}:
+        for mark in {part.ignore_index for part in self._label_parts()} | {IGNORED}:
             counts &= labels != mark
         return counts.sum()
+
+    def _label_parts(self) -> list[Shifted | Labelled]:
+        """What the terms take for rows with a label, of the labels that are counted."""
+        parts = [part for term in self._all_terms() for part in row_parts(term.rows)]
+        return [part for part in parts if isinstance(part, Shifted | Labelled) and part.name == self.labels]
 
     def _enter(self, number: int, network: nn.Module) -> None:
         if number == self._stage:

@@ -45,6 +45,7 @@ class MutualInformation(nn.Module, Divergence):
     """
 
     rowwise = False
+    reads_temperature = False
 
     def __init__(self, width: int, alpha: float = 0.9, *, baseline: nn.Module | None = None, key: str = "ids") -> None:
         super().__init__()

@@ -7,8 +7,10 @@ multiply.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -137,6 +139,10 @@ class EntropyFilter:
     def __post_init__(self) -> None:
         if self.of not in ("student", "teacher"):
             raise argument_error("of", self.of, "'student' or 'teacher'")
+        for name in ("low", "high"):
+            limit: Any = getattr(self, name)
+            if not callable(limit) and (isinstance(limit, bool) or not isinstance(limit, Real) or math.isnan(limit)):
+                raise argument_error(name, limit, "a number of nats, or a ramp")
 
     def __call__(self, view: View) -> Tensor:
         """Zeros and ones, shaped as the rows."""
@@ -254,6 +260,9 @@ def weigh(parts: Sequence[RowPart | Callable[[View], Tensor]], view: View, shape
         if not isinstance(given, Tensor):
             raise argument_error(name, type(given).__name__, "a tensor")
         value = _fitted(name, given.detach(), shape)
+        # On a device the look would wait for it. What is not a number may stand where a mask leaves the row out.
+        if value.device.type == "cpu" and value.dtype != torch.bool and (value < 0).any():
+            raise argument_error(name, f"a weight of {float(value.min()):g}", "booleans, or numbers from 0")
         if value.dtype == torch.bool:
             mask = value if mask is None else mask & value
         else:

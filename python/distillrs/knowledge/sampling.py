@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distillrs import random
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen, evaluating
-from distillrs.knowledge.numerics import wide
+from distillrs.knowledge.numerics import is_number, wide
 from distillrs.step import Step
 
 Network = nn.Module | Callable[..., Any]
@@ -146,7 +146,7 @@ def speculative_sample(
     check_drawing(prompts, length, temperature)
     if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 1:
         raise argument_error("draft_length", draft_length, "a positive number of tokens")
-    if not isinstance(lenience, int | float) or not 0 < lenience <= 1:
+    if not (is_number(lenience) and 0 < lenience <= 1):
         raise argument_error("lenience", lenience, "a number from above 0 to 1")
     rows, given = prompts.shape
     device, step = prompts.device, Step.of(step)
@@ -211,11 +211,12 @@ def acceptance(draft_logits: Tensor, target_logits: Tensor, temperature: float =
         temperature: Of both; 0 for the most likely token of each.
 
     Raises:
-        ArgumentError: Shapes that differ.
+        ArgumentError: Shapes that differ, or a temperature that is not allowed.
     """
     if draft_logits.shape != target_logits.shape:
         got = f"shapes {tuple(draft_logits.shape)} and {tuple(target_logits.shape)}"
         raise argument_error("draft_logits", got, "one shape")
+    _check_temperature(temperature)
     return torch.minimum(tempered(draft_logits, temperature).exp(), tempered(target_logits, temperature).exp()).sum(-1)
 
 
@@ -224,13 +225,15 @@ def block_length(rate: float, draft_length: int) -> float:
 
     Args:
         rate: a, from 0 to 1.
-        draft_length: g, the proposals of a block.
+        draft_length: g, the proposals of a block, from 0.
 
     Raises:
-        ArgumentError: A rate that is no probability.
+        ArgumentError: A rate that is no probability, or a length that is no count.
     """
-    if not 0 <= rate <= 1:
+    if not (is_number(rate) and 0 <= rate <= 1):
         raise argument_error("rate", rate, "a probability")
+    if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 0:
+        raise argument_error("draft_length", draft_length, "a number of tokens from 0")
     return float(sum(rate**power for power in range(draft_length + 1)))
 
 
@@ -245,7 +248,7 @@ def speed_up(rate: float, draft_length: int, cost: float) -> float:
     Raises:
         ArgumentError: A rate that is no probability, or a negative cost.
     """
-    if not cost >= 0:
+    if not (is_number(cost) and cost >= 0):
         raise argument_error("cost", cost, "a number from 0")
     return block_length(rate, draft_length) / (cost * draft_length + 1)
 
@@ -261,7 +264,11 @@ def check_drawing(prompts: Tensor, length: int, temperature: float) -> None:
         raise argument_error("prompts", got, "int64 [rows, tokens] with at least one token")
     if isinstance(length, bool) or not isinstance(length, int) or length < prompts.shape[1]:
         raise argument_error("length", length, f"at least {prompts.shape[1]}, the prompts' length")
-    if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+    _check_temperature(temperature)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (is_number(temperature) and temperature >= 0):
         raise argument_error("temperature", temperature, "a finite number from 0")
 
 

@@ -179,6 +179,9 @@ class Evolution(Generic[Candidate]):
         for name in ("seed", "population", "tournament"):
             if state.get(name) != getattr(self, name):
                 raise argument_error(name, getattr(self, name), f"{state.get(name)}, with which the state was made")
+        for name in ("draws", "history"):
+            if name not in state:
+                raise argument_error("state", f"one without {name!r}", "what state_dict() gave")
         self._draws = int(state["draws"])
         self.history = [
             Scored(copy.deepcopy(candidate), float(score), None if cost is None else float(cost))

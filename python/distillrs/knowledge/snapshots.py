@@ -24,7 +24,7 @@ class SnapshotRing(Teacher):
     At the first call of step 0, ``every``, 2 ``every``, ... the weights that the step starts from are kept, so no hook
     after the optimiser is needed, and micro-batches of one step keep them once. Several snapshots are combined as in
     :class:`~distillrs.knowledge.Ensemble`. They run in evaluation mode, with the running statistics of their time, and
-    are saved with the objective.
+    are saved with the objective. In an evaluation before the first training call the student stands in as it is.
 
     Args:
         count: How many snapshots are kept.
@@ -56,10 +56,7 @@ class SnapshotRing(Teacher):
         is_due = step.index % self.every == 0 and step.index not in self.taken_at
         if not is_due and self._states:
             return
-        state = unwrapped(student).state_dict()
-        self._states.append(
-            {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}
-        )
+        self._states.append({name: value.clone() for name, value in _tensors(student).items()})
         self.taken_at.append(step.index)
         del self._states[: -self.count], self.taken_at[: -self.count]
 
@@ -67,10 +64,9 @@ class SnapshotRing(Teacher):
         """See :class:`~distillrs.knowledge.Teacher`.
 
         Raises:
-            ArgumentError: A tap of a module with more than one snapshot, or no snapshot yet.
+            ArgumentError: A tap of a module with more than one snapshot.
         """
-        if not self._states:
-            raise argument_error("teacher", "no snapshot", "one training call of the objective before this one")
+        states = self._states or [_tensors(request.student)]
         if self.count > 1:
             for tap in request.taps:
                 if not isinstance(tap, Output):
@@ -80,13 +76,13 @@ class SnapshotRing(Teacher):
                 self._skeleton = Frozen(copied(request.student))
         module = self._skeleton.module
         combined: dict[OneTap, Tensor] = {}
-        for state in self._states:
+        for state in states:
             module.load_state_dict(state, strict=False)
             found = record(module, request.taps, request.inputs, who="snapshot")
-            if len(self._states) == 1 and self.how != "vote":
+            if len(states) == 1 and self.how != "vote":
                 return {tap: value.detach() for tap, value in found.values.items()}
             for tap, logits in found.values.items():
-                combined[tap] = add_member(combined.get(tap), logits.detach(), 1 / len(self._states), self.how)
+                combined[tap] = add_member(combined.get(tap), logits.detach(), 1 / len(states), self.how)
         return {tap: total.log() if self.how == "vote" else total for tap, total in combined.items()}
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -104,6 +100,12 @@ class SnapshotRing(Teacher):
         if self._skeleton is not None:
             self._skeleton._apply(fn, recurse)
         return self
+
+
+def _tensors(student: nn.Module) -> dict[str, Tensor]:
+    """The state of a network without its wrappers, as it is."""
+    state = unwrapped(student).state_dict()
+    return {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)}
 
 
 class SnapshotTable(Teacher):

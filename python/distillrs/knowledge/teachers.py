@@ -84,6 +84,8 @@ class FrozenTeacher(Teacher):
         super().__init__()
         if not isinstance(network, Frozen):
             raise argument_error("network", type(network).__name__, "dr.Frozen(module)")
+        if inputs is not None and not callable(inputs):
+            raise argument_error("inputs", inputs, "None or a function of the student's Inputs, such as Prefixed(...)")
         self.network = network
         self.inputs = inputs
 

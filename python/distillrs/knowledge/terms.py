@@ -14,7 +14,19 @@ from distillrs.knowledge.alignments import Alignment, Side, aligned, identity
 from distillrs.knowledge.divergences import Divergence
 from distillrs.knowledge.heads import Head, Projected
 from distillrs.knowledge.inputs import IGNORED, Inputs
-from distillrs.knowledge.rows import Labelled, Mask, PerRow, Rows, RowWeights, Shifted, Where, at_step, row_parts, weigh
+from distillrs.knowledge.numerics import is_number
+from distillrs.knowledge.rows import (
+    EntropyFilter,
+    Labelled,
+    PerRow,
+    Rows,
+    RowWeights,
+    SelfPaced,
+    Shifted,
+    at_step,
+    row_parts,
+    weigh,
+)
 from distillrs.knowledge.taps import AnyTap, OneTap, as_taps, tap_name
 from distillrs.knowledge.targets import FromTeacher, Labels, Target, check_labels
 from distillrs.knowledge.view import View
@@ -107,10 +119,9 @@ class Term:
         row_parts(self.rows)
         for name in ("temperature", "teacher_temperature"):
             value = getattr(self, name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if value is None and name == "teacher_temperature":
                 continue
-            if not (is_number and value > 0) and not isinstance(value, Tensor | PerRow) and not callable(value):
+            if not (is_number(value) and value > 0) and not isinstance(value, Tensor | PerRow) and not callable(value):
                 raise argument_error(name, value, "a positive number, a tensor, a ramp or PerRow(...)")
         if self.temperature_rule not in ("none", "squared"):
             raise argument_error("temperature_rule", self.temperature_rule, "'none' or 'squared'")
@@ -123,11 +134,14 @@ class Term:
         ):
             got = "'squared' with different temperatures for student and teacher"
             raise argument_error("temperature_rule", got, "'none', or equal temperatures: T^2 has no meaning otherwise")
-        if not callable(self.scale) and not (isinstance(self.scale, int | float) and math.isfinite(self.scale)):
+        if isinstance(self.divergence, Divergence) and not self.divergence.reads_temperature:
+            for name, value in (("temperature", self.temperature), ("teacher_temperature", self.teacher_temperature)):
+                if value is not None and not (is_number(value) and value == 1):
+                    got = f"{value!r} with {type(self.divergence).__name__}, which divides nothing by a temperature"
+                    raise argument_error(name, got, "1, the default; what a divergence has of its own it takes itself")
+        if not callable(self.scale) and not is_number(self.scale):
             raise argument_error("scale", self.scale, "a finite number or a ramp")
-        if self.normaliser not in ("rows", "weights") and not (
-            isinstance(self.normaliser, int | float) and self.normaliser > 0
-        ):
+        if self.normaliser not in ("rows", "weights") and not (is_number(self.normaliser) and self.normaliser > 0):
             raise argument_error("normaliser", self.normaliser, "'rows', 'weights' or a positive number")
 
         if any(isinstance(tap, Head) for tap in (*self.student_taps, *self.teacher_taps)):
@@ -173,16 +187,22 @@ class Term:
         what = type(self.divergence if self.target.needs_teacher else self.target).__name__
         return f"{what}({', '.join(tap_name(tap) for tap in self.student_taps)})"
 
-    def counts(self, items: str) -> bool:
+    def counts(self, items: str, shifted: bool) -> bool:
         """Whether the term's rows are the items that a global count counts.
 
         Args:
             items: The batch entry whose labels are counted.
+            shifted: Whether they are counted without the first of each row.
         """
-        if self.normaliser != "rows" or any(isinstance(part, Mask | Where) for part in row_parts(self.rows)):
+        parts = row_parts(self.rows)
+        labelled = [part for part in parts if isinstance(part, Shifted | Labelled)]
+        # Any other part may be a mask, which leaves rows out of the mean.
+        weighed = [part for part in parts if isinstance(part, EntropyFilter | SelfPaced)]
+        if self.normaliser != "rows" or len(labelled) + len(weighed) < len(parts):
             return False
-        labelled = [part for part in row_parts(self.rows) if isinstance(part, Shifted | Labelled)]
-        return any(part.name == items for part in labelled) or (not labelled and self._needs_labels)
+        if labelled:
+            return all(part.name == items and isinstance(part, Shifted) == shifted for part in labelled)
+        return self._needs_labels and not shifted
 
     @property
     def _needs_labels(self) -> bool:
@@ -214,9 +234,11 @@ class Term:
             )
         view = View(inputs, step, local, student, teacher, present=present)
         view.labels = self._labels(view, labels)
-        view.temperature = _temperature(self.temperature, view)
+        view.temperature = _temperature("temperature", self.temperature, view)
         view.teacher_temperature = (
-            view.temperature if self.teacher_temperature is None else _temperature(self.teacher_temperature, view)
+            view.temperature
+            if self.teacher_temperature is None
+            else _temperature("teacher_temperature", self.teacher_temperature, view)
         )
         if isinstance(self.divergence, RowDivergence):
             return self._row_divergence(view, items)
@@ -397,14 +419,16 @@ class Term:
         )
 
 
-def _temperature(value: Temperature, view: View) -> float | Tensor:
-    if isinstance(value, PerRow):
-        return value.numbers(view)
-    if isinstance(value, Tensor):
-        return value
+def _temperature(name: str, value: Temperature, view: View) -> float | Tensor:
+    if isinstance(value, PerRow | Tensor):
+        given = value if isinstance(value, Tensor) else value.numbers(view)
+        # On a device the look would wait for it.
+        if given.device.type == "cpu" and not ((given > 0) & given.isfinite()).all():
+            raise argument_error(name, f"values down to {float(given.min())}", "positive, finite numbers")
+        return given
     number = at_step(value, view.local)
-    if not number > 0:
-        raise argument_error("temperature", number, f"positive numbers at every step; this is step {view.local.index}")
+    if not 0 < number < math.inf:
+        raise argument_error(name, number, f"positive numbers at every step; this is step {view.local.index}")
     return number
 
 

@@ -72,6 +72,8 @@ class VocabularyMap(nn.Module):
         super().__init__()
         if outside not in ("event", "renormalised"):
             raise argument_error("outside", outside, "'event' or 'renormalised'")
+        if isinstance(teacher_vocabulary, bool) or not isinstance(teacher_vocabulary, int) or teacher_vocabulary < 1:
+            raise argument_error("teacher_vocabulary", teacher_vocabulary, "a positive number of tokens")
         if not isinstance(teacher_ids, Tensor) or teacher_ids.dtype != torch.int64 or teacher_ids.ndim != 1:
             raise argument_error("teacher_ids", teacher_ids, "int64 [student's vocabulary]")
         shared = teacher_ids[teacher_ids >= 0]

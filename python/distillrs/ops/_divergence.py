@@ -100,7 +100,8 @@ def divergence(
         return dense
     if isinstance(student, Dense) and isinstance(teacher, TopK):
         both = _number("teacher", "TopK", settings)
-        if settings.pop("teacher_temperature") not in (None, both):
+        other = settings.pop("teacher_temperature")
+        if isinstance(other, Tensor) or other not in (None, both):
             raise argument_error(
                 "teacher_temperature", teacher_temperature, f"None or the student's, {both}, for a TopK"
             )

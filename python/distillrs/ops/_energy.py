@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
+from distillrs.ops import _backends
+from distillrs.ops._cuda import _energy as _cuda_energy
 from distillrs.ops._kernels import PairKernel
 from distillrs.ops._row_divergence import refuse_second_derivative
 from distillrs.ops._rows import LOGIT_DTYPES
@@ -25,6 +27,7 @@ def energy(
     *,
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
+    backend: _backends.Backend = "auto",
 ) -> Tensor:
     """``sum_ij a_i b_j k(x_i, y_j)``, tile by tile: memory grows with the points, never with the pairs.
 
@@ -36,9 +39,10 @@ def energy(
       ``n (n - 1)``.
     - energy distance (Szekely and Rizzo, 2013): the same with ``NegativeDistance()``.
 
-    Arithmetic is in float64 where the device has it, and distances of near points are taken from their differences. The
-    gradient with respect to both sets, which may be one, is formed on the way back, tile by tile; a second derivative
-    is refused.
+    The torch backend's arithmetic is in float64 where the device has it, with distances of near points from their
+    differences. The CUDA kernels take all distances from differences, in float32, and sum over the pairs in float64;
+    points nearer than 1e-19 coincide for them. The gradient with respect to both sets, which may be one, is formed on
+    the way back, tile by tile; a second derivative is refused.
 
     Args:
         x: ``[n, *features]``: float64, float32, bfloat16 or float16.
@@ -47,12 +51,15 @@ def energy(
             of your own.
         x_weights: ``[n]``: a; any numbers, ``None`` for ones. No gradient goes there.
         y_weights: ``[m]``: b.
+        backend: "torch" (the reference, any device and kernel), "cuda" (float32, bfloat16 and float16 on a CUDA device,
+            kernels of this module) or "auto".
 
     Returns:
         A number in float32 (float64 for float64 points).
 
     Raises:
-        ArgumentError: For an argument that is not allowed.
+        ArgumentError: For an argument that is not allowed, or a backend that cannot serve the others.
+        KernelCompileError: The CUDA backend was named, and its compiler refuses a source.
     """
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tensor):
@@ -71,8 +78,18 @@ def energy(
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
     # Not -1 for the features: with no points it would be any number.
     width = x.shape[1:].numel()
-    total: Tensor = _Energy.apply(x.reshape(len(x), width), y.reshape(len(y), width), kernel, x_weights, y_weights)
+    rows, others = x.reshape(len(x), width), y.reshape(len(y), width)
+    on_device = _takes_cuda(backend, rows, others, kernel)
+    total: Tensor = _Energy.apply(rows, others, kernel, x_weights, y_weights, on_device)
     return total.to(dtype)
+
+
+def _takes_cuda(backend: _backends.Backend, x: Tensor, y: Tensor, kernel: PairKernel) -> bool:
+    _backends.check(backend)
+    if backend == "rust":
+        raise argument_error("backend", "'rust'", "'auto', 'torch' or 'cuda'")
+    refusal = _cuda_energy.refusal(x, y, kernel)
+    return _backends.takes_cuda(backend, x.device, refusal, lambda: _cuda_energy.prepare(x, y))
 
 
 def _check_weights(name: str, weights: Tensor | None, points: Tensor) -> None:
@@ -91,10 +108,18 @@ def _check_weights(name: str, weights: Tensor | None, points: Tensor) -> None:
 class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, kernel: PairKernel, x_weights: Tensor | None, y_weights: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        kernel: PairKernel,
+        x_weights: Tensor | None,
+        y_weights: Tensor | None,
+        on_device: bool,
     ) -> Tensor:
-        ctx.kernel = kernel
+        ctx.kernel, ctx.on_device = kernel, on_device
         ctx.save_for_backward(x, y, x_weights, y_weights)
+        if on_device:
+            return _cuda_energy.value(x.detach(), y.detach(), kernel, x_weights, y_weights)
         pairs = _Pairs(x, y, kernel, x_weights, y_weights)
         total = torch.zeros((), dtype=pairs.dtype, device=x.device)
         for rows, points, u in pairs.tiles():
@@ -104,22 +129,37 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, y, x_weights, y_weights = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        found: list[Tensor | None] = [None, None]
         with torch.no_grad():
-            pairs = _Pairs(x, y, ctx.kernel, x_weights, y_weights)
-            by_x, by_y = torch.zeros_like(pairs.x), torch.zeros_like(pairs.y)
-            for rows, points, u in pairs.tiles():
-                slope = ctx.kernel.derivative(u) * pairs.a[rows, None] * pairs.b[points]
-                if ctx.kernel.of_product:
-                    by_x[rows] += slope @ pairs.y[points]
-                    by_y[points] += slope.mT @ pairs.x[rows]
-                    continue
-                # d |x - y|^2 = 2 (x - y).(dx - dy)
-                by_x[rows] += 2 * (slope.sum(1, keepdim=True) * pairs.x[rows] - slope @ pairs.y[points])
-                by_y[points] += 2 * (slope.sum(0)[:, None] * pairs.y[points] - slope.mT @ pairs.x[rows])
-            found = [(upstream * by_x).to(x.dtype), (upstream * by_y).to(y.dtype)]
+            if ctx.on_device:
+                sides = ((x, y, x_weights, y_weights), (y, x, y_weights, x_weights))
+                slopes = [
+                    _cuda_energy.slopes(one, other, ctx.kernel, a, b) if is_needed else None
+                    for (one, other, a, b), is_needed in zip(sides, needed, strict=True)
+                ]
+            else:
+                slopes = list(_slopes(_Pairs(x, y, ctx.kernel, x_weights, y_weights)))
+            for side, (points, slope) in enumerate(zip((x, y), slopes, strict=True)):
+                found[side] = None if slope is None else (upstream * slope).to(points.dtype)
         if torch.is_grad_enabled():
-            found = [refuse_second_derivative(value) for value in found]
-        return found[0], found[1], None, None, None
+            found = [None if value is None else refuse_second_derivative(value) for value in found]
+        return found[0], found[1], None, None, None, None
+
+
+def _slopes(pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """The derivatives with respect to both sets."""
+    by_x, by_y = torch.zeros_like(pairs.x), torch.zeros_like(pairs.y)
+    for rows, points, u in pairs.tiles():
+        slope = pairs.kernel.derivative(u) * pairs.a[rows, None] * pairs.b[points]
+        if pairs.kernel.of_product:
+            by_x[rows] += slope @ pairs.y[points]
+            by_y[points] += slope.mT @ pairs.x[rows]
+            continue
+        # d |x - y|^2 = 2 (x - y).(dx - dy)
+        by_x[rows] += 2 * (slope.sum(1, keepdim=True) * pairs.x[rows] - slope @ pairs.y[points])
+        by_y[points] += 2 * (slope.sum(0)[:, None] * pairs.y[points] - slope.mT @ pairs.x[rows])
+    return by_x, by_y
 
 
 class _Pairs:

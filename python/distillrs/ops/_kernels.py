@@ -60,19 +60,20 @@ class Gaussian(PairKernel):
 
     def value(self, u: Tensor) -> Tensor:
         """``sum_b exp(-u / (2 b^2))``."""
-        return self._sum(u, [1.0] * len(self._rates()))
+        return self._sum(u, [1.0] * len(self.rates()))
 
     def derivative(self, u: Tensor) -> Tensor:
         """``-sum_b exp(-u / (2 b^2)) / (2 b^2)``."""
-        return self._sum(u, [-rate for rate in self._rates()])
+        return self._sum(u, [-rate for rate in self.rates()])
 
-    def _rates(self) -> list[float]:
+    def rates(self) -> tuple[float, ...]:
+        """``1 / (2 b^2)`` of each bandwidth."""
         assert isinstance(self.bandwidths, tuple)
-        return [1 / (2 * bandwidth**2) for bandwidth in self.bandwidths]
+        return tuple(1 / (2 * bandwidth**2) for bandwidth in self.bandwidths)
 
     def _sum(self, u: Tensor, factors: list[float]) -> Tensor:
         total = torch.zeros_like(u)
-        for rate, factor in zip(self._rates(), factors, strict=True):
+        for rate, factor in zip(self.rates(), factors, strict=True):
             total += factor * (u * -rate).exp()
         return total
 

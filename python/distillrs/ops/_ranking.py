@@ -58,6 +58,10 @@ def plackett_luce(
     """
     check_logits("student", student)
     check_logits("teacher", teacher)
+    if not isinstance(labels, Tensor):
+        raise argument_error("labels", type(labels).__name__, "an int64 tensor of the rows' shape")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise argument_error("ignore_index", ignore_index, "an integer")
     if student.shape != teacher.shape:
         raise argument_error("teacher", tuple(teacher.shape), f"the student's shape, {tuple(student.shape)}")
     rows = prepare(
@@ -85,6 +89,8 @@ def plackett_luce(
     scale = rows.divergence_scale.to(dtype)
     assert rows.labels is not None
     counted = scale != 0
+    # Rows that do not count may hold anything, and 0 times what is no number is none.
+    flat, guide = (torch.where(counted[:, None], values, 0.0) for values in (flat, guide))
     first = rows.labels.where(counted, 0)[:, None]
     # Stable, so that equal scores keep the order of their classes on every device.
     order = torch.sort(guide.scatter(-1, first, torch.inf), dim=-1, descending=True, stable=True).indices

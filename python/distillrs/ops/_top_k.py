@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,13 @@ class TopK:
     log_partition: Mapping[float, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, value in (("ids", self.ids), ("log_probs", self.log_probs), ("tail_log_mass", self.tail_log_mass)):
+            if not isinstance(value, Tensor):
+                raise argument_error(name, type(value).__name__, "a tensor")
+            if name != "ids" and not value.is_floating_point():
+                raise argument_error(name, value.dtype, "a floating-point tensor of natural logarithms")
+        if not isinstance(self.log_partition, Mapping):
+            raise argument_error("log_partition", type(self.log_partition).__name__, "a tensor for each temperature")
         if self.ids.dtype not in (torch.int64, torch.int32) or self.ids.dim() == 0:
             got = f"{self.ids.dtype} {list(self.ids.shape)}"
             raise argument_error("ids", got, "an int64 or int32 tensor [..., k]")
@@ -40,9 +49,13 @@ class TopK:
             raise argument_error(
                 "log_probs", list(self.log_probs.shape), f"the shape of the ids, {list(self.ids.shape)}"
             )
-        for name, value in [("tail_log_mass", self.tail_log_mass), *self.log_partition.items()]:
-            if value.shape != self.ids.shape[:-1]:
-                raise argument_error(str(name), list(value.shape), f"the rows' shape, {list(self.ids.shape[:-1])}")
+        rows: list[tuple[Any, Any]] = [("tail_log_mass", self.tail_log_mass), *self.log_partition.items()]
+        for key, kept in rows:
+            if not isinstance(kept, Tensor):
+                allowed = "a tensor of the rows' shape for each temperature"
+                raise argument_error("log_partition", f"{type(kept).__name__} for {key}", allowed)
+            if kept.shape != self.ids.shape[:-1]:
+                raise argument_error(str(key), list(kept.shape), f"the rows' shape, {list(self.ids.shape[:-1])}")
 
     @classmethod
     def from_logits(cls, logits: Tensor, k: int, temperatures: Sequence[float] = (1.0,)) -> TopK:
@@ -59,7 +72,8 @@ class TopK:
         check_logits("logits", logits)
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= logits.shape[-1]:
             raise argument_error("k", k, f"an integer from 1 to {logits.shape[-1]}")
-        if not all(temperature > 0 and math.isfinite(temperature) for temperature in temperatures):
+        numbers = temperatures if isinstance(temperatures, Sequence) else ("",)
+        if not all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers):
             raise argument_error("temperatures", temperatures, "positive, finite numbers")
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probs = logits.detach().to(dtype).log_softmax(-1)
@@ -77,6 +91,11 @@ class TopK:
         Raises:
             ArgumentError: For any other, with the list.
         """
+        given: Any = temperature
+        one = isinstance(given, Tensor) and given.numel() == 1
+        if isinstance(given, bool) or not (one or isinstance(given, Real)):
+            raise argument_error("temperature", type(given).__name__, "one number for all rows")
+        temperature = float(given)
         if temperature == 1:
             return self
         partition = self.log_partition.get(float(temperature))

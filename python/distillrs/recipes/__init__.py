@@ -12,6 +12,7 @@ from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
 from distillrs.recipes.dc import dc
 from distillrs.recipes.decoupled_kd import decoupled_kd
+from distillrs.recipes.ded import ded, ded_teacher
 from distillrs.recipes.distiller_mi_alpha import distiller_mi_alpha
 from distillrs.recipes.distilling_step_by_step import distilling_step_by_step
 from distillrs.recipes.distillspec import distillspec
@@ -20,19 +21,24 @@ from distillrs.recipes.dm import dm
 from distillrs.recipes.dmd2 import dmd2
 from distillrs.recipes.fitnets import fitnets
 from distillrs.recipes.flow_map_self_distillation import flow_map_self_distillation
+from distillrs.recipes.freeflow import freeflow
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
 from distillrs.recipes.guided_distillation import guidance_scales, guided_distillation
 from distillrs.recipes.hinton import hinton
 from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mf_rae import mf_rae
+from distillrs.recipes.mirage import mirage
 from distillrs.recipes.mtt import mtt
 from distillrs.recipes.nemotron_elastic import nemotron_elastic
 from distillrs.recipes.optin import optin
+from distillrs.recipes.pcoreset import pcoreset, pcoreset_probabilities, pcoreset_queries
+from distillrs.recipes.peek import FrameScorer, peek, peek_batch
 from distillrs.recipes.progressive_distillation import progressive_distillation
 from distillrs.recipes.ps_kd import ps_kd
 from distillrs.recipes.quantized_distillation import differentiable_quantization, quantized_distillation
 from distillrs.recipes.random_real_soft_labels import random_real_soft_labels
+from distillrs.recipes.rcm import rcm
 from distillrs.recipes.rded import rded
 from distillrs.recipes.relational_kd import relational_kd
 from distillrs.recipes.rfpp import rfpp
@@ -45,6 +51,7 @@ from distillrs.recipes.tesla import tesla
 from distillrs.recipes.uni_instruct import diff_instruct, f_distill, sid, uni_instruct
 
 __all__ = [
+    "FrameScorer",
     "alm",
     "attention_to_mamba",
     "attention_transfer",
@@ -61,6 +68,8 @@ __all__ = [
     "datm_initial",
     "dc",
     "decoupled_kd",
+    "ded",
+    "ded_teacher",
     "diff_instruct",
     "differentiable_quantization",
     "distiller_mi_alpha",
@@ -73,6 +82,7 @@ __all__ = [
     "f_distill",
     "fitnets",
     "flow_map_self_distillation",
+    "freeflow",
     "ftd",
     "ftd_experts",
     "ftd_initial",
@@ -83,13 +93,20 @@ __all__ = [
     "instaflow",
     "mean_flow",
     "mf_rae",
+    "mirage",
     "mtt",
     "nemotron_elastic",
     "optin",
+    "pcoreset",
+    "pcoreset_probabilities",
+    "pcoreset_queries",
+    "peek",
+    "peek_batch",
     "progressive_distillation",
     "ps_kd",
     "quantized_distillation",
     "random_real_soft_labels",
+    "rcm",
     "rded",
     "relational_kd",
     "rfpp",

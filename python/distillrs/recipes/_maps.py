@@ -10,15 +10,23 @@ from typing import Any
 from torch import nn
 
 from distillrs.diffusion import Network, NetworkAdapter, Score, Teacher
+from distillrs.diffusion.checks import check_adapter
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.schedule import EDM, Adjacent, Kind, PairLaw, ScheduledPairs, karras
 from distillrs.step import Step
 
 
-def adapted(network: nn.Module | NetworkAdapter, **settings: Any) -> NetworkAdapter:
-    """A plain module in the recipe's own adapter; an adapter as it is."""
-    return Network(network, **settings) if isinstance(network, nn.Module) else network
+def adapted(network: nn.Module | NetworkAdapter, name: str = "network", **settings: Any) -> NetworkAdapter:
+    """A plain module in the recipe's own adapter; an adapter as it is.
+
+    Raises:
+        ArgumentError: Neither of them, by the argument's name.
+    """
+    if isinstance(network, nn.Module):
+        return Network(network, **settings)
+    check_adapter(name, network)
+    return network
 
 
 def frozen(teacher: nn.Module | NetworkAdapter) -> nn.Module | NetworkAdapter:
@@ -28,12 +36,12 @@ def frozen(teacher: nn.Module | NetworkAdapter) -> nn.Module | NetworkAdapter:
 
 def teacher_score(teacher: nn.Module | NetworkAdapter | Score, kind: Kind) -> Score:
     """A plain module or an adapter as a score of one time, frozen; a score as it is."""
-    return teacher if isinstance(teacher, Score) else Teacher(adapted(frozen(teacher), times="t"), kind)
+    return teacher if isinstance(teacher, Score) else Teacher(adapted(frozen(teacher), "teacher", times="t"), kind)
 
 
-def preconditioned(network: nn.Module | NetworkAdapter, path: EDM) -> NetworkAdapter:
+def preconditioned(network: nn.Module | NetworkAdapter, path: EDM, name: str = "network") -> NetworkAdapter:
     """EDM's input and clock: ``F(x / sqrt(sigma^2 + sigma_data^2), log(sigma) / 4)``."""
-    return adapted(network, times="t", clock="log_sigma", clock_factor=0.25, path=path, scale_input=True)
+    return adapted(network, name, times="t", clock="log_sigma", clock_factor=0.25, path=path, scale_input=True)
 
 
 def levels_law(
@@ -59,9 +67,14 @@ def run_length(step: Step, steps: int | None) -> int:
     total = step.total if steps is None else steps
     if total is None:
         raise argument_error("steps", None, "a length, or a Step with a total: the curriculum is a share of the run")
-    if total < 1:
-        raise argument_error("steps", total, "a length of at least 1")
+    check_length(total)
     return total
+
+
+def check_length(steps: int | None) -> None:
+    """Refuses what is no length of a run; ``None`` takes the run's own."""
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise argument_error("steps", steps, "a whole number of steps, at least 1, or None for the run's")
 
 
 def growing_levels(index: int, total: int, start: int, end: int) -> int:
@@ -76,7 +89,10 @@ def doubling_levels(index: int, total: int, start: int, end: int) -> int:
     return min(start << min(index // period, 62), end) + 1
 
 
-def check_levels(start: int, end: int) -> None:
-    """Refuses levels in the wrong order."""
+def check_levels(start: int, end: int, names: tuple[str, str] = ("start_levels", "end_levels")) -> None:
+    """Refuses numbers of levels that are none, or in the wrong order."""
+    for name, value in zip(names, (start, end), strict=True):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise argument_error(name, value, "a whole number of levels, at least 2")
     if not 2 <= start <= end:
         raise argument_error("levels", (start, end), "two numbers of levels from 2, the first not above the second")

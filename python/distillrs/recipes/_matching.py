@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from distillrs.diffusion import Adversary, Critic, Guided, Jump, NetworkAdapter, Score, StateMap, Teacher
+from distillrs.diffusion.checks import is_number
+from distillrs.errors import argument_error
 from distillrs.recipes._maps import adapted, frozen
 from distillrs.schedule import Kind, Path, TimeLaw
 
@@ -23,14 +25,17 @@ def generator(network: AnyNetwork, path: Path, kind: Kind) -> StateMap:
 def real_score(teacher: AnyNetwork | Score, kind: Kind, guidance: float | None) -> Score:
     """A frozen teacher, or a score as it is; guided by ``u + w (c - u)`` unless ``w`` is ``None``."""
     is_network = isinstance(teacher, nn.Module) or hasattr(teacher, "module")
-    score = Teacher(adapted(frozen(teacher), times="t"), kind) if is_network else teacher  # type: ignore[arg-type]  # a network
-    assert isinstance(score, Score)
+    score = Teacher(adapted(frozen(teacher), "teacher", times="t"), kind) if is_network else teacher  # type: ignore[arg-type]  # a network
+    if not isinstance(score, Score):
+        raise argument_error("teacher", type(teacher).__name__, "a network, one in its adapter, or a score")
+    if guidance is not None and not is_number(guidance):
+        raise argument_error("guidance", guidance, "a finite number, or None for none")
     return score if guidance is None else Guided(score, guidance)
 
 
 def fake_score(network: AnyNetwork, kind: Kind, **settings: Any) -> Critic:
     """A network that predicts a kind, as the critic."""
-    return Critic(adapted(network, times="t"), kind, **settings)
+    return Critic(adapted(network, "critic", times="t"), kind, **settings)
 
 
 def discriminator(
@@ -51,6 +56,10 @@ class ElementHuber:
     """
 
     c: float
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.c) and self.c > 0):
+            raise argument_error("huber", self.c, "a positive number")
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """``[n]``."""

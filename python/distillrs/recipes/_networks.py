@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.errors import argument_error
@@ -50,6 +50,25 @@ def layer_taps(layers: Any) -> list[tuple[AnyTap, AnyTap]]:
     return [(student, teacher) for student, teacher in layers]
 
 
+class Embedding(nn.Sequential):
+    """A linear head over flattened features, in the head's own precision.
+
+    Args:
+        size: Features, flattened.
+        width: Of the embedding.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(size, width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, ...]`` to ``[B, width]``."""
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.to(next(self.parameters()).dtype)
+        embedded: Tensor = super().forward(features)  # type: ignore[no-untyped-call]  # untyped in torch
+        return embedded
+
+
 def embedding(size: int, width: int, name: str, seed: int) -> nn.Module:
     """A linear head over flattened features, the same in every run.
 
@@ -62,4 +81,4 @@ def embedding(size: int, width: int, name: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         # The CPU's alone: torch.manual_seed would seed every device, and nothing gives those back.
         torch.default_generator.manual_seed(random.generator_seed(Step(0, seed=seed), name))
-        return nn.Sequential(nn.Flatten(), nn.Linear(size, width))
+        return Embedding(size, width)

@@ -89,6 +89,9 @@ def alm(
         raise argument_error("temperature", temperature, "a number above 0, or infinity")
     if (hidden is None) != (widths is None):
         raise argument_error("widths", widths, "the widths of both hidden states, together with hidden=")
+    for name, pair in (("hidden", hidden), ("widths", widths)):
+        if pair is not None and (not isinstance(pair, tuple | list) or len(pair) != 2):
+            raise argument_error(name, pair, "a pair (student's, teacher's)")
     is_limit = math.isinf(temperature)
     terms = [
         Term(

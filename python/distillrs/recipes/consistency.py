@@ -23,6 +23,7 @@ from distillrs.diffusion import (
 from distillrs.diffusion.balance import Rows
 from distillrs.errors import argument_error
 from distillrs.recipes._maps import (
+    check_length,
     check_levels,
     doubling_levels,
     frozen,
@@ -89,8 +90,8 @@ def consistency_distillation(
     path = EDM(sigma_max, sigma_data)
     if solver not in ("heun", "euler", "ddim"):
         raise argument_error("solver", solver, "'heun', 'euler' or 'ddim'")
-    check_levels(levels, levels)
-    score = teacher if isinstance(teacher, Score) else Teacher(preconditioned(frozen(teacher), path), "F")
+    check_levels(levels, levels, ("levels", "levels"))
+    score = teacher if isinstance(teacher, Score) else Teacher(preconditioned(frozen(teacher), path, "teacher"), "F")
     return FlowMap(
         preconditioned(network, path),
         path=path,
@@ -99,7 +100,7 @@ def consistency_distillation(
         residual=Eulerian(Solver(None, solver)),  # type: ignore[arg-type]  # checked above
         pairs=levels_law(lambda step: levels, Neighbouring, path, sigma_min, rho),
         metric=metric,
-        target=None if average is None else preconditioned(average, path),
+        target=None if average is None else preconditioned(average, path, "average"),
         seed=seed,
     )
 
@@ -154,6 +155,7 @@ def consistency_training(
     """
     path = EDM(sigma_max, sigma_data)
     check_levels(start_levels, end_levels)
+    check_length(steps)
 
     def count(step: Step) -> int:
         return growing_levels(step.index, run_length(step, steps), start_levels, end_levels)
@@ -164,7 +166,7 @@ def consistency_training(
         sigma_min,
         levels_law(count, Neighbouring, path, sigma_min, rho),
         metric=metric,
-        target=None if average is None else preconditioned(average, path),
+        target=None if average is None else preconditioned(average, path, "average"),
         seed=seed,
     )
 
@@ -241,6 +243,7 @@ def ict(
     """
     path = EDM(sigma_max, sigma_data)
     check_levels(start_levels, end_levels)
+    check_length(steps)
 
     def count(step: Step) -> int:
         return doubling_levels(step.index, run_length(step, steps), start_levels, end_levels)

@@ -29,7 +29,8 @@ def distilling_step_by_step(
 ) -> Objective:
     """The student learns a teacher's labels and, told by another prompt, its reasons; only labels are asked for later.
 
-    Batches come from :func:`~distillrs.knowledge.paired_batch` with two tasks: 0 the label, 1 the rationale. The
+    Batches come from :func:`~distillrs.knowledge.paired_batch` with two tasks: 0 the label, 1 the rationale; for an
+    encoder and a decoder from its ``start=`` with the decoder's first token. The
     teacher's work is done before, in a :class:`~distillrs.knowledge.Corpus`.
 
     Args:

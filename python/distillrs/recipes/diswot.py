@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from distillrs.errors import argument_error
+from distillrs.frozen import evaluating
 from distillrs.knowledge import MSE, AnyTap, ClassGradients, Entry, Gram, Objective, Tap, Term
 from distillrs.knowledge.taps import as_taps
 from distillrs.recipes._networks import LOGITS, frozen, task
@@ -78,7 +79,9 @@ def diswot(
 def diswot_score(student: nn.Module, teacher: nn.Module, batch: Any, **options: Any) -> float:
     """How well a student fits a teacher before either is trained; more is better.
 
-    It costs a forward pass of both. With :class:`distillrs.knowledge.Evolution` it searches a space of students::
+    It costs a forward pass of both, in evaluation mode: dropout draws nothing, and the statistics of normalisations
+    neither move nor are those of the batch for one of them alone. With :class:`distillrs.knowledge.Evolution` it
+    searches a space of students::
 
         def score(candidate):
             return recipes.diswot_score(build(candidate), teacher, batch, features="body", classifier="head")
@@ -86,7 +89,7 @@ def diswot_score(student: nn.Module, teacher: nn.Module, batch: Any, **options: 
         best = knowledge.Evolution(draw, mutate, score, cost=parameters, budget=50_000).run(500)
 
     Args:
-        student: A network with random weights, which stay as they are.
+        student: A network with random weights; it stays as it is, its mode too.
         teacher: Another.
         batch: As for :func:`diswot`, with labels.
         **options: Of :func:`diswot`.
@@ -99,7 +102,8 @@ def diswot_score(student: nn.Module, teacher: nn.Module, batch: Any, **options: 
     """
     if not isinstance(student, nn.Module):
         raise argument_error("student", type(student).__name__, "a module")
-    score = -float(diswot(student, teacher, **options)(batch).total)
+    with evaluating(student):
+        score = -float(diswot(student, teacher, **options)(batch).total)
     if not math.isfinite(score):
         raise argument_error("student", f"a score of {score}", "a network whose features and logits are finite")
     return score

@@ -79,8 +79,8 @@ def mf_rae(
     """
     adapter, path = adapted(network, times="t_gap"), RectifiedFlow()
     if stage == "mid_training":
-        if grid is None:
-            raise argument_error("grid", None, "the grid of the teacher's states")
+        if not isinstance(grid, Grid):
+            raise argument_error("grid", grid, "the grid of the teacher's states")
         return FlowMap(
             adapter,
             path=path,

@@ -59,6 +59,6 @@ def shortcut(
         path=RectifiedFlow(),
         residual=OnAndOff(on=Diagonal(Data()), off=Semigroup(instant=2.0**-depth)),
         pairs=WithDiagonal(Nested(depth), 1 - bootstrap, Uniform()),
-        target=None if average is None else adapted(average, times="t_gap"),
+        target=None if average is None else adapted(average, "average", times="t_gap"),
         seed=seed,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from distillrs.diffusion import AlongTrajectory, Match, Matcher, MeanAbsolute, Score
+from distillrs.errors import argument_error
 from distillrs.recipes._matching import AnyNetwork, ElementHuber, fake_score, generator, real_score
 from distillrs.registry import recipe
 from distillrs.schedule import VP, Grid, Kind, MinSNR, Path, Uniform, spaced
@@ -71,6 +72,8 @@ def tdm(
         ArgumentError: A value that is not allowed.
     """
     path = VP.betas() if path is None else path
+    if grid is not None and not isinstance(grid, Grid):
+        raise argument_error("grid", grid, "a Grid, or None for equal steps")
     grid = spaced(steps, path) if grid is None else grid
     law = Uniform()
     return Matcher(

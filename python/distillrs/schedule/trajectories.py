@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from distillrs.errors import argument_error
+from distillrs.errors import DataError, argument_error
+from distillrs.files import write_whole
 from distillrs.schedule._times import check_values
 from distillrs.schedule.grids import Grid
-from distillrs.schedule.path import Kind
+from distillrs.schedule.path import Kind, Path
 from distillrs.schedule.solvers import Solver, Velocity, integrate
+
+FORMAT = "distillrs.trajectories"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,3 +72,55 @@ class Trajectories:
                 for state, t in zip(states[:-1], grid.times[:-1], strict=True)
             ]
         return cls(grid, states, torch.stack(velocities))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes them as a safetensors file with ``times``, ``states`` and ``velocities``, whole or not at all.
+
+        Args:
+            path: The file; its folder is made if it is not there.
+        """
+        page = {"format": FORMAT, "version": 1, "path": repr(self.grid.path)}
+        tensors = {"times": self.grid.times, "states": self.states, "velocities": self.velocities}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        file = FilePath(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, safetensors.torch.save(tensors, {"distillrs": json.dumps(page, sort_keys=True)}))
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str], path: Path) -> Trajectories:
+        """Reads what :meth:`save` wrote, or any safetensors file with those three tensors.
+
+        Args:
+            file: The file.
+            path: What the times are of.
+
+        Raises:
+            DataError: There is no such file.
+            ArgumentError: A file of another kind, one that says it is of another path, or tensors that do not fit.
+        """
+        try:
+            with safetensors.safe_open(os.fspath(file), "pt") as opened:
+                metadata = opened.metadata() or {}
+                missing = {"times", "states", "velocities"} - set(opened.keys())
+                if missing:
+                    allowed = "a file with the tensors times, states and velocities"
+                    raise argument_error("trajectories", f"{file} without {', '.join(sorted(missing))}", allowed)
+                tensors = {name: opened.get_tensor(name) for name in ("times", "states", "velocities")}
+        except FileNotFoundError as failure:
+            raise DataError(f"trajectories: there is no file {file}") from failure
+        except (safetensors.SafetensorError, OSError) as failure:
+            raise argument_error("trajectories", str(file), f"a safetensors file ({failure})") from failure
+        said = _page(metadata).get("path")
+        if said is not None and said != repr(path):
+            raise argument_error("path", repr(path), f"that of the trajectories in {file}, {said}")
+        if tensors["times"].dim() != 1:
+            raise argument_error("times", f"shape {tuple(tensors['times'].shape)}", "one axis")
+        return cls(Grid(tensors["times"].double(), path), tensors["states"], tensors["velocities"])
+
+
+def _page(metadata: Mapping[str, str]) -> dict[str, object]:
+    try:
+        page = json.loads(metadata.get("distillrs", "{}"))
+    except ValueError:
+        return {}
+    return page if isinstance(page, dict) and page.get("format") == FORMAT else {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from distillrs.select._balanced_partition import balanced_partition
 from distillrs.select._budget import budget
 from distillrs.select._facility_location import facility_location
+from distillrs.select._frequent_sets import FrequentSets, frequent_sets
 from distillrs.select._frequent_trees import Trees, frequent_trees
 from distillrs.select._herding import herding
 from distillrs.select._k_center import k_center
@@ -19,9 +20,11 @@ from distillrs.select._max_min import max_min
 from distillrs.select._min_hash import MinHash, min_hash
 from distillrs.select._nearest import Neighbours, nearest
 from distillrs.select._picks import Picks
+from distillrs.select._stratified import stratified
 
 __all__ = [
     "Clusters",
+    "FrequentSets",
     "MinHash",
     "Neighbours",
     "Picks",
@@ -29,6 +32,7 @@ __all__ = [
     "balanced_partition",
     "budget",
     "facility_location",
+    "frequent_sets",
     "frequent_trees",
     "herding",
     "k_center",
@@ -37,4 +41,5 @@ __all__ = [
     "max_min",
     "min_hash",
     "nearest",
+    "stratified",
 ]

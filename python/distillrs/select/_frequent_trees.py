@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,27 +80,58 @@ class Trees:
         Raises:
             ArgumentError: For a number that no tree has, or a tree of more than ``most`` nodes.
         """
-        tree = whole("tree", tree, 0, len(self) - 1)
-        depth = len(self.levels) - 1
-        labels, edges, edge_labels = [int(self.levels[depth].labels[tree])], [], []
-        row = [(0, tree)]
-        for number in range(depth, 0, -1):
-            level, below, following = self.levels[number], self.levels[number - 1], []
-            for parent, own in row:
-                for place in range(int(level.offsets[own]), int(level.offsets[own + 1])):
-                    child = int(level.children[place])
-                    following.append((len(labels), child))
-                    edges.append((len(labels), parent))
-                    edge_labels.append(int(level.edge_labels[place]))
-                    labels.append(int(below.labels[child]))
-                    if len(labels) > most:
-                        raise argument_error("most", most, f"at least the nodes of tree {tree}")
-            row = following
-        return (
-            torch.tensor(labels, dtype=torch.int64),
-            torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T,
-            torch.tensor(edge_labels, dtype=torch.int64),
-        )
+        return expand(self.levels, tree, most)
+
+
+def expand(levels: Sequence[Level], tree: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See :meth:`Trees.expand`.
+
+    Args:
+        levels: The trees of each depth.
+        tree: Number of one of the last level's.
+        most: Most nodes.
+    """
+    tree = whole("tree", tree, 0, len(levels[-1].labels) - 1)
+    depth = len(levels) - 1
+    labels, edges, edge_labels = [int(levels[depth].labels[tree])], [], []
+    row = [(0, tree)]
+    for number in range(depth, 0, -1):
+        level, below, following = levels[number], levels[number - 1], []
+        for parent, own in row:
+            for place in range(int(level.offsets[own]), int(level.offsets[own + 1])):
+                child = int(level.children[place])
+                following.append((len(labels), child))
+                edges.append((len(labels), parent))
+                edge_labels.append(int(level.edge_labels[place]))
+                labels.append(int(below.labels[child]))
+                if len(labels) > most:
+                    raise argument_error("most", most, f"at least the nodes of tree {tree}")
+        row = following
+    return (
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T,
+        torch.tensor(edge_labels, dtype=torch.int64),
+    )
+
+
+def only(levels: Sequence[Level], trees: Tensor) -> tuple[Level, ...]:
+    """The levels with some trees of the last one, renumbered in their order, and those below that they are made of.
+
+    Args:
+        levels: The trees of each depth.
+        trees: int64 ``[m]``: distinct numbers of trees of the last level.
+    """
+    found: list[Level] = []
+    kept = trees
+    for number in range(len(levels) - 1, -1, -1):
+        level = levels[number]
+        firsts, counts = level.offsets[kept], level.offsets[kept + 1] - level.offsets[kept]
+        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        places = torch.arange(int(ends[-1])) + (firsts - ends[:-1]).repeat_interleave(counts)
+        below, children = torch.unique(level.children[places], return_inverse=True)
+        found.append(Level(level.labels[kept], ends, children, level.edge_labels[places]))
+        kept = below
+    return tuple(reversed(found))
 
 
 def frequent_trees(

@@ -20,7 +20,7 @@ def max_min(
     items: Sequence[Item],
     k: int,
     *,
-    metric: Literal["levenshtein"] | Callable[[Item, Item], float] = "levenshtein",
+    metric: Literal["levenshtein", "normalised_levenshtein"] | Callable[[Item, Item], float] = "levenshtein",
     start: int | None = None,
     seed: int = 0,
 ) -> Picks:
@@ -33,8 +33,8 @@ def max_min(
         items: ``n`` items; texts for "levenshtein".
         k: Number of picks, from 0 to ``n``.
         metric: "levenshtein", the fewest insertions, deletions and replacements of characters that turn one text into
-            the other; or a function of an item and a pick that gives their distance, at least 0. The triangle
-            inequality is not needed.
+            the other; "normalised_levenshtein", that by the length of the longer one (0 for two empty texts); or a
+            function of an item and a pick that gives their distance, at least 0. The triangle inequality is not needed.
         start: The first pick; drawn without, each item as likely.
         seed: Seed of the drawn first pick.
 
@@ -49,8 +49,12 @@ def max_min(
     seed = whole("seed", seed, 0, 2**64 - 1)
     first = None if start is None else whole("start", start, 0, len(items) - 1)
     ids, gains = np.empty(k, np.int64), np.empty(k, np.float64)
-    if callable(metric):
-        measure = metric
+    if metric in ("levenshtein", "normalised_levenshtein"):
+        for place, item in enumerate(items):
+            if not isinstance(item, str):
+                raise argument_error("items", f"{type(item).__name__} at {place}", f"texts, as the metric is {metric}")
+    if metric == "normalised_levenshtein" or callable(metric):
+        measure = cast(Callable[[Item, Item], float], normalised_levenshtein if isinstance(metric, str) else metric)
 
         def distance(item: int, pick: int) -> float:
             found = measure(items[item], items[pick])
@@ -61,12 +65,15 @@ def max_min(
 
         _core.max_min_items(len(items), distance, first, seed, ids.data, gains.data)
     elif metric == "levenshtein":
-        for place, item in enumerate(items):
-            if not isinstance(item, str):
-                raise argument_error(
-                    "items", f"{type(item).__name__} at {place}", "texts, as the metric is levenshtein"
-                )
         _core.max_min_texts(list(cast(Sequence[str], items)), first, seed, ids.data, gains.data)
     else:
-        raise argument_error("metric", metric, "'levenshtein' or a function of two items")
+        raise argument_error("metric", metric, "'levenshtein', 'normalised_levenshtein' or a function of two items")
     return Picks(torch.from_numpy(ids), torch.from_numpy(gains))
+
+
+def normalised_levenshtein(left: str, right: str) -> float:
+    """Edits from one text to the other by the characters of the longer one, from 0 to 1; 0 for two empty texts."""
+    ids, gains = np.empty(2, np.int64), np.empty(2, np.float64)
+    # The second pick of two texts is the other one, and its gain their distance.
+    _core.max_min_texts([left, right], 0, 0, ids.data, gains.data)
+    return float(gains[1]) / max(len(left), len(right), 1)

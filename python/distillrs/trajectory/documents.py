@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distillrs import _core
 from distillrs.errors import (
+    ArgumentError,
     KeyConflict,
     SchemaMismatch,
     StoreCorrupt,
@@ -126,13 +127,17 @@ class Documents:
                 f"{store.path} has {cls._WHAT} format {form['format']}; this build reads {cls._FORMAT}"
             )
         there: dict[str, Any] | None = form["fingerprint"]
+        try:
+            found = None if there is None else Fingerprint(**there)
+        except (TypeError, ArgumentError) as failure:
+            raise SchemaMismatch(f"{store.path} has a fingerprint that is none: {there!r:.200}") from failure
         if isinstance(fingerprint, Fingerprint):
-            if there is None:
+            if found is None:
                 raise SchemaMismatch(
                     f"fingerprint of {store.path} differs: UNCHECKED there, {fingerprint} in use; "
                     "pass UNCHECKED to take it as it is"
                 )
-            Fingerprint(**there).check(fingerprint, str(store.path))
+            found.check(fingerprint, str(store.path))
         return there
 
     @property

@@ -352,9 +352,14 @@ class LabelCache(Documents):
             raise argument_error(
                 "cache", f"one of views made by {augmentation!r}", "one with an Augmentation; see seeds"
             )
-        (count, *_), ids, of = _pairs(images, views)
-        if ids.ndim != 1 or pixels.shape[:1] != (count,):
-            raise argument_error("images", f"{len(ids)} numbers", f"{pixels.shape[0]}, one for each of the pixels")
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+            got = describe(pixels) if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise argument_error("pixels", got, "images [n, channels, height, width]")
+        shape, ids, of = _pairs(images, views)
+        if shape != (len(pixels),):
+            got = f"{len(ids)} numbers" + ("" if len(shape) == 1 else f" of shape {list(shape)}")
+            raise argument_error("images", got, f"{len(pixels)}, one for each of the pixels")
+        count = len(pixels)
         if augmentation is None:
             return pixels
         if seed is None:

@@ -40,7 +40,10 @@ def reals(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def row_numbers(rows: Tensor | Sequence[int]) -> Tensor:
     """Numbers of rows, of any shape, as the core takes them."""
-    numbers = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
+    try:
+        numbers = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as failure:
+        raise argument_error("rows", type(rows).__name__, "int64 row numbers") from failure
     if numbers.is_floating_point() or numbers.dtype is torch.bool:
         if numbers.numel():
             raise argument_error("rows", describe(numbers), "int64 row numbers")

@@ -39,8 +39,17 @@ def key_of(text: str | bytes) -> str:
 
     Args:
         text: The document; a string counts as UTF-8.
+
+    Raises:
+        ArgumentError: Something else, or a string with half a character (a lone surrogate).
     """
-    content = text.encode() if isinstance(text, str) else bytes(text)
+    if not isinstance(text, str | bytes | bytearray | memoryview):
+        raise argument_error("text", type(text).__name__, "a string or bytes")
+    try:
+        content = text.encode() if isinstance(text, str) else bytes(text)
+    except UnicodeEncodeError as failure:
+        got = f"half a character at place {failure.start}"
+        raise argument_error("text", got, "a string that UTF-8 can encode") from failure
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -174,7 +183,12 @@ class TeacherCache(Documents):
 
         Args:
             keys: Keys of documents.
+
+        Raises:
+            ArgumentError: A string, which would be taken for one key a letter.
         """
+        if isinstance(keys, str):
+            raise argument_error("keys", keys, "a sequence of keys")
         return [key for key in keys if key not in self]
 
     def index(self, keys: Sequence[str]) -> Tensor:
@@ -352,7 +366,7 @@ class TeacherCache(Documents):
         return found
 
     def _found(self, keys: Sequence[str], part: int) -> Tensor:
-        if isinstance(keys, str):
+        if isinstance(keys, str) or not isinstance(keys, Sequence):
             raise argument_error("keys", keys, "a sequence of keys")
         if any(key in self._written for key in keys):
             self._see_written()

@@ -3,8 +3,9 @@ use pyo3::prelude::*;
 
 use crate::error::CoreResult;
 
-const SOURCES: [(&str, &str); 9] = [
+const SOURCES: [(&str, &str); 10] = [
     ("divergences.cuh", include_str!("../../../cuda/divergences.cuh")),
+    ("energy.cu", include_str!("../../../cuda/energy.cu")),
     ("farthest_first.cu", include_str!("../../../cuda/farthest_first.cu")),
     ("mixture_denoiser.cu", include_str!("../../../cuda/mixture_denoiser.cu")),
     ("row_divergence.cu", include_str!("../../../cuda/row_divergence.cu")),

@@ -148,7 +148,7 @@ def test_b_table_and_copy_of_the_weights_agree_where_nothing_is_augmented(proof:
             order = random.permutation(EXAMPLES, step=dr.Step(index // epoch, seed=seed), name="epoch")
             rows = order[index % epoch * BATCH :][:BATCH]
             loss = objective((x[rows], y[rows], rows), step)
-            losses.append(float(loss.total))
+            losses.append(float(loss.total.detach()))
             optimiser.zero_grad()
             loss.total.backward()
             optimiser.step()

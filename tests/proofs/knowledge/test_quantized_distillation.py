@@ -33,11 +33,12 @@ SEEDS = [1, 2, 3]
 BITS = 2
 BATCH = 64
 STEPS = 560
+TEACHER_STEPS = 1500
 LEVEL_STEPS = 190
 RATE = 3e-3
 LEVEL_RATE = 1e-4
 TEMPERATURE = 4.0
-WEIGHT = 0.7
+WEIGHT = 0.9
 WIDTH = 24
 
 
@@ -60,7 +61,7 @@ class Bed:
         teacher = network(0, 2 * WIDTH)
         bed = Bed(x, bundle.y_train, (x_val, bundle.y_val), (x_test, bundle.y_test), teacher)
         labels = knowledge.Term(knowledge.Output("logits"), target=knowledge.Labels(), name="task")
-        train(bed, knowledge.Objective(teacher, None, [labels]), STEPS, 0)
+        train(bed, knowledge.Objective(teacher, None, [labels]), TEACHER_STEPS, 0)
         return bed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distillrs import random
+from distillrs.diffusion.checks import check_adapter, is_number
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.matching.auxiliaries import Auxiliary, AuxiliaryLoss
 from distillrs.diffusion.matching.levels import Noised, draw_noised
 from distillrs.diffusion.matching.ratios import LogRatio
 from distillrs.diffusion.matching.rollouts import Rolled
-from distillrs.diffusion.matching.scene import Scene, check_scale, scale_at
+from distillrs.diffusion.matching.scene import Scene, check_scale, mean_of, scale_at
 from distillrs.diffusion.networks import NetworkAdapter
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Ramp, TimeLaw, Uniform
@@ -77,10 +77,14 @@ class Adversary(Auxiliary, nn.Module):
             raise argument_error("law", law, "a law of time")
         check_scale("scale", scale)
         for name, value in (("critic_scale", critic_scale), ("penalty", penalty)):
-            if not (math.isfinite(value) and value >= 0):
+            if not (is_number(value) and value >= 0):
                 raise argument_error(name, value, "a number from 0")
-        if difference is not None and not 0 < difference < math.inf:
+        if difference is not None and not (is_number(difference) and difference > 0):
             raise argument_error("difference", difference, "a positive number or None")
+        if features is not None and not isinstance(features, str):
+            raise argument_error("features", features, "the name of a part of the network, or None")
+        if not isinstance(on, str):
+            check_adapter("on", on)
         self.head = head
         # In a tuple: another network is used, never owned.
         self._on = (on,)
@@ -103,7 +107,7 @@ class Adversary(Auxiliary, nn.Module):
                 other = self._logits(network, real.x_t, real.t, condition)
             losses = functional.softplus(other - logits)
         rows = losses.flatten(1).mean(1)
-        return AuxiliaryLoss(rows, scale_at(self.scale, scene.step), {"adversary": rows.detach().mean()})
+        return AuxiliaryLoss(rows, scale_at(self.scale, scene.step), {"adversary": mean_of(rows)})
 
     def on_critic(self, scene: Scene) -> AuxiliaryLoss:
         """How well samples and examples are told apart."""
@@ -111,10 +115,12 @@ class Adversary(Auxiliary, nn.Module):
         condition = scene.batch.condition
         with torch.no_grad():
             fake, real = self._noised(scene, scene.rolled, "fake"), self._examples(scene)
-        exact = self.penalty and self.difference is None
+        exact = bool(self.penalty) and self.difference is None
         x_real = real.x_t.requires_grad_() if exact else real.x_t
         of_fake = self._logits(network, fake.x_t, fake.t, condition)
-        of_real = self._logits(network, x_real, real.t, condition)
+        # The slope is there also where no gradients are wanted, as in validation.
+        with torch.set_grad_enabled(torch.is_grad_enabled() or exact):
+            of_real = self._logits(network, x_real, real.t, condition)
         if self.loss == "logistic":
             losses = functional.softplus(-of_real) + functional.softplus(of_fake)
         elif self.loss == "hinge":
@@ -123,14 +129,14 @@ class Adversary(Auxiliary, nn.Module):
             losses = functional.softplus(of_fake - of_real)
         rows = losses.flatten(1).mean(1)
         terms = {
-            "adversary": rows.detach().mean(),
-            "adversary/real": of_real.detach().mean(),
-            "adversary/fake": of_fake.detach().mean(),
+            "adversary": mean_of(rows),
+            "adversary/real": mean_of(of_real.mean(1)),
+            "adversary/fake": mean_of(of_fake.mean(1)),
         }
         if self.penalty:
             penalty = self._penalty(network, x_real, real.t, condition, of_real, scene)
             rows = rows + self.penalty / 2 * penalty
-            terms["adversary/penalty"] = penalty.detach().mean()
+            terms["adversary/penalty"] = mean_of(penalty)
         return AuxiliaryLoss(rows, self.critic_scale, terms)
 
     def network(self, networks: Mapping[str, NetworkAdapter]) -> NetworkAdapter:
@@ -170,13 +176,17 @@ class Adversary(Auxiliary, nn.Module):
         if not isinstance(logits, Tensor) or not logits.dim() or len(logits) != len(x):
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise argument_error("head", f"logits of {got}", f"[{len(x)}] or [{len(x)}, ...]")
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).reshape(len(x), -1)
+        rows = logits[:, None] if logits.dim() == 1 else logits.flatten(1)
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def _penalty(
         self, network: NetworkAdapter, x: Tensor, t: Tensor, condition: Condition, logits: Tensor, scene: Scene
     ) -> Tensor:
         if self.difference is None:
-            (slope,) = torch.autograd.grad(logits.mean(1).sum(), x, create_graph=True)
+            graph = torch.is_grad_enabled()
+            with torch.enable_grad():
+                total = logits.mean(1).sum()
+            (slope,) = torch.autograd.grad(total, x, create_graph=graph)
             return slope.flatten(1).square().sum(1)
         noise = random.normal(
             len(x), *x.shape[1:], step=scene.step, name="adversary/penalty", dtype=x.dtype, device=x.device

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distillrs.diffusion.checks import is_number
 from distillrs.diffusion.flow_map import FlowMap
 from distillrs.diffusion.matching.reals import modules_of
-from distillrs.diffusion.matching.scene import Scene, check_scale, scale_at
+from distillrs.diffusion.matching.scene import Scene, check_scale, mean_of, scale_at
 from distillrs.diffusion.matching.tally import Tally
 from distillrs.diffusion.state_map import StateMap
 from distillrs.diffusion.states import Batch
@@ -37,9 +38,20 @@ class AuxiliaryLoss(NamedTuple):
 
 
 class Auxiliary:
-    """A further loss; each of the three says nothing unless it is defined."""
+    """A further loss; each of the three says nothing unless it is defined.
+
+    Attributes:
+        trained_by: In whose turn the parameters of its own are trained, "generator" or "critic".
+    """
 
     __slots__ = ()
+
+    trained_by = "critic"
+
+    @property
+    def owned(self) -> nn.Module | None:
+        """The module whose parameters and state are the matcher's; ``None`` for none."""
+        return self if isinstance(self, nn.Module) else None
 
     def on_sample(self, scene: Scene) -> AuxiliaryLoss | None:
         """In the generator's turn, on the samples; its gradient goes to them alone, through whatever networks."""
@@ -74,7 +86,9 @@ class MeanVariance(Auxiliary):
     scale: float | Ramp = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.deviation < float("inf"):
+        if not is_number(self.mean):
+            raise argument_error("mean", self.mean, "a finite number")
+        if not (is_number(self.deviation) and self.deviation > 0):
             raise argument_error("deviation", self.deviation, "a positive number")
         check_scale("scale", self.scale)
 
@@ -82,10 +96,12 @@ class MeanVariance(Auxiliary):
         """See the class."""
         elements = scene.rolled.x.flatten(1)
         elements = elements.to(torch.promote_types(elements.dtype, torch.float32))
-        own, variance = elements.mean(1), elements.var(1, unbiased=False)
+        own = elements.mean(1)
+        # Torch's own warns of no rows.
+        variance = (elements - own[:, None]).square().mean(1)
         share = (variance + (own - self.mean).square()) / self.deviation**2
         rows = (share - 1 - (variance / self.deviation**2).log()) / 2
-        return AuxiliaryLoss(rows, scale_at(self.scale, scene.step), {"mean_variance": rows.detach().mean()})
+        return AuxiliaryLoss(rows, scale_at(self.scale, scene.step), {"mean_variance": mean_of(rows)})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +124,8 @@ class KernelMoments(Auxiliary):
     def __post_init__(self) -> None:
         if self.features is not None and not callable(self.features):
             raise argument_error("features", self.features, "a function of the samples, or None")
+        if not isinstance(self.kernel, PairKernel):
+            raise argument_error("kernel", self.kernel, "a kernel of ops (Gaussian, Laplacian, ...)")
         check_scale("scale", self.scale)
 
     def on_sample(self, scene: Scene) -> AuxiliaryLoss:
@@ -141,10 +159,17 @@ class Consistency(Auxiliary):
     objective: FlowMap
     scale: float | Ramp = 1.0
 
+    trained_by = "generator"
+
     def __post_init__(self) -> None:
         if not isinstance(self.objective, FlowMap):
             raise argument_error("objective", type(self.objective).__name__, "a FlowMap")
         check_scale("scale", self.scale)
+
+    @property
+    def owned(self) -> nn.Module:
+        """The objective, whose learned weights are trained with the generator."""
+        return self.objective
 
     def on_generator(self, generator: StateMap, batch: Batch, step: Step, tally: Tally) -> tuple[Tensor, float]:
         """See the class."""
@@ -163,7 +188,12 @@ class Consistency(Auxiliary):
 @contextmanager
 def _counting(roles: list[tuple[nn.Module, str]], tally: Tally) -> Iterator[None]:
     def hook(role: str) -> Any:
-        return lambda module, inputs, output: tally.add(role, len(inputs[0]), bool(output.requires_grad))
+        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            # Networks of diffusers give a tuple.
+            value = output if isinstance(output, Tensor) else output[0]
+            tally.add(role, len(inputs[0]), bool(value.requires_grad))
+
+        return count
 
     handles = [module.register_forward_hook(hook(role)) for module, role in roles]
     try:

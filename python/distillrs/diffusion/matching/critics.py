@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from distillrs.diffusion.checks import check_adapter, is_number
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.matching.levels import WITHIN, Noised, Within, draw_noised
 from distillrs.diffusion.matching.rollouts import Rolled
@@ -55,6 +55,7 @@ class Critic:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        check_adapter("network", self.network)
         for name, kind in (("kind", self.kind), ("compare", self.compare)):
             if kind is not None and kind not in get_args(Kind):
                 raise unknown_name_error(name, kind, list(get_args(Kind)))
@@ -66,9 +67,9 @@ class Critic:
             raise argument_error("weight", self.weight, "a LossWeight or None")
         if self.target not in ("transition", "sample"):
             raise unknown_name_error("target", self.target, ["transition", "sample"])
-        if not 0 <= self.pull <= 1:
+        if not (is_number(self.pull) and 0 <= self.pull <= 1):
             raise argument_error("pull", self.pull, "a share from 0 to 1")
-        if not (math.isfinite(self.scale) and self.scale > 0):
+        if not (is_number(self.scale) and self.scale > 0):
             raise argument_error("scale", self.scale, "a positive number")
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition = None) -> Prediction:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from distillrs.diffusion.checks import is_number
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.matching.ratios import LogRatio, RatioWeights, ratio_weights
 from distillrs.diffusion.matching.reals import RealView, as_x0, predict_real
@@ -184,7 +184,7 @@ class FisherGap(Gap):
     second_order = True
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.a):
+        if not is_number(self.a):
             raise argument_error("a", self.a, "a finite number")
 
     def field(self, view: GapView) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.diffusion.checks import check_shape
 from distillrs.diffusion.matching.adversary import Adversary, part_of
 from distillrs.diffusion.matching.auxiliaries import Auxiliary
 from distillrs.diffusion.matching.critics import Critic, pull_towards
@@ -17,7 +18,7 @@ from distillrs.diffusion.matching.gaps import check_gap
 from distillrs.diffusion.matching.ratios import LogRatio
 from distillrs.diffusion.matching.reals import Checkpoints, Real, check_real, modules_of
 from distillrs.diffusion.matching.rollouts import Rolled, Rollout, one_step
-from distillrs.diffusion.matching.scene import Scene, scale_at
+from distillrs.diffusion.matching.scene import RESERVED, Scene, mean_of, scale_at
 from distillrs.diffusion.matching.tally import CountedNetwork, Evaluations, Tally, counted
 from distillrs.diffusion.matching.terms import Match
 from distillrs.diffusion.networks import NetworkAdapter
@@ -27,7 +28,7 @@ from distillrs.diffusion.sources import Guided
 from distillrs.diffusion.state_map import StateMap
 from distillrs.diffusion.states import Batch
 from distillrs.errors import argument_error, unknown_name_error
-from distillrs.frozen import evaluating
+from distillrs.frozen import Frozen, evaluating
 from distillrs.step import Loss, Step
 
 GENERATOR, CRITIC = "generator", "critic"
@@ -103,10 +104,18 @@ class Matcher(nn.Module):
             raise argument_error("critic", type(critic).__name__, "a Critic, or several by name")
         self._critics = (critics,)
         self.rollout = one_step() if rollout is None else rollout
+        for name, parts in (("terms", terms), ("auxiliaries", auxiliaries)):
+            if not isinstance(parts, Iterable):
+                raise argument_error(name, type(parts).__name__, "a list of them")
         self.terms = tuple(terms)
         self._auxiliaries = (tuple(auxiliaries),)
-        self.owned = nn.ModuleList([part for part in auxiliaries if isinstance(part, nn.Module)])
+        for part in self.auxiliaries:
+            if not isinstance(part, Auxiliary):
+                raise argument_error("auxiliaries", type(part).__name__, "auxiliaries")
+        self.owned = nn.ModuleList([part.owned for part in self.auxiliaries if part.owned is not None])
         self.ratio, self.first, self.seed = ratio, first, seed
+        if shape is not None:
+            check_shape("shape", shape, "the shape of an example")
         self.shape = None if shape is None else tuple(shape)
         self._tally = Tally()
         self._updates = {GENERATOR: 0, CRITIC: 0}
@@ -199,12 +208,17 @@ class Matcher(nn.Module):
         return Loss(total, terms)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The generator's under "generator"; those of critics and of adversaries' heads under "critic"."""
-        groups = {GENERATOR: _trainable(self.map.network.module)}
+        """By turn: the generator's and learned weights under "generator", critics' and heads' under "critic"."""
+        parts = {GENERATOR: [self.map.network.module]}
         if self._fits:
-            parts = [*(critic.network.module for critic in self.critics.values()), self]
-            groups[CRITIC] = list(dict.fromkeys(value for part in parts for value in _trainable(part)))
-        return groups
+            parts[CRITIC] = [critic.network.module for critic in self.critics.values()]
+        for part in self.auxiliaries:
+            if part.owned is not None and part.trained_by in parts:
+                parts[part.trained_by].append(part.owned)
+        return {
+            turn: list(dict.fromkeys(value for module in modules for value in _trainable(module)))
+            for turn, modules in parts.items()
+        }
 
     def after_step(self) -> None:
         """Pulls critics towards the generator, where they say so; to be called after the optimisers' steps."""
@@ -250,7 +264,7 @@ class Matcher(nn.Module):
             found = part.on_generator(self.map.replaced(generator.network.module), batch, step, tally)
             if found is not None:
                 total = total + found[1] * found[0]
-                terms[type(part).__name__.lower()] = found[0].detach()
+                terms |= self._numbered(part, {type(part).__name__.lower(): found[0].detach()})
         return total, terms
 
     def _on_sample(self, scene: Scene, like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -269,8 +283,17 @@ class Matcher(nn.Module):
                 continue
             found = part.on_sample(scene)
             if found is not None:
-                value, terms = value + found.scale * found.rows.sum() / items, terms | found.terms
+                terms |= self._numbered(part, found.terms)
+                value = value + found.scale * found.rows.sum() / items
         return value, terms
+
+    def _numbered(self, part: Auxiliary, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a part reports; the second of a class as ``adversary_2``."""
+        place = [other for other in self.auxiliaries if type(other) is type(part)].index(part) + 1
+        if place == 1:
+            return terms
+        split = {key: key.partition("/") for key in terms}
+        return {f"{first}_{place}{mark}{rest}": terms[key] for key, (first, mark, rest) in split.items()}
 
     def _critic_turn(
         self, batch: Batch, step: Step, generator: StateMap, critics: Mapping[str, Critic], tally: Tally
@@ -285,12 +308,13 @@ class Matcher(nn.Module):
         for name, critic in critics.items():
             rows = critic.fit(generator.path, rolled, batch.condition, step, f"critic/{name}")
             total = total + critic.scale * rows.sum() / items
-            terms[name] = rows.detach().mean()
+            terms[name] = mean_of(rows)
         scene = Scene(generator.path, rolled, batch, step, None, critics, self._networks(critics, tally))
         for part in self.auxiliaries:
             found = part.on_critic(scene)
             if found is not None:
-                total, terms = total + found.scale * found.rows.sum() / items, terms | found.terms
+                terms |= self._numbered(part, found.terms)
+                total = total + found.scale * found.rows.sum() / items
         return total, terms
 
     def _noise(self, batch: Batch, step: Step) -> Tensor:
@@ -328,6 +352,8 @@ class Matcher(nn.Module):
             if len(critics) != 1:
                 raise argument_error("critic", "one module", f"modules by name: {', '.join(sorted(critics))}")
             wrapped = dict.fromkeys(critics, wrapped)
+        if wrapped is not None and not isinstance(wrapped, Mapping):
+            raise argument_error("critic", type(wrapped).__name__, "a module, or several by name")
         for name, module in (wrapped or {}).items():
             if name not in critics:
                 raise unknown_name_error("critic", name, sorted(critics))
@@ -364,11 +390,10 @@ class Matcher(nn.Module):
         for name, critic in self.critics.items():
             if not isinstance(critic, Critic):
                 raise argument_error("critic", f"{name}: {type(critic).__name__}", "a Critic, or several by name")
-            if name in (GENERATOR, "real"):
-                raise argument_error("critic", name, f"another name than {GENERATOR!r} and 'real'")
+            if name in (GENERATOR, "real", *RESERVED):
+                taken = ", ".join(map(repr, (GENERATOR, "real", *RESERVED)))
+                raise argument_error("critic", name, f"a name other than {taken}")
         for part in self.auxiliaries:
-            if not isinstance(part, Auxiliary):
-                raise argument_error("auxiliaries", type(part).__name__, "auxiliaries")
             part.check(self.map)
         if not self.terms and not self.auxiliaries:
             raise argument_error("terms", (), "a term or an auxiliary, at least one")
@@ -411,6 +436,22 @@ class Matcher(nn.Module):
                     part_of(network.module, part.features)
 
     def _check_networks(self) -> None:
+        teachers = {
+            id(value)
+            for module in modules_of(self._real[0])
+            for value in (module.module if isinstance(module, Frozen) else module).parameters()
+        }
+        for name, module in (
+            ("generator", self.map.network.module),
+            *(("critic", critic.network.module) for critic in self.critics.values()),
+        ):
+            inner = module.module if isinstance(module, Frozen) else module
+            values = list(inner.parameters())
+            # A critic that is known already need not be fitted; a teacher in its place is a mistake.
+            mistaken = name == "generator" or any(id(value) in teachers for value in values)
+            if mistaken and values and not _trainable(inner):
+                allowed = "one that can be trained; a network that is the teacher as well was frozen: give a copy"
+                raise argument_error(name, "a network whose parameters are all frozen", allowed)
         own = {id(value) for value in _trainable(self.map.network.module)}
         fitted = {id(value) for critic in self.critics.values() for value in _trainable(critic.network.module)}
         if own & fitted:

@@ -30,7 +30,7 @@ class Checkpoints:
     every: int
 
     def __post_init__(self) -> None:
-        if not self.scores:
+        if not isinstance(self.scores, Sequence) or not self.scores:
             raise argument_error("scores", self.scores, "one or more scores")
         for score in self.scores:
             check_real(score)

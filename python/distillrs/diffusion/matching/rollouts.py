@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.diffusion.checks import is_number
 from distillrs.diffusion.samplers import SamplerMethod
 from distillrs.diffusion.state_map import StateMap
 from distillrs.diffusion.states import Batch
@@ -121,6 +122,12 @@ class Planned(Rollout):
         Rollout.check(self, map)
         if self.path is not None and self.path != map.path:
             raise argument_error("path", self.path, f"the generator's, {map.path}: whose times the levels are")
+        # What a function of the user's begins with shows when it is called.
+        known = self.plan if isinstance(self.plan, RolloutPlan) else getattr(self.plan, "grid", None)
+        if isinstance(known, RolloutPlan):
+            map.check_start(known.moves[0].level, 0.0)
+        elif isinstance(known, Grid):
+            map.check_start(float(known.times[0]), 0.0)
 
 
 def one_step(level: float = 1.0) -> Planned:
@@ -132,7 +139,7 @@ def one_step(level: float = 1.0) -> Planned:
     Raises:
         ArgumentError: For a level outside (0, 1].
     """
-    if not 0 < level <= 1:
+    if not (is_number(level) and 0 < level <= 1):
         raise argument_error("level", level, "a time above 0, up to 1")
     return simulated((level,))
 
@@ -180,6 +187,10 @@ class AlongTrajectory(Rollout):
     """
 
     grid: Grid
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.grid, Grid):
+            raise argument_error("grid", type(self.grid).__name__, "a Grid of the generator's path")
 
     def run(self, map: StateMap, noise: Tensor, batch: Batch, step: Step) -> Rolled:
         """See :class:`Rollout`."""
@@ -235,13 +246,22 @@ class NoisedInputs(Rollout):
         x = map(map.path.corrupt(batch.x0, noise, t), t, torch.zeros_like(t), batch.condition)
         return Rolled(x.to(noise.dtype), level)
 
+    def check(self, map: StateMap) -> None:
+        """The map must end in the data, and begin at the first level."""
+        Rollout.check(self, map)
+        map.check_start(float(self.levels[0]), 0.0)
 
-def _grid(levels: tuple[float, ...]) -> Grid:
+
+def _grid(levels: Sequence[float]) -> Grid:
+    if not isinstance(levels, Sequence) or not levels or not all(is_number(level) for level in levels):
+        raise argument_error("levels", levels, "one or more times of the calls, from noise; or a Grid")
     # A plan's levels belong to the generator's path, whatever this grid says; it only orders them.
     return Grid([*levels, 0.0], RectifiedFlow())
 
 
 def _check_plan(plan: RolloutPlan) -> None:
+    if not isinstance(plan, RolloutPlan):
+        raise argument_error("plan", type(plan).__name__, "a function of the step that gives a RolloutPlan")
     if plan.units > 1 or any(move.cache != "none" for move in plan.moves):
         raise argument_error("plan", f"{plan.units} units", "a plan of one unit without a cache")
     if plan.moves[-1].to != 0:

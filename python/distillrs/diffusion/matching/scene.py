@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from distillrs.diffusion.checks import is_number
 from distillrs.diffusion.matching.critics import Critic
 from distillrs.diffusion.matching.ratios import LogRatio
 from distillrs.diffusion.matching.rollouts import Rolled
@@ -15,6 +17,9 @@ from distillrs.diffusion.states import Batch
 from distillrs.errors import argument_error
 from distillrs.schedule import Path, Ramp
 from distillrs.step import Step
+
+RESERVED = ("loss", "evaluations", "backwards")
+"""What every loss of a matcher reports; neither terms nor critics have these names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +52,12 @@ def scale_at(scale: float | Ramp, step: Step) -> float:
     return float(scale(step)) if callable(scale) else float(scale)
 
 
+def mean_of(rows: Tensor) -> Tensor:
+    """What is reported of rows ``[n]``: their mean, 0 where there are none."""
+    return rows.detach().sum() / max(len(rows), 1)
+
+
 def check_scale(name: str, scale: object) -> None:
     """Refuses what is neither a finite number nor a ramp."""
-    plain = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
-    if not callable(scale) and not plain:
+    if not callable(scale) and not is_number(scale):
         raise argument_error(name, scale, "a finite number or a ramp")

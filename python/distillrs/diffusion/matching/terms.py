@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from distillrs.diffusion.checks import is_number
 from distillrs.diffusion.matching.gaps import DistributionGap, Gap, GapView
 from distillrs.diffusion.matching.levels import WITHIN, Within, draw_noised
 from distillrs.diffusion.matching.ratios import LogRatio
-from distillrs.diffusion.matching.scene import Scene, check_scale
+from distillrs.diffusion.matching.scene import RESERVED, Scene, check_scale, mean_of
 from distillrs.diffusion.matching.weights import GapWeight
 from distillrs.diffusion.metrics import Metric, Reduction
 from distillrs.errors import argument_error, unknown_name_error
@@ -68,20 +69,33 @@ class Match:
             raise unknown_name_error("within", self.within, list(WITHIN))
         if self.ratio is not None and not isinstance(self.ratio, LogRatio):
             raise argument_error("ratio", self.ratio, "an object with log_ratio(x, t, condition), or None")
-        if self.ratio_limit is not None and not 0 < self.ratio_limit < math.inf:
+        if self.ratio_limit is not None and not (is_number(self.ratio_limit) and self.ratio_limit > 0):
             raise argument_error("ratio_limit", self.ratio_limit, "a positive number or None")
         if self.reduction not in ("mean", "sum"):
             raise unknown_name_error("reduction", self.reduction, ["mean", "sum"])
         if self.metric is not None and self.gap.second_order:
             raise argument_error("metric", self.metric, "None: a second-order gap is an integrand, not a target")
+        if self.metric is not None and not callable(self.metric):
+            raise argument_error("metric", self.metric, "a function of prediction and target, or None")
+        if not isinstance(self.name, str) or not self.name or self.name in RESERVED:
+            raise argument_error("name", self.name, f"a name other than {', '.join(map(repr, RESERVED))}")
         check_scale("scale", self.scale)
 
     def on_sample(self, scene: Scene) -> tuple[Tensor, dict[str, Tensor]]:
         """The rows' losses before the scale, ``[n]``, with a graph to the samples; and what is reported."""
-        batch, x = scene.batch, scene.rolled.x
+        batch, rolled = scene.batch, scene.rolled
         differentiate = self.gap.second_order
+        counted: list[Tensor] = []
+        if differentiate and self.mask_non_finite and rolled.x.requires_grad:
+            # 0 times a derivative that is no number is none either: rows left out are taken out of the gradient, too.
+            with torch.enable_grad():
+                x = rolled.x.view_as(rolled.x)
+            leave_out = functools.partial(_left_out, counted)
+            x.register_hook(leave_out)  # type: ignore[no-untyped-call]  # untyped in torch
+            rolled = replace(rolled, x=x)
+        x = rolled.x
         with torch.set_grad_enabled(differentiate):
-            drawn = draw_noised(scene.path, scene.rolled, self.law, self.within, scene.step, f"term/{self.name}")
+            drawn = draw_noised(scene.path, rolled, self.law, self.within, scene.step, f"term/{self.name}")
             view = GapView(
                 scene.path,
                 x,
@@ -97,17 +111,17 @@ class Match:
             )
             found = self.gap.field(view)
         weight, terms = self._weight(view, found)
-        found, weight, masked = self._finite(found, weight)
+        found, weight, masked = self._finite(found, weight, counted)
         terms |= masked
         if differentiate:
             elements = (weight * found).flatten(1)
             rows = elements.mean(1) if self.reduction == "mean" else elements.sum(1)
         else:
-            terms["gap"] = found.square().mean().sqrt()
+            terms["gap"] = (found.square().sum() / max(found.numel(), 1)).sqrt()
             # The difference of x and its target, exact: x - (x - g) would keep x's rounding errors.
             move = weight * found + (x - x.detach())
             rows = self._compare(move)
-        return rows, {self.name: rows.detach().mean()} | {f"{self.name}/{key}": value for key, value in terms.items()}
+        return rows, {self.name: mean_of(rows)} | {f"{self.name}/{key}": value for key, value in terms.items()}
 
     def _weight(self, view: GapView, found: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         weight = torch.ones(len(found), dtype=found.dtype, device=found.device)
@@ -120,16 +134,21 @@ class Match:
                 terms |= reported
         return weight.reshape(-1, *(1,) * (found.dim() - 1)), terms
 
-    def _finite(self, found: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _finite(self, found: Tensor, weight: Tensor, counted: list[Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         if not self.mask_non_finite:
             return found, weight, {}
         finite = (found.detach() * weight).flatten(1).isfinite().all(1)
         mask = finite.reshape(weight.shape)
+        counted.append(mask)
         found = torch.where(mask, found, torch.zeros_like(found))
-        return found, torch.where(mask, weight, torch.zeros_like(weight)), {"masked": 1 - finite.double().mean()}
+        return found, torch.where(mask, weight, torch.zeros_like(weight)), {"masked": mean_of((~finite).double())}
 
     def _compare(self, move: Tensor) -> Tensor:
         if self.metric is not None:
             return self.metric(move, torch.zeros_like(move))
         squares = move.square().flatten(1)
         return (squares.mean(1) if self.reduction == "mean" else squares.sum(1)) / 2
+
+
+def _left_out(counted: Sequence[Tensor], slope: Tensor) -> Tensor:
+    return torch.where(counted[0], slope, torch.zeros_like(slope))

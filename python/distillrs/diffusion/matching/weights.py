@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from distillrs.diffusion.checks import is_number
 from distillrs.diffusion.matching.gaps import GapView
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Kind, LossWeight, Path, error_scale
@@ -40,7 +40,7 @@ class MeanAbsolute:
     group: int = 1
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.floor) and self.floor >= 0):
+        if not (is_number(self.floor) and self.floor >= 0):
             raise argument_error("floor", self.floor, "a number from 0")
         if isinstance(self.group, bool) or not isinstance(self.group, int) or self.group < 1:
             raise argument_error("group", self.group, "a positive number of rows")
@@ -81,7 +81,7 @@ class LevelWeight:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise unknown_name_error("kind", self.kind, list(get_args(Kind)))
-        if not math.isfinite(self.power):
+        if not is_number(self.power):
             raise argument_error("power", self.power, "a finite number")
         if self.weight is not None and not isinstance(self.weight, LossWeight):
             raise argument_error("weight", self.weight, "a LossWeight or None")

@@ -1,7 +1,8 @@
 """Data sets for evaluation: by name, from array files, from folders of images.
 
 ``load("digits")`` needs scikit-learn and no file; "mnist", "fashion" and "cifar10" are looked up in the folder that the
-environment variable ``DISTILLRS_DATA`` names, and :func:`prepare` makes those files from the usual downloads.
+environment variable ``DISTILLRS_DATA`` names, and :func:`prepare` makes those files from the usual downloads. Sets of
+graphs ("mutag") come by :func:`load_graphs`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,22 @@ import os
 
 from distillrs.evaluate.data.bundle import DataBundle, Duplicates, make_bundle
 from distillrs.evaluate.data.downloads import prepare
+from distillrs.evaluate.data.graphs import GRAPH_NAMES, GraphBundle, load_graphs
 from distillrs.evaluate.data.rows import row_hashes
 from distillrs.evaluate.data.sources import FOLDER_VARIABLE, NAMES, read_source
 
-__all__ = ["FOLDER_VARIABLE", "NAMES", "DataBundle", "load", "make_bundle", "prepare", "row_hashes"]
+__all__ = [
+    "FOLDER_VARIABLE",
+    "GRAPH_NAMES",
+    "NAMES",
+    "DataBundle",
+    "GraphBundle",
+    "load",
+    "load_graphs",
+    "make_bundle",
+    "prepare",
+    "row_hashes",
+]
 
 
 def load(

@@ -78,6 +78,8 @@ def read_source(name: str | os.PathLike[str], size: tuple[int, int] | None = Non
         return image_folder(path, size)
     elif path.is_file():
         found = _array_file(path)
+    elif name == "mutag":
+        raise DataError("data set 'mutag' has graphs: evaluate.data.load_graphs reads it")
     elif isinstance(name, str) and os.sep not in name and not path.suffix:
         raise unknown_name_error("data set", name, [*NAMES, "a path"])
     else:

@@ -51,7 +51,8 @@ def token_spans(
         add_special_tokens: Whether the tokenizer adds those.
 
     Raises:
-        ArgumentError: A tokenizer that knows no offsets and whose tokens are not the text's bytes.
+        ArgumentError: A tokenizer that knows no offsets and whose tokens are not the text's bytes, or one that would
+            cut the begin of a text: spans start at its first byte.
     """
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise argument_error("texts", type(texts).__name__, "a sequence of strings")
@@ -59,6 +60,8 @@ def token_spans(
         raise argument_error("max_length", max_length, "None or a whole number from 1")
     settings: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_special_tokens_mask": True}
     if max_length is not None:
+        if getattr(tokenizer, "truncation_side", "right") != "right":
+            raise argument_error("tokenizer", "one with truncation_side='left'", "'right' together with max_length=")
         settings |= {"truncation": True, "max_length": max_length}
     if getattr(tokenizer, "is_fast", False):
         settings["return_offsets_mapping"] = True
@@ -114,8 +117,18 @@ class AcrossTokenizers:
         self.field = field
 
     def __call__(self, examples: Sequence[str | Mapping[str, Any]]) -> dict[str, Tensor]:
-        """A batch of texts, or of mappings with one."""
-        texts = [each if isinstance(each, str) else each[self.field] for each in examples]
+        """A batch of texts, or of mappings with one.
+
+        Raises:
+            ArgumentError: An example without a text, or as of :func:`token_spans`.
+        """
+        texts: list[str] = []
+        for number, each in enumerate(examples):
+            text = each if isinstance(each, str) else each.get(self.field)
+            if not isinstance(text, str):
+                got = f"{type(text).__name__} for {self.field!r}"
+                raise argument_error(f"examples[{number}]", got, "a text, or a mapping with one")
+            texts.append(text)
         own = token_spans(self.student, texts, max_length=self.lengths[0])
         other = token_spans(self.teacher, texts, max_length=self.lengths[1])
         chunks = token_chunks(own.spans, other.spans, minimum_bytes=self.minimum_bytes)

@@ -114,19 +114,21 @@ def teach(
 
     Raises:
         SchemaMismatch: The cache there has other settings, or is of another model, tokenizer or maximum length.
-        ArgumentError: An argument is not allowed.
+        ArgumentError: An argument is not allowed, or a document is longer than the model's positions.
     """
     for name, value in (("max_length", max_length), ("batch_size", batch_size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise argument_error(name, value, "a whole number from 1")
-    if not 0 <= shard[0] < shard[1]:
+    is_pair = isinstance(shard, tuple | list) and len(shard) == 2
+    if not (is_pair and all(type(each) is int for each in shard) and 0 <= shard[0] < shard[1]):
         raise argument_error("shard", shard, "(i, N) with 0 <= i < N")
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise argument_error("texts", type(texts).__name__, "a sequence of strings")
     began = time.monotonic()
     different = {key_of(text): text for text in texts}
     mine = dict(list(different.items())[shard[0] :: shard[1]])
     mark = fingerprint(model, tokenizer, max_length=max_length)
+    positions = _positions(model)
     cache = TeacherCache.create(
         path, _vocabulary(model), k, mark, temperatures=temperatures, code=code, offsets=offsets, exist_ok=True
     )
@@ -137,6 +139,10 @@ def teach(
         batches = _batches((_encode(tokenizer, key, mine[key], max_length, offsets) for key in left), batch_size)
         written = 0
         for batch in batches:
+            longest = max(len(document.ids) for document in batch)
+            if positions is not None and longest > positions:
+                got = f"{max_length}, with a document of {longest} tokens"
+                raise argument_error("max_length", got, f"at most {positions}, the model's positions")
             for document, logits in zip(batch, _logits(model, batch), strict=True):
                 cache.append(document.key, logits, offsets=document.offsets)
                 tokens += len(document.ids)
@@ -174,7 +180,9 @@ def fingerprint(model: nn.Module, tokenizer: Any, *, max_length: int = 512) -> F
         tokenizer: Its tokenizer.
         max_length: Tokens at which documents are cut.
     """
-    return Fingerprint.of(model, tokenizer, f"text, at most {max_length} tokens")
+    side = getattr(tokenizer, "truncation_side", "right")
+    words = f"text, at most {max_length} tokens" + ("" if side == "right" else f", cut on the {side}")
+    return Fingerprint.of(model, tokenizer, words)
 
 
 def load(
@@ -217,6 +225,12 @@ def _vocabulary(model: nn.Module) -> int:
     if not isinstance(size, int):
         raise argument_error("model", type(model).__name__, "a causal language model with output embeddings")
     return size
+
+
+def _positions(model: nn.Module) -> int | None:
+    """How long a text may be, if the model says so."""
+    found = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 @contextlib.contextmanager

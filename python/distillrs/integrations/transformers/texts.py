@@ -14,17 +14,19 @@ def read_texts(path: str | os.PathLike[str], *, field: str = "text") -> list[str
     """The documents of a file: of ``.jsonl`` one a line, of any other those between blank lines.
 
     Args:
-        path: UTF-8.
+        path: UTF-8; a byte order mark at its begin is no text.
         field: The text's name in an object of a ``.jsonl`` file; lines that are strings are taken as they are.
 
     Raises:
-        DataError: There is no file, it is no UTF-8, has no text, or a line is not of this form.
+        DataError: There is no file, it is no UTF-8, has no text, or a line is not of this form or has half a character.
     """
     file = Path(path)
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as failure:
         raise DataError(f"{file} is not there") from failure
+    except IsADirectoryError as failure:
+        raise DataError(f"{file} is a folder: name a file of texts") from failure
     except UnicodeDecodeError as failure:
         raise DataError(f"{file} is no UTF-8: {failure}") from failure
     if file.suffix == ".jsonl":
@@ -63,4 +65,7 @@ def _text_of(line: str, field: str, where: str) -> str:
     if not isinstance(text, str):
         known = f"; its fields are {', '.join(map(str, value))}" if isinstance(value, dict) else ""
         raise DataError(f"{where} has no text in {field!r}{known}")
+    # JSON can escape one half of a character, which no encoding has bytes for.
+    if any("\ud800" <= each <= "\udfff" for each in text):
+        raise DataError(f"{where} has half a character (a lone surrogate) in {field!r}")
     return text

@@ -44,7 +44,8 @@ class Distil:
         **settings: Of the Trainer.
 
     Raises:
-        ArgumentError: The objective has several turns, or a loss function of the Trainer's own was given too.
+        ArgumentError: The objective has several turns, or a loss function or smoothing of the Trainer's own was given
+            too.
     """
 
     def __init__(self, model: nn.Module | None = None, *arguments: Any, objective: Any, **settings: Any) -> None:
@@ -57,6 +58,9 @@ class Distil:
         self._logged_at = 0
         trained = objective.student if model is None else model
         super().__init__(trained, *arguments, **settings)  # type: ignore[call-arg]  # the Trainer's, once mixed in
+        smoothing = self._its.args.label_smoothing_factor
+        if smoothing:
+            raise argument_error("label_smoothing_factor", smoothing, "0 beside an objective: Labels(smoothing=...)")
         if isinstance(objective, nn.Module):
             objective.to(self._its.args.device)
         # The loss that comes back is normalised over all that is accumulated.

@@ -13,7 +13,7 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from distillrs.errors import DataError, argument_error
 from distillrs.files import write_whole
@@ -158,7 +158,7 @@ class Elastic(Form):
         self._check_met(router, router.chosen, router.budgets[router.chosen])
         masks = router.masks_of(router.configuration(router.chosen))
         with torch.no_grad():
-            plain = self.remove(_detached_copy(unwrapped(module)))
+            plain = self.remove(copy.deepcopy(unwrapped(module)))
         return Structure.of(plain).slice(plain, masks)
 
     def export(self, module: nn.Module, path: str | os.PathLike[str]) -> int:
@@ -271,17 +271,6 @@ def router_of(module: nn.Module) -> Router:
 def _take_masks(module: nn.Module, args: tuple[Any, ...]) -> None:
     router = router_of(module)
     router.structure.gate(module, router.masks())
-
-
-def _detached_copy(module: nn.Module) -> nn.Module:
-    """A copy of a network whose masks may have a graph, which ``copy.deepcopy`` refuses to copy."""
-    memo: dict[int, Any] = {}
-    held: list[Tensor] = [buffer for buffer in module.buffers() if buffer.requires_grad]
-    router = router_of(module)
-    held += [each for each in (router.spent, router.asked) if each is not None]
-    for buffer in held:
-        memo[id(buffer)] = buffer.detach().clone()
-    return copy.deepcopy(module, memo)
 
 
 def _is_share(value: float) -> bool:

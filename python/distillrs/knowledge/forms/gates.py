@@ -17,6 +17,32 @@ from distillrs.knowledge.taps import unwrapped
 _SHARE = "kept_share"
 
 
+class _Live:
+    """A mask with a graph, which belongs to one step: copies of the module go without."""
+
+    __slots__ = ("mask",)
+
+    def __init__(self, mask: Tensor | None = None) -> None:
+        self.mask = mask
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Live:
+        return _Live()
+
+
+def _hold(module: nn.Module, name: str, mask: Tensor) -> None:
+    """Puts a mask into a buffer, and its graph beside it: torch refuses to copy a tensor with a graph."""
+    live = mask.requires_grad
+    # A copy: what writes to buffers (data parallel) must not touch what the graph has kept.
+    setattr(module, name, mask.detach().clone() if live else mask)
+    setattr(module, f"_live_{name}", _Live(mask if live else None))
+
+
+def _held(module: nn.Module, name: str) -> Tensor | None:
+    live: _Live | None = getattr(module, f"_live_{name}", None)
+    found: Tensor | None = getattr(module, name) if live is None or live.mask is None else live.mask
+    return found
+
+
 class Gate(nn.Module):
     """Scales a parameter along its dimensions; a parametrization.
 
@@ -31,8 +57,7 @@ class Gate(nn.Module):
 
     def mask(self, dim: int) -> Tensor | None:
         """The factors along a dimension."""
-        found: Tensor | None = getattr(self, f"mask{dim}")
-        return found
+        return _held(self, f"mask{dim}")
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight[i, j] * mask0[i] * mask1[j]``."""
@@ -67,7 +92,7 @@ def gate(structure: Structure, network: nn.Module, masks: Masks) -> None:
             if _SHARE not in layer._buffers:
                 layer.register_buffer(_SHARE, None)
                 layer.register_forward_hook(_partial_layer, with_kwargs=True)
-            setattr(layer, _SHARE, share)
+            _hold(layer, _SHARE, share)
 
 
 def ungate(network: nn.Module) -> None:
@@ -75,6 +100,7 @@ def ungate(network: nn.Module) -> None:
     for module in list(network.modules()):
         _drop_hooks(module)
         module._buffers.pop(_SHARE, None)
+        module.__dict__.pop(f"_live_{_SHARE}", None)
         lists: Any = getattr(module, "parametrizations", {})
         for name in list(lists):
             steps = lists[name]
@@ -107,7 +133,7 @@ def _set(network: nn.Module, slots: tuple[Slot, ...], mask: Tensor) -> None:
             own = Gate(tensor.ndim)
             parametrized.register(module, name, own)
         mask_at_home = mask.to(device=tensor.device, dtype=wide(mask).dtype)
-        setattr(own, f"mask{slot.dim}", mask_at_home)
+        _hold(own, f"mask{slot.dim}", mask_at_home)
 
 
 def _channels(module: Any) -> Tensor:
@@ -150,7 +176,9 @@ def _check_norm(path: str, module: Any) -> None:
 def _partial_layer(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     before = args[0] if args else next(iter(kwargs.values()))
     after = output[0] if isinstance(output, tuple) else output
-    share = getattr(module, _SHARE).to(device=after.device, dtype=after.dtype)
+    share = _held(module, _SHARE)
+    assert share is not None
+    share = share.to(device=after.device, dtype=after.dtype)
     # lerp is exact at both ends.
     mixed = torch.lerp(before, after, share)
     return (mixed, *output[1:]) if isinstance(output, tuple) else mixed

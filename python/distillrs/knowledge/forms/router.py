@@ -98,6 +98,11 @@ class Router(nn.Module):
             places = torch.arange(full[name])
             self.register_buffer(f"{name}_prefix", (places < torch.tensor(self.sizes[name])[:, None]).float(), False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies go without the graph of a step."""
+        held = {name: getattr(self, name) for name in ("spent", "asked")}
+        return self.__dict__ | {name: None if value is None else value.detach() for name, value in held.items()}
+
     def begin_step(self, step: Step) -> None:
         """See :class:`Stepped`."""
         self._step = step

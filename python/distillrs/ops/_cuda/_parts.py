@@ -45,11 +45,11 @@ def part_arguments(divergence: RowDivergence, shape: tuple[int, ...], device: to
         weights = torch.stack(rows)
         strides = (weights.stride(0), 1)
     else:
-        weights = _constants(tuple(float(weight) for weight in parts.values()), torch.float64, device)
+        weights = constants(tuple(float(weight) for weight in parts.values()), torch.float64, device)
         strides = (1, 0)
     return {
-        "kinds": _constants(tuple(kind for kind, _ in kinds), torch.int32, device),
-        "parameters": _constants(tuple(parameter for _, parameter in kinds), torch.float32, device),
+        "kinds": constants(tuple(kind for kind, _ in kinds), torch.int32, device),
+        "parameters": constants(tuple(parameter for _, parameter in kinds), torch.float32, device),
         "weights": weights,
         "weight_part_stride": np.int64(strides[0]),
         "weight_row_stride": np.int64(strides[1]),
@@ -66,6 +66,12 @@ def _kind(part: RowDivergence) -> tuple[int, float]:
 
 
 @lru_cache(maxsize=256)
-def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kept, because bringing a few numbers to a GPU makes the processor wait for it."""
+def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A few numbers on a device; kept, because bringing them to a GPU makes the processor wait for it.
+
+    Args:
+        values: The numbers.
+        dtype: Theirs.
+        device: Where they are read.
+    """
     return torch.tensor(values, dtype=dtype, device=device)

@@ -1,6 +1,7 @@
 //! Student forms: the codes of quantised weights in few bytes, and what to keep of two kinds of parts.
 
 mod codes;
+pub mod hostile;
 mod huffman;
 mod scan;
 

@@ -118,6 +118,8 @@ pub(super) struct Scales {
     /// log2 q = student's exponent plus this.
     pub student_log: f32,
     pub teacher_log: f32,
+    /// What to ask the memory for meanwhile, and by how much to go on for each value.
+    pub ahead: [(*const u8, usize); 2],
 }
 
 /// The gradient is `student (a + b difference) - c teacher + h derivative + l plain`.
@@ -427,7 +429,12 @@ unsafe fn loop_over<V: Vector, const LOGS: bool>(
         let (student_log, teacher_log) = (V::splat(scales.student_log), V::splat(scales.teacher_log));
         let weight = V::splat(weight);
         let (mut values, mut slopes) = (zero, zero);
+        let [mut first, mut second] = scales.ahead;
         for index in (0..scales.padded).step_by(V::LANES) {
+            V::prefetch_far(first.0);
+            V::prefetch_far(second.0);
+            first.0 = first.0.wrapping_add(first.1 * V::LANES);
+            second.0 = second.0.wrapping_add(second.1 * V::LANES);
             let p = V::load(buffers.teacher.add(index)).mul(teacher);
             let q = V::load(buffers.student.add(index)).mul(student);
             let (mut log_p, mut log_q) = (zero, zero);

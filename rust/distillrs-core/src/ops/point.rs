@@ -1,6 +1,6 @@
 //! The table of divergences. Adding one is a variant, its two elementwise functions in [`terms`], and a name in the binding.
 
-use super::vector::{Vector, exp2_wide, log};
+use super::vector::{Vector, exp2_wide};
 
 /// A separable divergence; see the Python types of the same names for what each is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,8 +74,8 @@ pub(super) unsafe fn terms<V: Vector>(divergence: Divergence, e: Entries<V>) -> 
                 let weighted_q = rest.mul(q);
                 let mixture = tiny.max(share.fma(p, weighted_q));
                 let inverse = mixture.reciprocal();
-                let log_u = log(tiny.max(p.mul(inverse)));
-                let h = weighted_q.mul(log(tiny.max(q.mul(inverse))));
+                let log_u = tiny.max(p.mul(inverse)).log();
+                let h = weighted_q.mul(tiny.max(q.mul(inverse)).log());
                 (share.mul(p).fma(log_u, h), h)
             }
             Divergence::SkewKL { alpha } => {
@@ -83,13 +83,13 @@ pub(super) unsafe fn terms<V: Vector>(divergence: Divergence, e: Entries<V>) -> 
                 let mixture = tiny.max(V::splat(alpha).fma(p, rest.mul(q)));
                 let share = p.mul(mixture.reciprocal());
                 let h = V::splat(0.0).sub(rest.mul(q).mul(share));
-                (p.mul(log(tiny.max(share))), h)
+                (p.mul(tiny.max(share).log()), h)
             }
             Divergence::SkewReverseKL { alpha } => {
                 let own = V::splat(alpha);
                 let mixture = tiny.max(V::splat(1.0 - alpha).fma(p, own.mul(q)));
                 let share = q.mul(mixture.reciprocal());
-                let d = q.mul(log(tiny.max(share)));
+                let d = q.mul(tiny.max(share).log());
                 (d, d.add(q.mul(V::splat(1.0).sub(own.mul(share)))))
             }
             Divergence::TotalVariation => {

@@ -141,6 +141,9 @@ impl Vector for Portable {
 
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn prefetch_far(_: *const u8) {}
 }
 
 /// Bits of 2/3.

@@ -213,6 +213,8 @@ struct Worker<'a, S, T> {
     current: usize,
     /// Two rows' buffers would not stay in the cache: each row's gradient follows at once.
     is_long: bool,
+    /// The row that a second step asks the memory for: it needs nothing of the memory itself.
+    next: Option<usize>,
 }
 
 impl<'a, S: Element, T: Element> Worker<'a, S, T> {
@@ -230,7 +232,7 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
             slot.pending = None;
         }
         let bytes = mode.streams() * problem.vocabulary * size_of::<f32>();
-        Self { problem, mode, scratch, current: 0, is_long: 2 * bytes > CACHE }
+        Self { problem, mode, scratch, current: 0, is_long: 2 * bytes > CACHE, next: None }
     }
 
     /// Loss and divergence of a row; its gradient waits for the next one.
@@ -240,6 +242,7 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
             self.skip(row);
             return (0.0, 0.0);
         }
+        self.next = (row + 1 < end && !self.is_long).then_some(row + 1);
         let temperature = self.problem.student_temperature[row];
         let with_plain = label_scale != 0.0 && temperature != 1.0;
         let label = self.problem.labels.filter(|_| label_scale != 0.0).map(|labels| labels[row] as usize);
@@ -393,6 +396,7 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
     ) -> (f64, f64) {
         let (mut d, mut h) = (0.0, 0.0);
         let [student_max, teacher_max] = totals.references.map(f64::from);
+        let next = self.next.take();
         for (block, start) in (0..self.problem.vocabulary).step_by(BLOCK).enumerate() {
             let slot = &mut self.scratch.slots[self.current];
             let [student, teacher] = slot.references[block].map(|reference| f64::from(finite(reference)));
@@ -402,6 +406,12 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
                 teacher: (shrink((teacher - teacher_max) * factors[1]) / totals.teacher) as f32,
                 student_log: (student * factors[0] - logs[0]) as f32,
                 teacher_log: (teacher * factors[1] - logs[1]) as f32,
+                ahead: next.map_or([(ptr::null(), 0); 2], |row| {
+                    let problem = self.problem;
+                    let student = problem.student.row(row).cast_const().wrapping_add(start).cast();
+                    let teacher = problem.teacher.row(row).cast_const().wrapping_add(start).cast();
+                    [(student, size_of::<S>()), (teacher, size_of::<T>())]
+                }),
             };
             let buffers = slot.buffers(self.mode, block);
             // SAFETY: the caller's promise; the streams have room for every block.

@@ -63,8 +63,34 @@ pub trait Vector: Copy {
         }
     }
 
+    /// The natural logarithm of a positive normal number, with an error of 3e-7 of itself near 1 and of one rounding far
+    /// from it.
+    ///
+    /// `log(1 + y) = y + y^2 Q(y)` on [-1/3, 1/3]; Q has the least maximal error relative to y, 2e-7, of its degree.
+    #[inline(always)]
+    unsafe fn log(self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (mantissa, exponent) = self.split();
+            let y = mantissa.sub(Self::splat(1.0));
+            let q = Self::splat(-0.156_905_03)
+                .fma(y, Self::splat(0.169_925_29))
+                .fma(y, Self::splat(-0.163_606_69))
+                .fma(y, Self::splat(0.198_178_44))
+                .fma(y, Self::splat(-0.250_105_53))
+                .fma(y, Self::splat(0.333_367_47))
+                .fma(y, Self::splat(-0.499_999_08));
+            let low = exponent.fma(Self::splat(1.428_606_8e-6), q.mul(y.mul(y)));
+            // ln 2 in two parts, the first with so few digits that its products with exponents are exact.
+            exponent.fma(Self::splat(0.693_145_75), y.add(low))
+        }
+    }
+
     /// Asks for the cache line at an address, which need not exist.
     unsafe fn prefetch(address: *const u8);
+
+    /// Asks for it in the second cache only.
+    unsafe fn prefetch_far(address: *const u8);
 }
 
 /// Exponentials below this power of two of the row's reference count as 0: what they would add is far below one
@@ -100,32 +126,6 @@ unsafe fn exp2_fraction<V: Vector>(f: V) -> V {
             .fma(f, V::splat(0.240_221_2))
             .fma(f, V::splat(0.693_146_94))
             .fma(f, V::splat(1.000_000_1))
-    }
-}
-
-/// The natural logarithm of a positive normal number, with an error of 3e-7 of itself near 1 and of one rounding far
-/// from it.
-///
-/// `log(1 + y) = y + y^2 Q(y)` on [-1/3, 1/3]; Q has the least maximal error relative to y, 2e-7, of its degree.
-///
-/// # Safety
-/// As for the vector's methods.
-#[inline(always)]
-pub unsafe fn log<V: Vector>(x: V) -> V {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (mantissa, exponent) = x.split();
-        let y = mantissa.sub(V::splat(1.0));
-        let q = V::splat(-0.156_905_03)
-            .fma(y, V::splat(0.169_925_29))
-            .fma(y, V::splat(-0.163_606_69))
-            .fma(y, V::splat(0.198_178_44))
-            .fma(y, V::splat(-0.250_105_53))
-            .fma(y, V::splat(0.333_367_47))
-            .fma(y, V::splat(-0.499_999_08));
-        let low = exponent.fma(V::splat(1.428_606_8e-6), q.mul(y.mul(y)));
-        // ln 2 in two parts, the first with so few digits that its products with exponents are exact.
-        exponent.fma(V::splat(0.693_145_75), y.add(low))
     }
 }
 
@@ -175,13 +175,13 @@ pub mod tests {
 
         let powers: Vec<f32> = (0..1 << 16).map(|index| (index as f32 / 65536.0 * 252.0 - 126.0).exp2()).collect();
         // SAFETY: the caller's promise.
-        for (&x, &y) in powers.iter().zip(&unsafe { map::<V>(&powers, log) }) {
+        for (&x, &y) in powers.iter().zip(&unsafe { map::<V>(&powers, V::log) }) {
             let exact = f64::from(x).ln();
             assert!((f64::from(y) - exact).abs() <= 3e-7 * exact.abs(), "log {x} came out as {y}");
         }
         let near: Vec<f32> = (0..1 << 16).map(|index| 1.0 + (index as f32 - 32768.0) * 1e-5).collect();
         // SAFETY: the caller's promise.
-        for (&x, &y) in near.iter().zip(&unsafe { map::<V>(&near, log) }) {
+        for (&x, &y) in near.iter().zip(&unsafe { map::<V>(&near, V::log) }) {
             let exact = f64::from(x).ln();
             assert!((f64::from(y) - exact).abs() <= 3e-7 * exact.abs(), "log {x} came out as {y}");
         }

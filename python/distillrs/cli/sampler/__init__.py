@@ -1,0 +1,1 @@
+"""``distillrs distill-sampler``: settings, phases and results."""

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+
+import pytest
+import safetensors.torch
+import torch
+
+from distillrs import cli, random, schedule
+from distillrs.cli import exit_codes, pictures
+from distillrs.cli.schedule import CONFIG, FILE, PICTURE
+from distillrs.errors import ArgumentError, DataError
+from distillrs.evaluate.beds import Gaussian
+
+# Theirs are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
+
+
+def run(capsys, *words):
+    code = cli.main(["schedule", *map(str, words)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def page_of(capsys, *words):
+    code, text, err = run(capsys, *words, "--json")
+    assert code == exit_codes.SUCCESS, err
+    return json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def trajectories(tmp_path_factory):
+    path, bed = schedule.RectifiedFlow(), Gaussian((1.0, -2.0), (0.2, 0.7))
+    score = bed.on(path)
+
+    def velocity(x, t):
+        value, kind = score.predict(x, t.expand(len(x)))
+        return path.convert(value, x, t, kind=kind, to="velocity")
+
+    noise = random.normal(16, 2, step=0, name="noise", dtype=torch.float64)
+    recorded = schedule.Trajectories.record(schedule.spaced(40, path), noise, velocity)
+    file = tmp_path_factory.mktemp("trajectories") / "teacher" / "paths.safetensors"
+    recorded.save(file)
+    return file, recorded
+
+
+def test_the_default_grid_is_the_one_of_edm(capsys):
+    page = page_of(capsys)
+    expected = schedule.karras(8)
+    assert page["path"] == "edm"
+    assert page["times"] == expected.times.tolist()
+    assert page["sigmas"] == expected.sigmas.tolist()
+    assert page["log_snr"][-1] is None
+    assert page["log_snr"][0] == pytest.approx(-2 * math.log(80))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--path", "edm", "--rho", 5, "--sigma-max", 20), schedule.karras(4, rho=5.0, sigma_max=20.0)),
+        (("--path", "flow"), schedule.spaced(4, schedule.RectifiedFlow())),
+        (("--path", "flow", "--shift", 3), schedule.shifted(4, 3.0)),
+        (("--path", "trig", "--spacing", "angle"), schedule.spaced(4, schedule.Trig(), of="angle")),
+        (("--path", "vp-table"), schedule.ddim(4, schedule.VP.betas())),
+        (("--path", "vp"), schedule.spaced(4, schedule.VP.linear())),
+        (("--path", "flow", "--spacing", "karras"), schedule.karras(4, path=schedule.RectifiedFlow())),
+    ],
+)
+def test_each_path_and_spacing(words, expected, capsys):
+    assert page_of(capsys, *words, "--steps", 4)["times"] == expected.times.tolist()
+
+
+def test_equal_steps_of_log_snr_end_in_the_data(capsys):
+    page = page_of(capsys, "--path", "vp-cosine", "--spacing", "log-snr", "--steps", 6, "--sigma-min", 0.01)
+    assert page["times"][-1] == 0
+    levels = torch.tensor(page["log_snr"][:-1])
+    assert torch.allclose(levels.diff(), levels.diff().mean().expand(5), rtol=1e-5)
+    assert page["log_snr"][-2] == pytest.approx(-2 * math.log(0.01))
+    assert page["log_snr"][0] == pytest.approx(-2 * math.log(80))
+
+
+def test_people_see_a_row_for_each_point_and_a_bar(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, text, _ = run(capsys, "--path", "flow", "--steps", 4)
+    assert code == exit_codes.SUCCESS
+    rows = [line.split() for line in text.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [float(row[1]) for row in rows] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    places = [row[-1].index("o") for row in rows]
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (0, 31)
+    assert len({len(row[-1]) for row in rows}) == 1
+
+
+def test_the_folder_holds_the_grid_its_picture_and_the_scheduler(capsys, tmp_path):
+    page = page_of(capsys, "--path", "flow", "--steps", 4, "--out", tmp_path / "grid")
+    names = {FILE} | ({PICTURE} if pictures.available() else set()) | ({CONFIG} if HAS_DIFFUSERS else set())
+    assert {path.name for path in (tmp_path / "grid").iterdir()} == names == set(page["files"])
+    kept = json.loads((tmp_path / "grid" / FILE).read_text())
+    assert kept == page
+    assert schedule.Grid(kept["times"], schedule.RectifiedFlow()) == schedule.spaced(4, schedule.RectifiedFlow())
+
+
+@pytest.mark.parametrize(
+    "words", [("--path", "flow"), ("--path", "edm"), ("--path", "vp-table", "--prediction", "v")], ids=lambda w: w[1]
+)
+def test_the_exported_scheduler_has_the_grid(words, capsys, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    from distillrs.integrations.diffusers import from_scheduler
+
+    page = page_of(capsys, *words, "--steps", 5, "--out", tmp_path)
+    scheduler = getattr(diffusers, page["scheduler"]["class"]).from_pretrained(tmp_path)
+    call = page["scheduler"]["call"]
+    if page["path"] == "edm":
+        call = {name: torch.tensor(value) for name, value in call.items()}
+    scheduler.set_timesteps(**call)
+    assert torch.allclose(from_scheduler(scheduler).ratios[:-1], torch.tensor(page["sigmas"][:-1]).double() /
+                          torch.tensor(page["alphas"][:-1]).double(), rtol=1e-5)  # fmt: skip
+
+
+def test_what_diffusers_cannot_say_is_a_remark_and_no_failure(capsys, tmp_path):
+    code, _, err = run(capsys, "--path", "trig", "--out", tmp_path)
+    assert code == exit_codes.SUCCESS
+    assert "no scheduler of diffusers" in err
+    assert not (tmp_path / CONFIG).exists()
+
+
+def test_a_grid_is_chosen_from_trajectories(trajectories, capsys):
+    file, recorded = trajectories
+    words = ("--path", "flow", "--steps", 4, "--solver", "euler", "--optimise", file)
+    found = schedule.optimise_grid(recorded, steps=(4,), solver="euler")[4]
+    page = page_of(capsys, *words)
+    assert page["times"] == found.grid.times.tolist()
+    assert page["error"] == pytest.approx(found.error)
+    assert page["times"] != schedule.spaced(4, schedule.RectifiedFlow()).times.tolist()
+    code, text, _ = run(capsys, *words)
+    assert code == exit_codes.SUCCESS
+    assert f"{found.error:.4g}" in text
+
+
+def test_trajectories_come_back_as_they_were(trajectories):
+    file, recorded = trajectories
+    back = schedule.Trajectories.load(file, schedule.RectifiedFlow())
+    assert back.grid == recorded.grid
+    assert torch.equal(back.states, recorded.states)
+    assert torch.equal(back.velocities, recorded.velocities)
+
+
+def test_trajectories_of_another_path_or_kind_are_refused(trajectories, tmp_path):
+    file, recorded = trajectories
+    with pytest.raises(ArgumentError, match=r"^path: got .*Trig.*, allowed is that of the trajectories"):
+        schedule.Trajectories.load(file, schedule.Trig())
+    with pytest.raises(DataError, match="there is no file"):
+        schedule.Trajectories.load(tmp_path / "none.safetensors", schedule.RectifiedFlow())
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"no tensors at all")
+    with pytest.raises(ArgumentError, match=r"^trajectories: got"):
+        schedule.Trajectories.load(bad, schedule.RectifiedFlow())
+    safetensors.torch.save_file({"times": recorded.grid.times, "states": recorded.states}, bad)
+    with pytest.raises(ArgumentError, match="without velocities"):
+        schedule.Trajectories.load(bad, schedule.RectifiedFlow())
+    tensors = {"times": recorded.grid.times, "states": recorded.states, "velocities": recorded.states.clone()}
+    safetensors.torch.save_file(tensors, bad)
+    with pytest.raises(ArgumentError, match=r"^velocities: got 'shape"):
+        schedule.Trajectories.load(bad, schedule.RectifiedFlow())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--path", "edn"), "path: got 'edn'"),
+        (("--steps", 0), "steps: got 0"),
+        (("--spacing", "log"), "spacing: got 'log'"),
+        (("--path", "flow", "--spacing", "table"), "spacing: got 'table'"),
+        (("--spacing", "karras", "--shift", 3), "shift: got 3.0"),
+        (("--sigma-min", 90), "sigma_min: got 90"),
+        (("--path", "vp-table", "--spacing", "log-snr", "--sigma-max", 500), "sigma_max: got 500.0"),
+        (("--path", "flow", "--prediction", "noise"), "kind: got 'noise'"),
+    ],
+)
+def test_wrong_arguments_name_themselves(words, message, capsys):
+    if "--prediction" in words and not HAS_DIFFUSERS:
+        pytest.skip("diffusers is not installed")
+    code, out, err = run(capsys, *words)
+    assert code == exit_codes.USAGE
+    assert out == ""
+    assert message in err
+
+
+def test_choices_that_the_optimiser_makes_itself_are_refused(trajectories, capsys):
+    code, _, err = run(capsys, "--path", "flow", "--optimise", trajectories[0], "--spacing", "time")
+    assert code == exit_codes.USAGE
+    assert "spacing: got 'time'" in err
+    code, _, err = run(capsys, "--path", "flow", "--optimise", "no/such/file")
+    assert code == exit_codes.MISSING
+    assert "no/such/file" in err
