@@ -28,8 +28,8 @@ SETTINGS = TrainingSettings(epochs=3, batch_size=4, learning_rate=0.05)
 def teacher(seed=0):
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
-    for _ in range(5):
-        network(torch.randn(16, 1, 4, 4))
+    for _ in range(60):
+        network(torch.rand(16, 1, 4, 4))
     return network.eval()
 
 
@@ -78,7 +78,7 @@ def test_groups_do_not_touch_each_other():
 def test_recovering_brings_down_what_weighs_and_leaves_teachers_as_they_are(strength, term):
     network, synthetic = teacher(), noise(1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    made = recipes.cda(condense.Committee([network]), synthetic, strength=strength, end=1.0)
+    made = recipes.cda(condense.Committee([network]), synthetic, strength=strength, last_area=1.0)
     first = made(None, dr.Step(0, total=40)).terms[term]
     optimiser = torch.optim.Adam(made.parameter_groups()["images"], lr=0.1, betas=(0.5, 0.9))
     dr.fit(made, optimiser, 40)

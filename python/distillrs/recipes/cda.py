@@ -134,8 +134,8 @@ def cda(
     teachers: Committee,
     synthetic: Synthetic,
     strength: float = 0.01,
-    start: float = 1.0,
-    end: float = 0.08,
+    first_area: float = 1.0,
+    last_area: float = 0.08,
     share: float = 1.0,
     curriculum: Literal["cosine", "linear", "constant"] = "cosine",
     members: int = 1,
@@ -151,10 +151,10 @@ def cda(
         teachers: Networks with batch normalisation, trained on the real data.
         synthetic: What is trained; made by :func:`cda_initial`.
         strength: r, factor of the statistics; its scale depends on the network.
-        start: Smallest area of a crop at the first step.
-        end: At the end.
+        first_area: Smallest area of a crop at the first step.
+        last_area: At the end.
         share: Of the run's length after which it has fallen.
-        curriculum: How it falls; "constant" is ``end`` throughout.
+        curriculum: How it falls; "constant" is ``last_area`` throughout.
         members: Teachers for each group of images and step.
         seed: Of steps that are given as plain numbers.
 
@@ -168,7 +168,7 @@ def cda(
         teachers,
         synthetic,
         strength=strength,
-        augmentation=CropCurriculum(start, end, share, curriculum),
+        augmentation=CropCurriculum(first_area, last_area, share, curriculum),
         members=members,
         seed=seed,
     )
