@@ -26,15 +26,18 @@ class RecipeCard:
         function: The recipe itself.
         experts: For recipes over trajectories: makes the experts' training from (network, training settings).
         initial: Makes the synthetic set to start from out of real examples; ``None`` draws them at random.
-        optimisers: The paper's learning rate ("lr") and momentum for each parameter group of the objective.
+        optimisers: The paper's learning rate ("lr") and momentum for each parameter group of the objective; or, for
+            Adam, "betas"; and "schedule" where the rate falls.
         training: Settings of the experts' training that belong to the method, by the names of
             :class:`~distillrs.training.TrainingSettings`; what is not named is for the user to choose.
         engine: The engine whose parts it puts together: "condense", "diffusion", "knowledge", or "select" for systems
             that choose among real data.
         needs: Of a recipe that condenses, what it works from: "experts" (function of store, network, synthetic),
-            "data" (of x, y, networks, synthetic) or "teachers" (of x, y, per_class, teachers).
+            "data" (of x, y, networks, synthetic) or "teachers" (of teachers, synthetic).
+        views: Of a recipe whose labels belong to views: gives their plan.
+        network: Of a recipe that is for one kind of network: its "name" and "options".
         moves: Of a recipe that condenses, whether it gives an objective that moves a synthetic set; else it gives the
-            finished set.
+            finished set, as a function of x, y, per_class, teachers.
     """
 
     id: str
@@ -44,11 +47,13 @@ class RecipeCard:
     function: Callable[..., Any]
     experts: Callable[..., Any] | None = None
     initial: Callable[..., Any] | None = None
-    optimisers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    optimisers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "condense"
     needs: Needs = "experts"
     moves: bool = True
+    views: Callable[..., Any] | None = None
+    network: Mapping[str, Any] | None = None
 
 
 _cards: dict[str, RecipeCard] = {}
@@ -62,11 +67,13 @@ def recipe(
     deviations: Sequence[str] = (),
     experts: Callable[..., Any] | None = None,
     initial: Callable[..., Any] | None = None,
-    optimisers: Mapping[str, Mapping[str, float]] | None = None,
+    optimisers: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Any] | None = None,
     engine: str = "condense",
     needs: Needs = "experts",
     moves: bool = True,
+    views: Callable[..., Any] | None = None,
+    network: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as a published system.
 
@@ -82,6 +89,8 @@ def recipe(
         engine: See :class:`RecipeCard`.
         needs: See :class:`RecipeCard`.
         moves: See :class:`RecipeCard`.
+        views: See :class:`RecipeCard`.
+        network: See :class:`RecipeCard`.
 
     Returns:
         A decorator that returns the function unchanged but for its ``card`` attribute.
@@ -110,6 +119,8 @@ def recipe(
             engine,
             needs,
             moves,
+            views,
+            network,
         )
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so

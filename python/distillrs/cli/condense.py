@@ -120,7 +120,7 @@ def condense(
 
 
 def _run(prepared: Prepared, folder: Folder, timer: Timer, progress: Progress, words: str) -> dict[str, Any]:
-    from distillrs.cli.distilling import distil
+    from distillrs.cli.distilling import distil, relabel
     from distillrs.cli.judging import judge
     from distillrs.cli.recording import complete
     from distillrs.cli.results import make_report, write
@@ -141,6 +141,9 @@ def _run(prepared: Prepared, folder: Folder, timer: Timer, progress: Progress, w
             small, record = distil(prepared, store, folder, progress, teachers)
         if store is not None:
             store_bytes = store.info()["bytes"]
+        if teachers is not None and prepared.card.views is not None:
+            with timer.phase("relabel"):
+                small.views = relabel(prepared, small, teachers, folder)
         small.save(folder.path)
         with timer.phase("evaluate"):
             comparison = judge(prepared, small, progress, teachers)

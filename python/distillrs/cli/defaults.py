@@ -25,7 +25,7 @@ def plain_experts(network: nn.Module, training: TrainingSettings) -> ExpertTrain
 
 
 def nothing() -> None:
-    """What a recipe that gives the finished set starts from."""
+    """What a recipe without a part has in its place."""
 
 
 def random_real(

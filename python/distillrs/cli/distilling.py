@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 import distillrs as dr
 from distillrs import configuration, evaluate, fitting, random
 from distillrs.cli import interrupt, options
-from distillrs.cli.folder import Folder
+from distillrs.cli.folder import LABELS, Folder
 from distillrs.cli.preparation import Prepared
 from distillrs.cli.progress import Progress
-from distillrs.cli.settings import identity, same_identity
-from distillrs.errors import ArgumentError
+from distillrs.cli.settings import OptimiserSettings, identity, same_identity
+from distillrs.condense.views import ViewLabels, ViewPlan, write_labels
+from distillrs.errors import ArgumentError, argument_error
+from distillrs.trajectory import Fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from distillrs.trajectory import Store
 
 _SAVE_SECONDS = 15.0
+_BATCH = 512
 
 
 @dataclass
@@ -77,16 +83,34 @@ def begin(prepared: Prepared, store: Store | None, teachers: Committee | None = 
     ).to(prepared.device)
     if card.needs == "experts":
         return synthetic, card.function(store, network, synthetic, **given)
+    if card.needs == "teachers":
+        return synthetic, card.function(teachers, synthetic, **given)
     return synthetic, card.function(*real, prepared.network, synthetic, **given)
 
 
-def condensed(prepared: Prepared, synthetic: Synthetic) -> CondensedSet:
-    """The set as it would be saved now."""
-    return synthetic.condensed(
+def condensed(prepared: Prepared, synthetic: Synthetic, teachers: Committee | None = None) -> CondensedSet:
+    """The set as it would be saved now; labels of views are asked of the teachers when they are needed."""
+    small = synthetic.condensed(
         transform=prepared.transform,
         training=prepared.settings.evaluation.training,
         classes=list(prepared.bundle.classes),
     )
+    if prepared.card.views is not None and teachers is not None:
+        small.views = ViewLabels(view_plan(prepared), voice(prepared, teachers))
+    return small
+
+
+def view_plan(prepared: Prepared) -> ViewPlan:
+    """How the views are made that the recipe's labels belong to."""
+    given = options.arguments(prepared.card, "views", prepared.settings.method.views or {})
+    assert prepared.card.views is not None
+    plan: ViewPlan = prepared.card.views(seed=prepared.settings.seed, **given)
+    return plan
+
+
+def voice(prepared: Prepared, teachers: Committee) -> Callable[[Tensor], Tensor]:
+    """The teachers' logits for images on the CPU."""
+    return lambda images: teachers.vote(images.to(prepared.device), batch=_BATCH).cpu()
 
 
 def distil(
@@ -111,14 +135,14 @@ def distil(
     first = 0 if state is None else int(state["next"])
 
     def check(step: int) -> None:
-        accuracy = validate(prepared, condensed(prepared, synthetic), validation)
+        accuracy = validate(prepared, condensed(prepared, synthetic, teachers), validation)
         record.check(step, accuracy, synthetic.state_dict())
 
     if objective is None:
         with progress.phase("distil", 1, "sets") as phase:
             check(0)
             phase.update(1, validation=f"{record.best_accuracy:.1%}")
-        return condensed(prepared, synthetic.cpu()), record
+        return condensed(prepared, synthetic.cpu(), teachers), record
 
     with interrupt.deferred() as request, progress.phase("distil", settings.steps, "steps", start=first) as phase:
         saved = time.monotonic()
@@ -130,6 +154,8 @@ def distil(
             done = at.step.index + 1
             record.losses.append(float(at.loss.terms.get("matching", at.loss.total)))
             record.skipped += at.skipped
+            # Before the state is kept, which has the optimiser's rates.
+            _schedule(prepared, at.optimisers, done)
             if done % settings.validate_every == 0 or done == settings.steps:
                 check(done)
             now = time.monotonic()
@@ -155,7 +181,26 @@ def distil(
             )
         phase.update(settings.steps, best=f"{record.best_accuracy:.1%}")
     synthetic.load_state_dict(record.best)
-    return condensed(prepared, synthetic.cpu()), record
+    return condensed(prepared, synthetic.cpu(), teachers), record
+
+
+def relabel(prepared: Prepared, small: CondensedSet, teachers: Committee, folder: Folder) -> ViewLabels:
+    """Writes the teachers' labels of all views beside the set."""
+    names = [str(number) for number in range(len(teachers))]
+    states = {
+        f"{name}.{key}": value
+        for number, name in enumerate(names)
+        for key, value in teachers[number].state_dict().items()
+    }
+    return write_labels(
+        view_plan(prepared),
+        small.images,
+        voice(prepared, teachers),
+        folder.path / LABELS,
+        classes=small.class_count,
+        fingerprint=Fingerprint.of(states),
+        overwrite=True,
+    )
 
 
 def validate(prepared: Prepared, small: CondensedSet, validation: evaluate.Validation) -> float:
@@ -169,14 +214,35 @@ def validate(prepared: Prepared, small: CondensedSet, validation: evaluate.Valid
     return sum(accuracies) / len(accuracies)
 
 
-def _rates(prepared: Prepared, objective: Any) -> dict[str, dict[str, float]]:
+def _rates(prepared: Prepared, objective: Any) -> dict[str, dict[str, float]] | torch.optim.Optimizer:
     """A rate for each group that the objective has; a recipe may name defaults for groups that are not learned."""
     groups, wanted = objective.parameter_groups(), prepared.settings.distillation.optimisers
-    return {
-        name: asdict(optimiser)
-        for name, optimiser in wanted.items()
-        if name in groups or name not in prepared.card.optimisers
+    named = {
+        name: optimiser for name, optimiser in wanted.items() if name in groups or name not in prepared.card.optimisers
     }
+    if all(optimiser.betas is None for optimiser in named.values()):
+        return {name: {"lr": one.lr, "momentum": one.momentum} for name, one in named.items()}
+    return _adam(groups, named)
+
+
+def _adam(groups: Mapping[str, Any], named: Mapping[str, OptimiserSettings]) -> torch.optim.Adam:
+    made = []
+    for name, parameters in groups.items():
+        betas = named[name].betas if name in named else None
+        if betas is None:
+            raise argument_error(f"distillation.optimisers.{name}.betas", None, "Adam's, as another group has them")
+        made.append({"params": parameters, "name": name, "lr": named[name].lr, "betas": betas})
+    return torch.optim.Adam(made)
+
+
+def _schedule(prepared: Prepared, optimisers: Mapping[str, torch.optim.Optimizer], done: int) -> None:
+    """Sets the rates of the step after ``done`` steps."""
+    settings = prepared.settings.distillation
+    for optimiser in optimisers.values():
+        for group in optimiser.param_groups:
+            named = settings.optimisers.get(group.get("name", ""))
+            if named is not None and named.schedule == "cosine":
+                group["lr"] = named.lr * (1 + math.cos(math.pi * done / settings.steps)) / 2
 
 
 def _save(prepared: Prepared, folder: Folder, record: Record, state: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from distillrs.files import folder_lock, write_whole
 CONFIG = "config.toml"
 RESULTS = ("condensed.safetensors", "condensed.png", "curve.png", "report.md", "report.json")
 EXPERTS = "experts"
+LABELS = "condensed-labels"
 _STATE = ".unfinished"
 _SHOWN = 5
 
@@ -108,6 +109,7 @@ class Folder:
         for name in (CONFIG, *self._results):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self._state, ignore_errors=True)
+        shutil.rmtree(self.path / LABELS, ignore_errors=True)
 
     def finish(self) -> None:
         """Removes the state of the run, which is over."""

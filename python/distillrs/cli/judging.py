@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distillrs import evaluate, select
+from distillrs.cli.distilling import voice
 from distillrs.cli.preparation import Prepared
 from distillrs.cli.progress import Progress
 from distillrs.cli.select import principal_components
@@ -57,7 +58,7 @@ def judge(
             settings=settings.training,
             full_data_settings=settings.full_data,
             learning_rates=settings.learning_rates,
-            teacher=teachers,
+            teacher=None if teachers is None else voice(prepared, teachers),
             selected=selected(prepared),
             device=prepared.device,
             on_progress=lambda done, total, name: phase.update(done, total=total, set=name.replace("_", " ")),

@@ -18,6 +18,7 @@ _GIVEN = {
     "options": ("store", "network", "synthetic", "seed", "teacher", "average", *_OF_DATA),
     "experts": ("network", "training"),
     "initial": ("x", "y", "per_class", "store", "network", "seed", "teachers"),
+    "views": ("seed",),
 }
 PARTS = tuple(_GIVEN)
 # What recipes of other engines are called with.
@@ -59,6 +60,7 @@ def functions(card: RecipeCard) -> dict[str, Callable[..., Any]]:
         "experts": card.experts or defaults.plain_experts,
         # A recipe that gives the finished set has nothing to start from.
         "initial": card.initial or (defaults.random_real if card.moves else defaults.nothing),
+        "views": card.views or defaults.nothing,
     }
 
 

@@ -129,7 +129,7 @@ def resolve(asked: Mapping[str, Any], card: RecipeCard, bundle: DataBundle, *, p
     """
     per_class = convert(asked.get("per_class", 1), int, "per_class")
     network = asked.get("network", {})
-    name = convert(network.get("name", presets.network_name(bundle.shape)), str, "network.name")
+    name = convert(network.get("name", presets.network_name(bundle.shape, card)), str, "network.name")
     found = source(asked)
     basis = merge(
         presets.preset(bundle.shape, per_class, card, name, processors=processors),
@@ -147,6 +147,8 @@ def resolve(asked: Mapping[str, Any], card: RecipeCard, bundle: DataBundle, *, p
         if not isinstance(given, Mapping):
             raise argument_error(f"method.{part}", given, "a table")
         method[part] = options.complete(card, part, given)
+    if card.views is None:
+        del method["views"]
     settings["method"] = method
     return from_dict(CondenseSettings, settings)
 

@@ -102,8 +102,10 @@ _CONVNET = _Budget(
 )
 
 
-def network_name(shape: Sequence[int]) -> str:
-    """The architecture for examples of this shape."""
+def network_name(shape: Sequence[int], card: RecipeCard | None = None) -> str:
+    """The architecture for examples of this shape, or the one that a recipe is for."""
+    if card is not None and card.network is not None and len(shape) == 3:
+        return str(card.network["name"])
     return "convnet" if len(shape) == 3 and math.prod(shape) > _SMALL_EXAMPLE else "mlp"
 
 
@@ -132,7 +134,7 @@ def preset(
     budget = _PERCEPTRON if network in ("mlp", "linear") else _CONVNET
     training = {"batch_size": budget.batch_size, "momentum": 0.9, "weight_decay": 5e-4}
     return {
-        "network": {"name": network, "options": network_options(network, shape)},
+        "network": {"name": network, "options": network_options(network, shape) | _of_recipe(card, network)},
         "method": _options(budget, shape, per_class, card),
         "transform": "standardise",
         "experts": {
@@ -170,6 +172,11 @@ def preset(
     }
 
 
+def _of_recipe(card: RecipeCard, network: str) -> dict[str, Any]:
+    """Options of the network that the recipe is for."""
+    return dict(card.network["options"]) if card.network is not None and card.network["name"] == network else {}
+
+
 def _options(budget: _Budget, shape: Sequence[int], per_class: int, card: RecipeCard) -> dict[str, dict[str, Any]]:
     """Lengths and windows that fit the experts, for those options that the recipe has."""
     last = budget.last[per_class >= _MANY]
@@ -183,6 +190,8 @@ def _options(budget: _Budget, shape: Sequence[int], per_class: int, card: Recipe
             "expand_steps": budget.steps // 2,
         },
         "initial": {"inner_lr": budget.inner_rate, "average": budget.average},
+        # A view for each epoch of the students.
+        "views": {"count": budget.evaluation_epochs},
     }
     known = options_by_part(card)
     if card.needs == "data":
@@ -196,7 +205,7 @@ def _options(budget: _Budget, shape: Sequence[int], per_class: int, card: Recipe
     }
 
 
-def _optimisers(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dict[str, float]]:
+def _optimisers(budget: _Budget, per_class: int, card: RecipeCard) -> dict[str, dict[str, Any]]:
     """The paper's momenta with rates for this budget; groups that it does not know keep the paper's rates."""
     if card.needs != "experts":
         return {name: {"momentum": 0.0, **paper} for name, paper in card.optimisers.items()}

@@ -78,6 +78,7 @@ def show(page: dict[str, Any], output: Console) -> None:
         "options": "options (--set NAME=VALUE)",
         "experts": "options of its experts",
         "initial": "options of its initialisation",
+        "views": "options of its labels' views",
     }
     for part, options in page["options"].items():
         if not options:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from distillrs.cli import pictures, report
 from distillrs.cli.distilling import Record
-from distillrs.cli.folder import CONFIG, Folder
+from distillrs.cli.folder import CONFIG, LABELS, Folder
 from distillrs.cli.preparation import Prepared
 from distillrs.cli.progress import Progress
 from distillrs.cli.recording import recorded
@@ -147,7 +147,11 @@ def make_report(
         "configuration": to_dict(settings),
         "versions": report.versions(),
         "machine": report.machine(),
-        "files": [*_ALWAYS, *(_PICTURES if pictures.available() else ())],
+        "files": [
+            *_ALWAYS,
+            *(_PICTURES if pictures.available() else ()),
+            *((LABELS,) if small.views is not None else ()),
+        ],
     }
 
 

@@ -40,12 +40,14 @@ class MethodSettings:
         options: Of the recipe.
         experts: Of its way to train experts.
         initial: Of its way to choose the first synthetic set.
+        views: Of the views that its labels belong to; ``None`` for a recipe whose labels belong to images.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     experts: dict[str, Any] = field(default_factory=dict)
     initial: dict[str, Any] = field(default_factory=dict)
+    views: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,27 @@ class ExpertSettings:
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """Stochastic gradient descent on one group of parameters.
+    """Stochastic gradient descent, or Adam, on one group of parameters.
 
     Attributes:
-        lr: Learning rate.
+        lr: Learning rate at the start.
         momentum: From 0 to below 1.
+        betas: Of Adam, which is then taken; ``None`` takes gradient descent.
+        schedule: "cosine" lets the rate fall to 0 at the last step along half a cosine; ``None`` keeps it.
     """
 
     lr: float
     momentum: float = 0.0
+    betas: tuple[float, float] | None = None
+    schedule: Literal["cosine"] | None = None
 
     def __post_init__(self) -> None:
         if not (self.lr >= 0 and math.isfinite(self.lr)):
             raise argument_error("lr", self.lr, "a finite number from 0")
         if not 0 <= self.momentum < 1:
             raise argument_error("momentum", self.momentum, "a number from 0 to below 1")
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise argument_error("betas", self.betas, "two numbers from 0 to below 1")
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ from distillrs.condense.matching import Perturbation, TrajectoryMatching
 from distillrs.condense.modifiers import ClippedLoss, InputGradientPenalty, SharpnessAware
 from distillrs.condense.perturbation import FilterPerturbation
 from distillrs.condense.real import RealExamples
+from distillrs.condense.recovery import Recovery
 from distillrs.condense.signal_matching import SignalMatching
 from distillrs.condense.signals import ClassMeans, Examples, GradientSignal, KernelMoments, Signal, penultimate
 from distillrs.condense.statistics import BatchNormStatistics, normalising_by_batch
 from distillrs.condense.synthetic import Synthetic, draw_per_class
 from distillrs.condense.trees import FrequentTreeSets, TreeSets, load_tree_sets
 from distillrs.condense.unroll import Unroll, Unrolled
+from distillrs.condense.views import ViewLabels, ViewPlan, read_labels, write_labels
 from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, intermediate_targets
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Labels",
     "Perturbation",
     "RealExamples",
+    "Recovery",
     "SharpnessAware",
     "Signal",
     "SignalMatching",
@@ -63,6 +66,8 @@ __all__ = [
     "TreeSets",
     "Unroll",
     "Unrolled",
+    "ViewLabels",
+    "ViewPlan",
     "Windows",
     "draw_per_class",
     "expert_features",
@@ -75,6 +80,8 @@ __all__ = [
     "nearest_to_centres",
     "normalising_by_batch",
     "penultimate",
+    "read_labels",
     "rightly_classified",
     "to_hugging_face",
+    "write_labels",
 ]

@@ -1,9 +1,10 @@
 """A condensed set, in memory and as a file.
 
 The file is safetensors: ``images``; ``labels`` (int64) or ``logits``; ``inner_lr``; ``factors.*`` and ``transform.*``
-if there are any. Its metadata hold under ``distillrs`` a JSON object with the format's version, the number and names of
-the classes, the transform, the factors and the training settings. Any safetensors reader opens it. Nothing in it is
-code; every part is checked before it is used, because files come from strangers.
+if there are any. Labels that belong to views lie in a label cache beside it, ``condensed-labels``. Its metadata hold
+under ``distillrs`` a JSON object with the format's version, the number and names of the classes, the transform, the
+factors, the views and the training settings. Any safetensors reader opens it. Nothing in it is code; every part is
+checked before it is used, because files come from strangers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,14 @@ from torch.utils.data import Dataset
 from distillrs import transforms
 from distillrs.condense.factors import Factors, restore_factors
 from distillrs.condense.labels import HardLabels, SoftLabels
+from distillrs.condense.views import ViewLabels, ViewPlan, read_labels
 from distillrs.errors import DataError, DistillrsError, argument_error
 from distillrs.files import write_whole
 from distillrs.training import TrainingSettings
 from distillrs.transforms import Transform
 
 FILE_NAME = "condensed.safetensors"
+LABELS = "condensed-labels"
 FORMAT = "distillrs.condensed"
 VERSION = 1
 _METADATA_LIMIT = 1 << 20
@@ -55,6 +59,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         transform: How raw examples map to the images; ``None`` for the identity.
         training: How a network is to be trained on the set.
         factors: How stored images become examples.
+        views: Views of the images with their own labels; ``labels`` are then the classes that the images stand for.
 
     Raises:
         ArgumentError: Parts that are not allowed or do not fit each other.
@@ -72,6 +77,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         transform: Transform | None = None,
         training: TrainingSettings | None = None,
         factors: Factors | None = None,
+        views: ViewLabels | None = None,
     ) -> None:
         if stored.dtype not in _IMAGE_DTYPES or stored.ndim < 2 or not stored.numel():
             raise argument_error("images", f"{stored.dtype} {tuple(stored.shape)}", "floating examples [N, ...]")
@@ -96,6 +102,9 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         self.transform: Transform = transforms.Identity() if transform is None else transform
         self.training = training
         self.factors = factors
+        self.views = views
+        self._epoch = 0
+        self._present: tuple[int, Tensor, Tensor] | None = None
         with torch.no_grad():
             self.images = stored if factors is None else factors(stored)
         if len(self.images) != len(self.target()):
@@ -125,12 +134,39 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         tensors = [self.stored, *(each for each in (self.labels, self.logits) if each is not None)]
         if self.factors is not None:
             tensors += self.factors.tensors().values()
+        if self.views is not None:
+            return (
+                8
+                + self.views.label_bytes(len(self.images), self.class_count)
+                + sum(each.numel() * each.element_size() for each in tensors)
+            )
         return 8 + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses which view ``dataset[i]`` gives, for a loop of one's own: to be called before each epoch.
+
+        A set whose labels belong to its images has one view, and nothing changes. Workers of a ``DataLoader`` get the
+        set anew at each epoch, unless they are persistent: those keep the view that they began with.
+
+        Args:
+            epoch: From 0; the views are gone through again and again.
+
+        Raises:
+            ArgumentError: A negative number.
+        """
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise argument_error("epoch", epoch, "a whole number from 0")
+        self._epoch = epoch
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if self.views is not None:
+            # All images at once: a view may mix an image with another one of the set.
+            if self._present is None or self._present[0] != self._epoch:
+                self._present = (self._epoch, *self.views.at(self.images, self._epoch))
+            return self._present[1][index], self._present[2][index]
         target = self.labels[index] if self.labels is not None else self.logits[index].softmax(-1)  # type: ignore[index]  # one of the two is given
         return self.images[index], target
 
@@ -143,6 +179,9 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path / FILE_NAME
+        if self.views is not None:
+            # They are written by write_labels, teacher and all; here it is only seen to that they are there.
+            read_labels(self.views.plan, path.parent / LABELS, images=len(self.images), classes=self.class_count)
         tensors = {"images": self.stored, "inner_lr": torch.tensor(self.inner_lr, dtype=torch.float64)}
         if self.labels is not None:
             tensors["labels"] = self.labels
@@ -155,6 +194,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             "class_names": self.classes,
             "transform": self.transform.describe(),
             "factors": None,
+            "views": None if self.views is None else asdict(self.views.plan),
             "training": None if self.training is None else self.training.to_dict(),
         }
         tensors |= {f"transform.{name}": tensor for name, tensor in self.transform.tensors().items()}
@@ -195,7 +235,7 @@ def load(
         raise DataError(f"{path}: {size} bytes, allowed are {max_bytes}; pass max_bytes= to accept a larger file")
     try:
         page, tensors = _read(path)
-        return _assemble(page, tensors, factors, max_bytes)
+        return _with_views(_assemble(page, tensors, factors, max_bytes), page.get("views"), path.parent / LABELS)
     except _UNSOUND as failure:
         raise DataError(f"{path}: not a condensed set that this version reads ({failure})") from failure
 
@@ -214,6 +254,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise argument_error("version", page.get("version"), f"1 to {VERSION}; a newer distillrs may read it")
         # Cloned, so that nothing of a mapped file stays behind the tensors.
         return page, {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  # not a dict
+
+
+def _with_views(data: CondensedSet, plan: dict[str, Any] | None, labels: Path) -> CondensedSet:
+    if plan is not None:
+        data.views = read_labels(ViewPlan.from_dict(plan), labels, images=len(data), classes=data.class_count)
+    return data
 
 
 def _assemble(
@@ -239,7 +285,7 @@ def _assemble(
         raise argument_error("classes", count, f"an integer from 1 to {_MOST_CLASSES}")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise argument_error("class_names", type(names).__name__, "a list of texts, or none")
-    for name in ("transform", "factors", "training"):
+    for name in ("transform", "factors", "training", "views"):
         if page.get(name) is not None and not isinstance(page[name], dict):
             raise argument_error(name, type(page[name]).__name__, "an object")
     made = None

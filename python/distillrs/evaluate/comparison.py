@@ -17,7 +17,7 @@ from distillrs.evaluate.accounting import Timer, equal_bytes_count
 from distillrs.evaluate.data.bundle import DataBundle
 from distillrs.evaluate.data.rows import class_counts, copies_among, shares
 from distillrs.evaluate.measure import accuracy, class_accuracies, predictions
-from distillrs.evaluate.small_sets import RealSet, SmallSet, counts_of, random_real, train
+from distillrs.evaluate.small_sets import LabelledViews, RealSet, SmallSet, counts_of, random_real, train
 from distillrs.evaluate.statistics import Paired, Summary
 from distillrs.evaluate.validation import Validation, choose_best
 from distillrs.frozen import evaluating
@@ -46,7 +46,8 @@ class Comparison:
         accuracy: On the test set, over the seeds.
         per_class: Mean test accuracy of each class over the seeds; ``None`` for a class that the test set lacks.
         paired: "distilled" minus each other set, seed by seed.
-        labels: The kind of the distilled set's labels; the random real set has the same.
+        labels: The kind of the distilled set's labels; the random real set has the same. "views": probabilities of
+            each view.
         learning_rates: That were used.
         tuning: Validation accuracy of each rate that was tried; ``None`` where training diverged.
         examples: Number of examples.
@@ -63,7 +64,7 @@ class Comparison:
     accuracy: dict[str, Summary]
     per_class: dict[str, list[float | None]]
     paired: dict[str, Paired]
-    labels: Literal["hard", "soft"]
+    labels: Literal["hard", "soft", "views"]
     learning_rates: dict[str, float]
     tuning: dict[str, dict[float, float | None]]
     examples: dict[str, int]
@@ -182,6 +183,7 @@ class _Run:
         self.settings = chosen
         self.device = torch.device(device)
         self.transform: Transform = distilled.transform or Identity()
+        self.views: LabelledViews | None = getattr(distilled, "views", None)
         self.classes = len(bundle.classes)
         self.validation: Validation = bundle.validation.through(self.transform)
         self.x_test = self.transform.forward(bundle.x_test)
@@ -204,7 +206,7 @@ class _Run:
         selected: dict[str, Tensor],
     ) -> Comparison:
         target = self.distilled.target()
-        soft = target.is_floating_point()
+        soft = target.is_floating_point() or self.views is not None
         if soft and teacher is None and full_data_settings is None:
             raise argument_error("teacher", None, "a teacher, or full_data_settings to train one: the labels are soft")
         reserved = {DISTILLED, RANDOM_REAL, FULL_DATA, DISTILLED_HARD, EQUAL_BYTES}
@@ -242,7 +244,8 @@ class _Run:
             real = self._labelled(self._real(rows), teacher if soft else None)
             self._small_set(name, lambda seed, real=real: real, rates)  # type: ignore[misc]  # bound in this round
         if soft:
-            hard = RealSet(self.distilled.images, target.argmax(1), self.transform)
+            classes = target.argmax(1) if target.is_floating_point() else target
+            hard = RealSet(self.distilled.images, classes, self.transform)
             self._small_set(DISTILLED_HARD, lambda seed: hard, rates)
         if bought > sum(counts):
             # As balanced as the distilled set, as far as the data allow.
@@ -267,7 +270,7 @@ class _Run:
                 for name, summary in self.accuracy.items()
                 if name != DISTILLED
             },
-            labels="soft" if soft else "hard",
+            labels="views" if self.views is not None else "soft" if soft else "hard",
             learning_rates=self.rates,
             tuning=self.tuning,
             examples=self.examples,
@@ -321,9 +324,11 @@ class _Run:
     def _labelled(self, real: RealSet, teacher: nn.Module | Teacher | None) -> RealSet:
         if teacher is None:
             return real
-        with torch.no_grad(), evaluating(teacher) if isinstance(teacher, nn.Module) else nullcontext():
-            # In batches, because a large set's activations need not fit into memory.
-            logits = torch.cat([teacher(piece.to(self.device)).cpu() for piece in torch.split(real.images, _BATCH)])
+        if self.views is not None:
+            voice = _voice(teacher, self.device)
+            return dataclasses.replace(real, views=self.views.by(voice), classes=self.classes)
+        # In batches, because a large set's activations need not fit into memory.
+        logits = _voice(teacher, self.device)(real.images)
         if logits.shape != (len(real.images), self.classes):
             raise argument_error("teacher", tuple(logits.shape), f"logits {(len(real.images), self.classes)}")
         return RealSet(real.images, logits.float().softmax(1), real.transform)
@@ -431,6 +436,16 @@ class _Committee:
                 votes.append(network(x).softmax(1))
         # The floor keeps the logarithm finite; it is far below what a float32 softmax distinguishes.
         return torch.stack(votes).mean(0).clamp_min(1e-30).log()
+
+
+def _voice(teacher: nn.Module | Teacher, device: torch.device) -> Teacher:
+    """The teacher as a function of images on the CPU, without a graph."""
+
+    def ask(images: Tensor) -> Tensor:
+        with torch.no_grad(), evaluating(teacher) if isinstance(teacher, nn.Module) else nullcontext():
+            return torch.cat([teacher(piece.to(device)).cpu() for piece in torch.split(images, _BATCH)])
+
+    return ask
 
 
 def _score(network: nn.Module | None, validation: Validation) -> float:

@@ -1,7 +1,7 @@
 """The small networks that experts, teachers and evaluations use.
 
-Each has no running statistics, so that its parameters alone say what it does. The weights at the start are a function
-of the seed; torch's own generators stay untouched.
+Each has no running statistics unless they are asked for, so that its parameters alone say what it does. The weights at
+the start are a function of the seed; torch's own generators stay untouched.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def mlp(shape: Shape, classes: int, *, widths: Sequence[int] = (32,)) -> nn.Modu
     return nn.Sequential(*layers, nn.Linear(before, classes))
 
 
-def convnet(shape: Shape, classes: int, *, width: int = 128, depth: int = 3) -> nn.Module:
+def convnet(
+    shape: Shape, classes: int, *, width: int = 128, depth: int = 3, normalisation: str = "instance"
+) -> nn.Module:
     """The ConvNet of dataset condensation (Gidaris and Komodakis, 2018; Zhao, Mopuri and Bilen, 2021).
 
     ``depth`` blocks of 3 x 3 convolution, instance normalisation with scale and shift (one group per channel), ReLU
@@ -62,12 +64,15 @@ def convnet(shape: Shape, classes: int, *, width: int = 128, depth: int = 3) -> 
         classes: Number of logits.
         width: Channels of every block.
         depth: Number of blocks; the image must be at least 2**depth pixels high and wide.
+        normalisation: "instance", or "batch": batch normalisation, which keeps running statistics.
     """
     if len(shape) != 3:
         raise argument_error("shape", shape, "(C, H, W): a convnet takes images; use 'mlp' for vectors")
     for name, value in (("width", width), ("depth", depth)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise argument_error(name, value, "a positive integer")
+    if normalisation not in ("instance", "batch"):
+        raise argument_error("normalisation", normalisation, "'instance' or 'batch'")
     channels, height, breadth = shape
     padded = 4 if (height, breadth) == (28, 28) else 0
     smallest = min(height, breadth) + padded
@@ -77,7 +82,7 @@ def convnet(shape: Shape, classes: int, *, width: int = 128, depth: int = 3) -> 
     for block in range(depth):
         blocks += [
             nn.Conv2d(channels if block == 0 else width, width, 3, padding=1 + padded // 2 if block == 0 else 1),
-            nn.GroupNorm(width, width, affine=True),
+            nn.GroupNorm(width, width, affine=True) if normalisation == "instance" else nn.BatchNorm2d(width),
             nn.ReLU(),
             nn.AvgPool2d(2),
         ]

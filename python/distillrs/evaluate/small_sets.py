@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from distillrs.errors import DataError, argument_error
 from distillrs.evaluate.accounting import count_stored
 from distillrs.evaluate.data.bundle import DataBundle
 from distillrs.evaluate.data.rows import class_counts, pick_per_class
-from distillrs.training import TrainingResult, TrainingSettings
+from distillrs.training import TrainingResult, TrainingSettings, tempered_loss
 from distillrs.training import train as train_on_arrays
 from distillrs.transforms import Identity, Transform
 
@@ -45,6 +45,27 @@ class SmallSet(Protocol):
         ...
 
 
+class LabelledViews(Protocol):
+    """Views of a set with labels of their own; a set that has them under ``views`` is trained on them."""
+
+    @property
+    def temperature(self) -> float:
+        """At which labels and students are compared."""
+        ...
+
+    def at(self, images: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Views [N, ...] of all images [N, ...] and probabilities [N, C] for an epoch."""
+        ...
+
+    def by(self, teacher: Callable[[Tensor], Tensor]) -> LabelledViews:
+        """The same views with the labels of a teacher, from images [n, ...] to logits [n, C]."""
+        ...
+
+    def label_bytes(self, images: int, classes: int) -> int:
+        """Bytes of the labels of all views."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class RealSet:
     """Real examples as a :class:`SmallSet`.
@@ -54,12 +75,16 @@ class RealSet:
         labels: int64 [N], or probabilities [N, C].
         transform: That was applied.
         training: As for any small set.
+        views: Views with labels of their own.
+        classes: Number of classes, for the bytes of those labels.
     """
 
     images: Tensor
     labels: Tensor
     transform: Transform | None = field(default_factory=Identity)
     training: TrainingSettings | None = None
+    views: LabelledViews | None = None
+    classes: int = 0
 
     def target(self) -> Tensor:
         """int64 [N], or probabilities [N, C]."""
@@ -67,7 +92,8 @@ class RealSet:
 
     def stored_bytes(self) -> int:
         """Bytes of images and labels."""
-        return count_stored(self.images, self.labels).total
+        extra = 0 if self.views is None else self.views.label_bytes(len(self.images), self.classes)
+        return count_stored(self.images, self.labels).total + extra
 
 
 def random_real(
@@ -128,4 +154,16 @@ def train(
     chosen = settings if settings is not None else data.training
     if chosen is None:
         raise argument_error("settings", None, "training settings: this set brings none")
-    return train_on_arrays(network, data.images, data.target(), chosen, seed=seed)
+    views: LabelledViews | None = getattr(data, "views", None)
+    if views is None:
+        return train_on_arrays(network, data.images, data.target(), chosen, seed=seed)
+    images = data.images
+    return train_on_arrays(
+        network,
+        images,
+        data.target(),
+        chosen,
+        seed=seed,
+        loss=tempered_loss(views.temperature),
+        views=lambda epoch: views.at(images, epoch),
+    )

@@ -6,6 +6,7 @@ from distillrs.recipes.alm import alm
 from distillrs.recipes.attention_to_mamba import attention_to_mamba
 from distillrs.recipes.attention_transfer import attention_transfer
 from distillrs.recipes.boot import boot
+from distillrs.recipes.cda import cda, cda_initial, cda_views
 from distillrs.recipes.consistency import consistency_average_rate, consistency_distillation, consistency_training, ict
 from distillrs.recipes.contrastive_kd import contrastive_kd
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
@@ -55,6 +56,9 @@ __all__ = [
     "attention_to_mamba",
     "attention_transfer",
     "boot",
+    "cda",
+    "cda_initial",
+    "cda_views",
     "consistency_average_rate",
     "consistency_distillation",
     "consistency_training",

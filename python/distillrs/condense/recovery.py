@@ -1,0 +1,152 @@
+"""The objective: images that a trained network classifies, with the statistics that it saw in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillrs.augment import Augmentation
+from distillrs.condense.committee import Committee
+from distillrs.condense.labels import HardLabels
+from distillrs.condense.matching import TURN
+from distillrs.condense.statistics import BatchNormStatistics, normalising_layers
+from distillrs.condense.synthetic import Synthetic
+from distillrs.errors import argument_error
+from distillrs.step import Loss, Step
+
+AugmentationAt = Callable[[Step], Augmentation]
+
+
+class Recovery(nn.Module):
+    """Cross-entropy of each image's class and the gap to the running statistics, under a committee of teachers.
+
+    The images are cut into groups with one image of each class, the j-th of each; a group is a batch of its own, whose
+    statistics are measured. For each group ``members`` teachers are drawn at each step::
+
+        L = sum_groups sum_k w_k (loss(f_k(A(s)), y) + strength sum_l w_l (|mu_l - mu*_l| + |sigma^2_l - sigma^2*_l|))
+
+    (Yin, Xing and Shen, "Squeeze, Recover and Relabel", NeurIPS 2023). Groups share nothing, so their sum under an
+    optimiser that works value by value is as many separate runs. Teachers stay in evaluation mode and as they are.
+
+    Args:
+        teachers: Networks with batch normalisation, trained on the real data.
+        synthetic: What is trained; its labels must be :class:`HardLabels`.
+        strength: Factor of the statistics.
+        statistics: How the gap is measured.
+        augmentation: Of images; or a function of the step that gives one. ``None`` for none.
+        members: Teachers for each group and step; ``None`` for all.
+        seed: Of steps that are given as plain numbers.
+
+    Raises:
+        ArgumentError: Arguments that are not allowed or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        teachers: Committee,
+        synthetic: Synthetic,
+        *,
+        strength: float = 0.01,
+        statistics: BatchNormStatistics | None = None,
+        augmentation: Augmentation | AugmentationAt | None = None,
+        members: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(teachers, Committee):
+            raise argument_error("teachers", type(teachers).__name__, "a Committee")
+        if not isinstance(synthetic.labels, HardLabels):
+            raise argument_error("synthetic", "soft labels", "HardLabels: each image is recovered for its class")
+        if not strength >= 0:
+            raise argument_error("strength", strength, "a number from 0")
+        if members is not None and (isinstance(members, bool) or not 1 <= members <= len(teachers)):
+            raise argument_error("members", members, f"None or a whole number from 1 to {len(teachers)}")
+        if augmentation is not None and len(synthetic.example_shape) != 3:
+            raise argument_error("augmentation", f"one for examples of shape {synthetic.example_shape}", "None")
+        for number in range(len(teachers)):
+            normalising_layers(teachers[number])
+        self.teachers = teachers
+        self.synthetic = synthetic
+        self.strength = strength
+        self.statistics = statistics or BatchNormStatistics()
+        self.augmentation = augmentation
+        self.members = len(teachers) if members is None else members
+        self.seed = seed
+        self._groups = one_of_each_class(synthetic.labels.indices)
+
+    def forward(self, batch: Any = None, step: Step | int = 0, *, turn: str | None = None) -> Loss:
+        """The loss at a step.
+
+        Args:
+            batch: Not used: what is known of the real data is in the teachers. ``None``.
+            step: Step of the run; a plain number takes the objective's ``seed``.
+            turn: ``None`` or "synthetic".
+
+        Returns:
+            ``total`` is the sum over the groups, divided by ``step.items`` if that is given; ``terms`` are, as means
+            over the groups, "matching" (all of it), "classification" and "statistics" (the gap before its factor).
+        """
+        if turn not in (None, TURN):
+            raise argument_error("turn", turn, f"None or {TURN!r}")
+        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        self.synthetic.project()
+        images, labels = self._seen(self.synthetic.examples(), step), self.synthetic.targets()
+        errors: list[Tensor] = []
+        gaps: list[Tensor] = []
+        for number, rows in enumerate(self._groups):
+            chosen = self.teachers.draw(self.members, step=step, name="recovering members", unit=number)
+            for member, weight in zip(chosen, self.teachers.weights(chosen), strict=True):
+                reading = self.statistics(self.teachers[member], images[rows])
+                errors.append(weight * nn.functional.cross_entropy(reading.output, labels[rows]))
+                gaps.append(weight * reading.gap)
+        error, gap, count = torch.stack(errors).sum(), torch.stack(gaps).sum(), len(self._groups)
+        total = error + self.strength * gap
+        terms = {"matching": total, "classification": error, "statistics": gap}
+        return Loss(total / (step.items or 1), {name: value.detach() / count for name, value in terms.items()})
+
+    def turns(self, step: Step | int) -> tuple[str, ...]:
+        """One turn, "synthetic", steps all groups."""
+        return (TURN,)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The images alone."""
+        return {"images": self.synthetic.parameter_groups()["images"]}
+
+    def after_step(self) -> None:
+        """See :meth:`Synthetic.after_step`; :func:`distillrs.fit` calls it after each step of the optimiser."""
+        self.synthetic.after_step()
+
+    def _seen(self, images: Tensor, step: Step) -> Tensor:
+        if self.augmentation is None:
+            return images
+        augmentation = self.augmentation
+        if not isinstance(augmentation, Augmentation):
+            augmentation = augmentation(step)
+        plan = augmentation.plan(
+            len(images),
+            step=replace(step, first_unit=0),
+            name="recovery",
+            shape=tuple(images.shape[1:]),
+            device=images.device,
+        )
+        return augmentation.apply(images, plan)
+
+
+def one_of_each_class(labels: Tensor) -> list[Tensor]:
+    """Rows in groups: the first of each class, the second of each, and so on.
+
+    Args:
+        labels: int64 [n].
+
+    Returns:
+        Tensors of rows int64, each row in one of them; the last groups lack the classes that have fewer.
+    """
+    rank = torch.zeros_like(labels)
+    for label in range(int(labels.max()) + 1):
+        rows = labels == label
+        rank[rows] = torch.arange(int(rows.sum()), device=labels.device)
+    return [(rank == number).nonzero()[:, 0] for number in range(int(rank.max()) + 1)]
