@@ -136,10 +136,20 @@ def test_parts_of_one_are_no_whole_number(name):
 
 
 @pytest.mark.parametrize("name", TIMES)
-@pytest.mark.parametrize("value", ["01", ["0.1", "0.2"], 3, None, [0.1, math.nan], [0.9, "x"], [[0.1], [0.2]]])
+@pytest.mark.parametrize(
+    "value", ["01", ["0.1", "0.2"], 3, None, [0.1, math.nan], [0.9, "x"], [[0.1], [0.2]], torch.ones(2, 2)]
+)
 def test_what_are_no_times_is_refused_by_name(name, value):
     with pytest.raises(ArgumentError, match=r"^times: got"):
         TIMES[name](value)
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_come_in_any_sequence(name):
+    times = [0.9, 0.4, 0.1]
+    expected = TIMES[name](times)
+    assert TIMES[name](tuple(times)) == TIMES[name](time for time in times) == expected
+    assert TIMES[name](torch.tensor(times, dtype=torch.float64)) == TIMES[name](np.array(times)) == expected
 
 
 def test_edges_and_functions():

@@ -426,8 +426,9 @@ class Levels(TimeLaw):
 def _numbers(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
     try:
         # Not float() alone: it reads texts, too, letter by letter where the sequence itself is one.
-        found = None if any(isinstance(value, str) for value in values) else tuple(float(value) for value in values)
-    except (TypeError, ValueError, OverflowError):
+        items = tuple(values)
+        found = None if any(isinstance(value, str) for value in items) else tuple(map(float, items))
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor's of several numbers
         found = None
     if found is None:
         raise argument_error(name, values, "a sequence of numbers")
