@@ -166,11 +166,11 @@ def test_many_rows_are_drawn_some_at_a_time(method, monkeypatch):
     assert made.run(noise[:0], labels[:0]).shape == (0, 2, 3)
 
 
-def change(path, changes):
+def change(path, changes, more=()):
     with safetensors.safe_open(path, "pt") as opened:
         page = json.loads(opened.metadata()["distillrs"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
-    safetensors.torch.save_file(tensors, path, {"distillrs": json.dumps(page | changes)})
+    safetensors.torch.save_file(tensors | dict(more), path, {"distillrs": json.dumps(page | changes)})
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,15 @@ def test_files_that_do_not_fit_are_refused(changes, message, tmp_path):
     sampler().save(path)
     change(path, changes)
     with pytest.raises(ArgumentError, match=message):
+        FewStepSampler.load(path)
+
+
+def test_a_network_of_more_numbers_than_torch_counts_is_refused(tmp_path):
+    path = tmp_path / "sampler.safetensors"
+    sampler().save(path)
+    claim = {"network": {"name": "unet", "options": {"width": 2**16, "depth": 16}}, "shape": [1, 46340, 46340]}
+    change(path, claim, {"network.ballast": torch.zeros(2**16)})
+    with pytest.raises(ArgumentError, match=r"^network: got .unet with"):
         FewStepSampler.load(path)
 
 

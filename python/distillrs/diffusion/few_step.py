@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, get_args
@@ -91,7 +91,7 @@ class FewStepSampler:
             ArgumentError: For a number that the sampler has no times for.
         """
         steps = max(self.grids) if steps is None else steps
-        if not isinstance(steps, int) or steps not in self.grids:
+        if not isinstance(steps, Hashable) or steps not in self.grids:
             raise argument_error("steps", steps, f"one of {', '.join(map(str, sorted(self.grids)))}")
         return self.grids[steps]
 
@@ -111,12 +111,14 @@ class FewStepSampler:
         Raises:
             ArgumentError: Noise of another shape than examples, or labels that are not class numbers of its rows.
         """
-        if not isinstance(noise, Tensor) or not noise.is_floating_point() or tuple(noise.shape[1:]) != self.shape:
+        shape = tuple(self.shape)
+        if not isinstance(noise, Tensor) or not noise.is_floating_point() or tuple(noise.shape[1:]) != shape:
             got = f"shape {tuple(noise.shape)} of {noise.dtype}" if isinstance(noise, Tensor) else type(noise).__name__
-            raise argument_error("noise", got, f"a floating-point tensor {['n', *self.shape]}")
+            raise argument_error("noise", got, f"a floating-point tensor {['n', *shape]}")
         grid, labels = self.grid(steps), self._labels(labels, len(noise))
         noise = noise.to(next(self.network.parameters()).dtype)
-        at_once = max(_TOGETHER // math.prod(self.shape), 1)
+        labels = None if labels is None else labels.to(noise.device)
+        at_once = max(_TOGETHER // math.prod(shape), 1)
         found = [
             sample(
                 self.map,
@@ -265,8 +267,12 @@ def _network(
         if is_number(value) and value > most.get(option, values):
             got = f"{option} {value} beside {len(weights)} tensors of {values} numbers"
             raise argument_error("network", got, "one as large as the file's tensors")
-    with torch.device("meta"):
-        claimed = denoisers.build(name, shape, classes, **options)
+    try:
+        with torch.device("meta"):
+            claimed = denoisers.build(name, shape, classes, **options)
+    except RuntimeError as failure:  # more numbers than torch can count
+        got = f"{name} with {options} for {shape}"
+        raise argument_error("network", got, "one as large as the file's tensors") from failure
     sizes = {key: tuple(value.shape) for key, value in claimed.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
     if sizes != found:
