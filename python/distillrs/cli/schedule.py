@@ -181,7 +181,8 @@ class Schedule:
             return diffusers.to_scheduler(grid, kind=kind, solver=self.solver), ""
         except ArgumentError as refusal:
             if self.prediction is not None:
-                raise
+                allowed = f"what a scheduler of diffusers has for this grid ({refusal})"
+                raise argument_error("prediction", self.prediction, allowed) from refusal
             return None, str(refusal)
 
     def _write(self, out: Path, grid: schedule.Grid, page: dict[str, Any], exported: Any) -> None:
