@@ -47,6 +47,14 @@ class DistillSampler(Common):
         int | None,
         tyro.conf.arg(metavar="N", help="Steps of the student.", help_behavior_hint="(default: 4)"),
     ] = None
+    set: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(
+            metavar="KEY=VALUE",
+            help="Change a setting: an option of the method by its name (off_diagonal=0.5 of flow-map, ratio=3 of "
+            "dmd2) or any key of config.toml (student.steps=3000). --dry-run shows them all.",
+        ),
+    ] = ()
     network: Annotated[
         str | None,
         tyro.conf.arg(metavar="NAME", help="mlp or unet.", help_behavior_hint="(default: chosen for the data)"),
@@ -123,6 +131,8 @@ def distill(
 
     Raises:
         KeyboardInterrupt: After Ctrl-C; the same call goes on from there.
+        TrainingDivergedError: A loss that is not finite.
+        ArgumentError: The folder holds another configuration.
     """
     from distillrs.cli.folder import Folder
     from distillrs.cli.sampler.results import RESULTS
