@@ -136,13 +136,13 @@ class FlowMap(nn.Module):
         else:
             raw, weighted, finite, terms = self._split(on, off, problem, call, diagonal)
         total = weighted.sum() / (step.items or max(count, 1))
-        seen = finite.sum().clamp(min=1)
+        seen = _seen(finite, count)
         terms |= {
             "loss": raw.detach().sum() / seen,
             "weighted": weighted.detach().sum() / seen,
             "gap": (problem.t - problem.r).sum() / max(count, 1),
         }
-        if any(isinstance(rule, MaskNonFinite) for rule in self._rules):
+        if finite is not None:
             terms["masked"] = (~finite).double().sum() / max(count, 1)
         return Loss(total, terms)
 
@@ -184,7 +184,7 @@ class FlowMap(nn.Module):
         dropped = (share < self.condition_dropout).to(device)
         return replace_rows(batch.condition, batch.null_condition, dropped), dropped
 
-    def _rows(self, residual: Residual, problem: Problem, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    def _rows(self, residual: Residual, problem: Problem, call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
         source = residual.source if residual.source is not None else self._source[0]
         score = bound(source, call) if source is not None and residual.needs_source else None
         prediction, target = residual.compare(replace(problem, source=score))
@@ -200,19 +200,19 @@ class FlowMap(nn.Module):
         weighted = raw
         for rule in self._rules:
             weighted = rule.weigh(weighted, Rows(problem.path, problem.t, problem.r, problem.middle))
-        weighted = torch.where(finite, weighted, torch.zeros_like(weighted))
-        raw = torch.where(finite, raw, torch.zeros_like(raw))
+        if finite is not None:
+            weighted = torch.where(finite, weighted, torch.zeros_like(weighted))
+            raw = torch.where(finite, raw, torch.zeros_like(raw))
         return raw, weighted, finite
 
-    def _balanced(self, compared: Compared) -> tuple[Tensor, Tensor, Tensor]:
+    def _balanced(self, compared: Compared) -> tuple[Tensor, Tensor, Tensor | None]:
         prediction, target = compared
-        finite = torch.ones(len(prediction), dtype=torch.bool, device=prediction.device)
+        finite = None
         if not self._rules:
             return prediction, target, finite
         here = prediction.detach()
         tangent = target - here
-        masks = any(isinstance(rule, MaskNonFinite) for rule in self._rules)
-        if masks:
+        if any(isinstance(rule, MaskNonFinite) for rule in self._rules):
             finite = tangent.flatten(1).isfinite().all(1)
             mask = finite.reshape(-1, *(1,) * (tangent.dim() - 1))
             tangent = torch.where(mask, tangent, torch.zeros_like(tangent))
@@ -222,11 +222,11 @@ class FlowMap(nn.Module):
         changed = tangent
         for rule in self._rules:
             changed = rule.tangent(changed)
-        return prediction, target if changed is tangent and not masks else here + changed, finite
+        return prediction, target if changed is tangent and finite is None else here + changed, finite
 
     def _split(
         self, on: Residual, off: Residual, problem: Problem, call: Call, diagonal: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
         pieces, terms = [], {}
         for name, residual, chosen in (("on_diagonal", on, diagonal), ("off_diagonal", off, ~diagonal)):
             rows = chosen.nonzero()[:, 0]
@@ -234,13 +234,14 @@ class FlowMap(nn.Module):
                 continue
             there = rows.to(problem.x.device)
             piece = self._rows(residual, _rows_of(problem, there, rows), call.rows(there))
-            terms[name] = piece[0].detach().sum() / piece[2].sum().clamp(min=1)
+            terms[name] = piece[0].detach().sum() / _seen(piece[2], len(rows))
             pieces.append(piece)
         if not pieces:
             return (*self._rows(off, problem, call), terms)
         # In another order than the batch's; only sums are taken of them.
-        raw, weighted, finite = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return raw, weighted, finite, terms
+        raws, weighteds, finites = zip(*pieces, strict=True)
+        known = [finite for finite in finites if finite is not None]
+        return torch.cat(raws), torch.cat(weighteds), torch.cat(known) if known else None, terms
 
     def _check(self) -> None:
         path, head = self.map.path, self.map.head
@@ -300,6 +301,11 @@ def _rows_of(problem: Problem, rows: Tensor, on_cpu: Tensor) -> Problem:
         condition=select(problem.condition, rows),
         units=problem.units[on_cpu],
     )
+
+
+def _seen(finite: Tensor | None, rows: int) -> Tensor | int:
+    """How many rows count, at least 1; all of them where none is masked."""
+    return max(rows, 1) if finite is None else finite.sum().clamp(min=1)
 
 
 def _device(batch: Batch) -> torch.device | None:

@@ -119,6 +119,8 @@ def lanewise(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
     """
     shape, count = values[0].shape, values[0].numel()
     padding = -count % _LANES
+    if 0 < count <= _BLOCK and not padding:
+        return function(*(value.reshape(-1) for value in values)).reshape(shape)
     flat = [functional.pad(value.reshape(-1), (0, padding), value=0.5) for value in values]
     starts = range(0, len(flat[0]), _BLOCK)
     parts = [function(*(value[start : start + _BLOCK] for value in flat)) for start in starts]
