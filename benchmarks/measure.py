@@ -54,6 +54,17 @@ def anonymous_bytes() -> int:
     raise RuntimeError("/proc/self/status has no RssAnon")
 
 
+def peak_bytes() -> int:
+    """The most memory that this process has had resident (Linux).
+
+    Not `ru_maxrss`: a process that is started anew has that of the one which started it to begin with.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     model = platform.processor()
