@@ -204,7 +204,7 @@ unsafe fn steps(layout: &RowLayout, packed: &[u8], above: __m256i, log_probs: &m
     let pair = _mm_cvtph_ps(_mm_cvtsi64_si128((word >> 32) as i64));
     let scale = _mm_cvtss_f32(pair);
     *tail = _mm_cvtss_f32(_mm_movehdup_ps(pair));
-    let sound = (top <= 0.0) & (*tail <= 0.0) & (scale >= 0.0) & (scale < f32::INFINITY);
+    let sound = (top <= 0.0) & (*tail <= 0.0) & (0.0..f32::INFINITY).contains(&scale);
     let (tops, scales) = (_mm256_set1_ps(top), _mm256_set1_ps(scale));
     let last = _mm256_set1_epi32(7);
     let mut carry = _mm256_setzero_si256();
