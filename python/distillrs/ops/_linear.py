@@ -18,6 +18,9 @@ from distillrs.ops._rows import LOGIT_DTYPES, Reduction, Rows, TemperatureRule, 
 # Of a product that is rounded to half precision before it is added to the float32 gradient of a weight.
 _PRODUCT_ELEMENTS = 2**21
 
+# Gradients of rows that count at least so much are far from the least float32.
+_LEAST_SCALE = 2.0**-40
+
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
 def linear_row_divergence(
@@ -47,10 +50,11 @@ def linear_row_divergence(
     The logits of a few rows are made, compared, overwritten with their gradient and multiplied back, so that beside the
     gradients at most ``chunk_bytes`` are held at any number of rows (the reference backend adds its own temporaries).
     Rows that do not count (weight 0, an ignored label) are left out before the heads, the teacher's too. With "mean"
-    and "sum" the gradients are formed on the way forward; with "none" the logits are made again on the way back. Either
-    is exact under any upstream gradient; a second derivative is refused. Gradients of weight and bias are added up in
-    float32 (float64) and at the size of the heaviest row, so that nothing underflows in half precision before the
-    upstream gradient, which may be a loss scale, is there. Another ``chunk_bytes`` changes results by rounding only.
+    and "sum" the gradients are formed on the way forward and given away on the way back; with "none", and a second time
+    through a retained graph, the logits are made again on the way back. Either is exact under any upstream gradient; a
+    second derivative is refused. Gradients of weight and bias are added up in float32 (float64), in half precision at
+    the size of the heaviest row, so that nothing underflows before the upstream gradient, which may be a loss scale, is
+    there. Another ``chunk_bytes`` changes results by rounding only.
 
     Args:
         student: ``[..., student features]``: what goes into the student's head; float64, float32, bfloat16 or float16.
@@ -192,11 +196,14 @@ class _Gradients:
         hidden: ``[n, features]`` of its dtype.
         weight: ``[columns, features]`` in the precision of sums.
         bias: ``[columns]`` in the precision of sums.
+        is_empty: Whether ``weight`` is memory that nothing has been written to: the product of the first rows goes
+            there as it is, without zeros to be added to.
     """
 
     hidden: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+    is_empty: bool = True
 
     def add(self, chosen: Tensor | slice, slope: Tensor, hidden: Tensor, weight: Tensor) -> None:
         """Adds those of some rows.
@@ -214,12 +221,32 @@ class _Gradients:
         if self.weight is None:
             return
         total = self.weight[: len(weight)]
+        first_rows, self.is_empty = self.is_empty, False
+        if first_rows:
+            self.weight[len(weight) :].zero_()
         if slope.dtype == total.dtype:
-            total.addmm_(slope.mT, hidden)
+            if first_rows:
+                torch.mm(slope.mT, hidden, out=total)
+            else:
+                total.addmm_(slope.mT, hidden)
             return
+        if first_rows:
+            total.zero_()
         step = max(1, _PRODUCT_ELEMENTS // max(1, hidden.shape[1]))
         for first in range(0, len(weight), step):
             total[first : first + step] += slope[:, first : first + step].mT @ hidden
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiplies all by a number."""
+        for value in (self.hidden, self.weight, self.bias):
+            if value is not None:
+                value.mul_(factor.to(value.device))
+
+    def finish(self) -> _Gradients:
+        """Itself, with zeros where there were no rows."""
+        if self.weight is not None and self.is_empty:
+            self.weight.zero_()
+        return self
 
 
 class _LinearRowDivergence(torch.autograd.Function):
@@ -229,10 +256,9 @@ class _LinearRowDivergence(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         now = any(wanted) and not heads.per_row
         losses, unit, gradients = _run(student, weight, bias, heads, heads.rows, wanted if now else (False,) * 3)
-        if now:
-            ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias, unit)
-            ctx.dtypes = (student.dtype, weight.dtype)
-        elif any(wanted):
+        ctx.made = (unit, gradients) if now else None
+        ctx.dtype = student.dtype
+        if any(wanted):
             ctx.save_for_backward(student, weight, bias)
         if heads.per_row:
             return losses.reshape(heads.rows.shape)
@@ -241,20 +267,21 @@ class _LinearRowDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         heads: _Heads = ctx.heads
+        # Given away scaled in place, because a copy of a head's gradient takes as long as a product: whoever comes back
+        # through a retained graph has them made again.
+        made, ctx.made = ctx.made, None
         with torch.no_grad():
-            if heads.per_row:
+            if made is None:
                 student, weight, bias = ctx.saved_tensors
-                rows = heads.rows.scaled(upstream.reshape(-1))
-                _, unit, gradients = _run(student, weight, bias, heads, rows, ctx.needs_input_grad[:3])
-                found = (gradients.hidden, gradients.weight, gradients.bias)
-                factor, dtypes = unit, (student.dtype, weight.dtype)
-            else:
-                *found, unit = ctx.saved_tensors
-                factor, dtypes = unit * upstream.to(unit), ctx.dtypes
-            scaled = [
-                None if value is None else (value * factor.to(value.device)).to(dtype)
-                for value, dtype in zip(found, (dtypes[0], dtypes[1], dtypes[1]), strict=True)
-            ]
+                rows = heads.rows.scaled(upstream.reshape(-1)) if heads.per_row else heads.rows
+                _, *made = _run(student, weight, bias, heads, rows, ctx.needs_input_grad[:3])
+            unit, gradients = made
+            factor = unit if heads.per_row else unit * upstream.to(unit)
+            # On a device the look would wait for it.
+            if factor.device.type != "cpu" or factor != 1:
+                gradients.scale(factor)
+            found = (gradients.hidden, gradients.weight, gradients.bias)
+            scaled = [None if value is None else value.to(ctx.dtype) for value in found]
         if torch.is_grad_enabled():
             scaled = [None if value is None else refuse_second_derivative(value) for value in scaled]
         return (*scaled, None)
@@ -269,11 +296,11 @@ def _run(
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor, _Gradients]:
     """[n] Losses; the unit that gradients are in, a number; gradients."""
-    unit = _unit(rows)
+    unit = _unit(rows, student.dtype)
     wide = rows.compute_dtype
     gradients = _Gradients(
         hidden=torch.zeros_like(student) if wanted[0] else None,
-        weight=torch.zeros(weight.shape, dtype=wide, device=weight.device) if wanted[1] else None,
+        weight=torch.empty(weight.shape, dtype=wide, device=weight.device) if wanted[1] else None,
         bias=torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if wanted[2] and bias is not None else None,
     )
     losses = torch.zeros(rows.count, dtype=wide, device=student.device)
@@ -292,7 +319,7 @@ def _run(
             losses[chosen] = part_losses.to(wide)
             if slope is not None:
                 gradients.add(chosen, slope, hidden, head)
-    return losses * unit.to(wide), unit, gradients
+    return losses * unit.to(wide), unit, gradients.finish()
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -301,11 +328,16 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -
     return torch.addmm(bias, hidden, weight.mT, out=out)
 
 
-def _unit(rows: Rows) -> Tensor:
-    """A power of two near the largest scale of a row: products with it round nothing."""
+def _unit(rows: Rows, dtype: torch.dtype) -> Tensor:
+    """A power of two near the largest scale of a row: products with it round nothing.
+
+    In single precision it is 1 for any scale that leaves room on either side, so that nothing is to be multiplied back.
+    """
     largest = torch.zeros((), dtype=rows.divergence_scale.dtype, device=rows.divergence_scale.device)
     for scale in (rows.divergence_scale, rows.label_scale):
         if len(scale):
             largest = torch.maximum(largest, scale.abs().max())
     known = largest.isfinite() & (largest > 0)
+    if dtype in (torch.float32, torch.float64):
+        known &= (largest < _LEAST_SCALE) | (largest > 1 / _LEAST_SCALE)
     return torch.where(known, torch.exp2(torch.where(known, largest, 1.0).log2().ceil()), 1.0)

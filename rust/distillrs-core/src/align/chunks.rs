@@ -5,8 +5,10 @@
 //! token that follows it. Merging of chunks by the teacher's probability of a boundary is that of Minixhofer and others,
 //! "Cross-Tokenizer Distillation via Approximate Likelihood Matching", 2025.
 
-use std::ops::Range;
+use std::hint::select_unpredictable;
 
+use super::ranks::Ranks;
+use crate::simd::vectorised;
 use crate::{Error, Result, parallel};
 
 /// First byte and end of every token of a batch of rows, `[rows, tokens, 2]`; (-1, -1) for one that is no part of the
@@ -31,15 +33,25 @@ impl<'a> Spans<'a> {
         Ok(Self { name, values, tokens })
     }
 
-    fn row(&self, row: usize) -> &'a [i64] {
-        &self.values[2 * row * self.tokens..2 * (row + 1) * self.tokens]
+    fn row(&self, row: usize) -> &'a [[i64; 2]] {
+        self.values[2 * row * self.tokens..2 * (row + 1) * self.tokens].as_chunks().0
     }
 
-    /// The row's first byte, if it has any token of the text.
-    fn check(&self, row: usize) -> Result<Option<i64>> {
+    /// The row's first byte and the end of its last token, if it has any of the text.
+    fn check(&self, row: usize) -> Result<Option<(i64, i64)>> {
+        // Most rows are whole between what pads them, which takes no decision for each token.
+        let spans = self.row(row);
+        let is_token = |span: &[i64; 2]| span[0] != -1 || span[1] != -1;
+        let Some(first) = spans.iter().position(is_token) else { return Ok(None) };
+        let last = spans.iter().rposition(is_token).unwrap_or(first);
+        let whole = spans[first..=last].as_flattened();
+        if whole[0] >= 0 && follow(whole) { Ok(Some((whole[0], spans[last][1]))) } else { self.check_each(row) }
+    }
+
+    /// As [`Spans::check`], token by token, to pass by those that are no part of the text or to name what is wrong.
+    fn check_each(&self, row: usize) -> Result<Option<(i64, i64)>> {
         let (mut start, mut reached) = (None, 0);
-        for (token, span) in self.row(row).chunks_exact(2).enumerate() {
-            let (first, end) = (span[0], span[1]);
+        for (token, &[first, end]) in self.row(row).iter().enumerate() {
             if (first, end) == (-1, -1) {
                 continue;
             }
@@ -55,8 +67,24 @@ impl<'a> Spans<'a> {
             start.get_or_insert(first);
             reached = end;
         }
-        Ok(start)
+        Ok(start.map(|start| (start, reached)))
     }
+}
+
+vectorised! {
+    /// Whether pairs of numbers rise, and each begins with what the one before it ends with.
+    fn follow(values: &[i64]) -> bool = follow_body;
+}
+
+#[inline(always)]
+fn follow_body(values: &[i64]) -> bool {
+    // Without an early end: that would cost more than it saves.
+    let later = values.get(1..).unwrap_or_default();
+    let pairs = values.iter().zip(later).enumerate();
+    let wrong = pairs.fold(0, |wrong, (place, (value, next))| {
+        wrong | i64::from(next < value) | ((value ^ next) & -(place as i64 & 1))
+    });
+    wrong == 0
 }
 
 /// How likely the teacher finds the end of a word after each of its tokens.
@@ -68,7 +96,7 @@ pub struct Boundary<'a> {
     pub threshold: f32,
 }
 
-/// Tokens that one task takes, about: a smaller batch is done before another thread wakes up.
+/// Most tokens of one task, about: a smaller batch is done before another thread wakes up.
 const TASK: usize = 1 << 17;
 
 /// What one task reads and writes.
@@ -128,7 +156,9 @@ pub fn merge(
         }
     }
     check()?;
-    let lines = (TASK / own.saturating_add(other)).max(1);
+    // Tasks of equal size, so that no thread waits for the last.
+    let tasks = (student.values.len() / 2).saturating_add(teacher.values.len() / 2).div_ceil(TASK);
+    let lines = rows.div_ceil(tasks.max(1)).max(1);
     let parts = student_chunks
         .chunks_mut(lines * own)
         .zip(teacher_chunks.chunks_mut(lines * other))
@@ -138,10 +168,11 @@ pub fn merge(
         .collect();
     let done = parallel::map(parts, |part| {
         let lines = part.student.chunks_mut(own).zip(part.teacher.chunks_mut(other)).zip(part.ends.chunks_mut(columns));
+        let mut ranks = Ranks::default();
         for (place, ((student_line, teacher_line), ends)) in lines.enumerate() {
             let row = part.first + place;
             let log_probs = boundary.map(|it| (&it.log_probs[row * other..(row + 1) * other], it.threshold));
-            merge_row(student, teacher, row, minimum, log_probs, student_line, teacher_line, ends)?;
+            merge_row(student, teacher, row, minimum, log_probs, &mut ranks, student_line, teacher_line, ends)?;
         }
         Ok(())
     });
@@ -157,78 +188,107 @@ fn merge_row(
     row: usize,
     minimum: i64,
     boundary: Option<(&[f32], f32)>,
+    ranks: &mut Ranks,
     student_chunks: &mut [i64],
     teacher_chunks: &mut [i64],
     ends: &mut [i64],
 ) -> Result<()> {
-    student_chunks.fill(-1);
-    teacher_chunks.fill(-1);
-    ends.fill(-1);
-    let (Some(start), Some(other)) = (student.check(row)?, teacher.check(row)?) else { return Ok(()) };
+    let (Some((start, end)), Some((other, last))) = (student.check(row)?, teacher.check(row)?) else {
+        student_chunks.fill(-1);
+        teacher_chunks.fill(-1);
+        ends.fill(-1);
+        return Ok(());
+    };
     if start != other {
         let got = format_args!("row {row} from byte {other}");
         return Err(Error::argument(teacher.name, got, format!("one from the student's first byte, {start}")));
     }
-    let mut own = Cursor { spans: student.row(row), next: 0, reached: start };
-    let mut other = Cursor { spans: teacher.row(row), next: 0, reached: start };
-    // Tokens of closed chunks, the open chunk's first byte, and the last byte that both have reached.
-    let (mut closed, mut first, mut common, mut count) = ((0, 0), start, start, 0);
-    let mut tail = closed;
-    'row: loop {
-        while own.reached != other.reached || own.reached == common {
-            let behind = if own.reached <= other.reached { &mut own } else { &mut other };
-            if !behind.advance() {
-                break 'row;
-            }
-        }
-        common = own.reached;
-        tail = (own.next, other.next);
-        // The token that the teacher took last is the one that reached this byte.
-        let is_boundary = boundary.is_none_or(|(log_probs, threshold)| log_probs[other.next - 1] > threshold);
-        if common - first >= minimum && is_boundary {
-            own.number(closed.0..tail.0, count, student_chunks);
-            other.number(closed.1..tail.1, count, teacher_chunks);
-            ends[count] = common;
-            (closed, first, count) = (tail, common, count + 1);
+    let (own, other) = (student.row(row), teacher.row(row));
+    if boundary.is_none() && minimum <= 1 {
+        let found = ranks.number((own, other), (start, end.max(last)), student_chunks, teacher_chunks, ends);
+        if let Some(count) = found {
+            ends[count..].fill(-1);
+            return Ok(());
         }
     }
+    let walked = match boundary {
+        None => walk(own, other, start, minimum, |_| true, student_chunks, teacher_chunks, ends),
+        Some((log_probs, threshold)) => {
+            walk(own, other, start, minimum, |token| log_probs[token] > threshold, student_chunks, teacher_chunks, ends)
+        }
+    };
+    let Walked { count, first, common, closed, tail } = walked;
+    student_chunks[closed.0..].fill(-1);
+    teacher_chunks[closed.1..].fill(-1);
+    ends[count..].fill(-1);
     if boundary.is_none() && common > first {
         let number = count.saturating_sub(1);
-        own.number(closed.0..tail.0, number, student_chunks);
-        other.number(closed.1..tail.1, number, teacher_chunks);
+        for (spans, chunks, tokens) in
+            [(own, student_chunks, closed.0..tail.0), (other, teacher_chunks, closed.1..tail.1)]
+        {
+            for (chunk, _) in chunks[tokens.clone()].iter_mut().zip(&spans[tokens]).filter(|(_, span)| span[0] >= 0) {
+                *chunk = number as i64;
+            }
+        }
         ends[number] = common;
     }
     Ok(())
 }
 
-/// One side on its way through a row.
-struct Cursor<'a> {
-    spans: &'a [i64],
-    next: usize,
-    reached: i64,
+/// How far a walk came.
+struct Walked {
+    /// Chunks that were closed.
+    count: usize,
+    /// First byte of the one that is open.
+    first: i64,
+    /// The last byte that both have reached.
+    common: i64,
+    /// Tokens of both sides before the open chunk.
+    closed: (usize, usize),
+    /// Tokens of both sides up to the last common byte.
+    tail: (usize, usize),
 }
 
-impl Cursor<'_> {
-    /// Takes the next token of the text; false when there is none.
-    fn advance(&mut self) -> bool {
-        while let Some(span) = self.spans.get(2 * self.next..2 * self.next + 2) {
-            self.next += 1;
-            if span[0] >= 0 {
-                self.reached = span[1];
-                return true;
-            }
-        }
-        false
+/// Numbers the tokens up to the last chunk that closes; what lies behind is undefined. `is_likely` says of a token of
+/// the teacher whether a chunk may end after it.
+///
+/// Each step takes the token that ends first, or both where they end alike, and writes what it would be for either
+/// decision: which side is behind changes so irregularly that a branch would be guessed wrong once for most chunks. A token
+/// that is no part of the text ends at -1, before all others, and needs no case of its own.
+#[expect(clippy::too_many_arguments, reason = "inputs and outputs of one row")]
+#[inline(always)]
+fn walk(
+    own: &[[i64; 2]],
+    other: &[[i64; 2]],
+    start: i64,
+    minimum: i64,
+    is_likely: impl Fn(usize) -> bool,
+    student_chunks: &mut [i64],
+    teacher_chunks: &mut [i64],
+    ends: &mut [i64],
+) -> Walked {
+    let (mut student, mut teacher) = (0, 0);
+    let mut at = Walked { count: 0, first: start, common: start, closed: (0, 0), tail: (0, 0) };
+    // A chunk takes a token of each side, so there are never more than ends.
+    while student < own.len() && teacher < other.len() {
+        let (ours, theirs) = (own[student][1], other[teacher][1]);
+        // The sign of an end spreads to -1, which stays -1 with any number.
+        student_chunks[student] = at.count as i64 | ours >> 63;
+        teacher_chunks[teacher] = at.count as i64 | theirs >> 63;
+        ends[at.count] = ours;
+        // Where both have a token without a byte after a common one, its byte is common no second time.
+        let is_common = (ours == theirs) & (ours > at.common);
+        let closes = is_common & (ours - at.first >= minimum) & is_likely(teacher);
+        student += usize::from(ours <= theirs);
+        teacher += usize::from(theirs <= ours);
+        let tail = (student, teacher);
+        at.common = select_unpredictable(is_common, ours, at.common);
+        at.tail = select_unpredictable(is_common, tail, at.tail);
+        at.first = select_unpredictable(closes, ours, at.first);
+        at.closed = select_unpredictable(closes, tail, at.closed);
+        at.count += usize::from(closes);
     }
-
-    /// Gives the tokens of the text among these their chunk.
-    fn number(&self, tokens: Range<usize>, chunk: usize, chunks: &mut [i64]) {
-        for token in tokens {
-            if self.spans[2 * token] >= 0 {
-                chunks[token] = chunk as i64;
-            }
-        }
-    }
+    at
 }
 
 #[cfg(test)]
@@ -271,6 +331,35 @@ mod tests {
         let found = run(&BYTES, &WORDS, 1, Some(&likely)).unwrap();
         assert_eq!(found[0], [-1, 0, 0, 0, 0, -1, -1]);
         assert_eq!(found[1], [0, 0, -1, 0, -1]);
+    }
+
+    /// Spans of random lengths over a text, some without a byte and some that are no part of it.
+    fn spans(state: &mut u64, bytes: i64, longest: u64) -> Vec<i64> {
+        let mut next = |count: u64| {
+            *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (*state >> 33) % count
+        };
+        let (mut found, mut reached) = (vec![], 3);
+        while reached < 3 + bytes {
+            let end = reached + [0, 1 + next(longest) as i64][usize::from(next(5) > 0)];
+            found.extend(if next(7) == 0 { [-1, -1] } else { [reached, end] });
+            reached = if found[found.len() - 1] < 0 { reached } else { end };
+        }
+        found
+    }
+
+    #[test]
+    fn ranks_of_bytes_and_a_walk_find_the_same_chunks() {
+        let mut state = 1;
+        for (bytes, longest) in [(0, 1), (9, 1), (60, 3), (300, 8), (4000, 200)] {
+            for _ in 0..50 {
+                let (student, teacher) = (spans(&mut state, bytes, longest), spans(&mut state, bytes, 2 * longest));
+                // Where any token may end a chunk, that is the same as having no such condition.
+                let likely = vec![0.0; teacher.len() / 2];
+                let walked = run(&student, &teacher, 1, Some(&likely)).unwrap();
+                assert_eq!(run(&student, &teacher, 1, None).unwrap(), walked, "{student:?} {teacher:?}");
+            }
+        }
     }
 
     #[test]

@@ -4,12 +4,15 @@
 //! by tile by tile, packed both ways (points side by side for distances, features side by side for sums), and each row
 //! keeps a running maximum, so no matrix of rows times points exists. Distances are sums of squared differences: the
 //! expansion of the square would cancel where the noise is small. A tile that is too far from four rows to add
-//! anything is left after its distances. A row's result depends neither on the other rows nor on the thread count.
+//! anything is left after its distances; where most are, the expansion with a bound of its error, which is half the
+//! arithmetic, says so before. A row's result depends neither on the other rows nor on the thread count.
 
+mod reach;
 mod tiles;
 
 use std::f64::consts::LOG2_E;
 
+use self::reach::{Sieve, error_share, squared_length};
 use self::tiles::{FEATURES_AT_ONCE, PADDING, QUAD, STEP, Tile, Tiles};
 use super::Level;
 use super::portable::Portable;
@@ -21,7 +24,7 @@ use crate::{Error, Result, parallel};
 /// Values of a tile in one of its two packings: both stay in the second cache.
 const TILE_VALUES: usize = 1 << 15;
 const MOST_POINTS: usize = 256;
-const MOST_ROWS: usize = 128;
+const MOST_ROWS: usize = 256;
 /// Between two looks at signals, multiplications of one thread.
 const WORK_AT_ONCE: usize = 1 << 31;
 
@@ -71,7 +74,7 @@ pub struct Known<'a> {
 /// # Errors
 /// [`Error::Argument`] for sizes that do not fit; whatever `check` returns.
 pub fn posterior_mean(mixture: &Mixture<'_>, out: Posterior<'_>, check: &dyn Fn() -> Result<()>) -> Result<()> {
-    posterior_at(Level::here(), mixture, out, check)
+    posterior_at(Way::here(), mixture, out, check)
 }
 
 /// `Cov_r(f, f . direction)` of the features `f_i = (y_i - mean, |y_i - mean|^2)`, to `out` `[rows, width + 1]`.
@@ -84,13 +87,26 @@ pub fn posterior_covariance(
     out: &mut [f64],
     check: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
-    covariance_at(Level::here(), mixture, known, out, check)
+    covariance_at(Way::here(), mixture, known, out, check)
 }
 
-fn posterior_at(level: Level, mixture: &Mixture<'_>, out: Posterior<'_>, check: &dyn Fn() -> Result<()>) -> Result<()> {
+/// How the loops run; the second does not change what comes out.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    level: Level,
+    sifts: bool,
+}
+
+impl Way {
+    fn here() -> Self {
+        Self { level: Level::here(), sifts: true }
+    }
+}
+
+fn posterior_at(way: Way, mixture: &Mixture<'_>, out: Posterior<'_>, check: &dyn Fn() -> Result<()>) -> Result<()> {
     let rows = mixture.rows()?;
     fits("out", [out.mean.len(), out.best.len(), out.total.len()], [rows * mixture.width, rows, rows])?;
-    let points = Points::new(mixture);
+    let points = Points::new(mixture, way.sifts);
     let size = mixture.rows_at_once();
     let blocks =
         out.mean.chunks_mut(size * mixture.width).zip(out.best.chunks_mut(size)).zip(out.total.chunks_mut(size));
@@ -100,7 +116,7 @@ fn posterior_at(level: Level, mixture: &Mixture<'_>, out: Posterior<'_>, check: 
         let rest = tasks.split_off(tasks.len().min(parallel::threads()));
         parallel::for_each(tasks, |(block, ((mean, best), total))| {
             let rows = Rows::new(mixture, &points, block * size, best.len());
-            match level {
+            match way.level {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the level says that the processor has the instructions.
                 Level::Avx512 => unsafe { rows.mean::<Avx512>(mixture, &points, mean, best, total) },
@@ -117,7 +133,7 @@ fn posterior_at(level: Level, mixture: &Mixture<'_>, out: Posterior<'_>, check: 
 }
 
 fn covariance_at(
-    level: Level,
+    way: Way,
     mixture: &Mixture<'_>,
     known: &Known<'_>,
     out: &mut [f64],
@@ -126,7 +142,7 @@ fn covariance_at(
     let (rows, width) = (mixture.rows()?, mixture.width);
     let sizes = [known.mean.len(), known.best.len(), known.total.len(), known.direction.len(), out.len()];
     fits("known", sizes, [rows * width, rows, rows, rows * (width + 1), rows * (width + 1)])?;
-    let points = Points::new(mixture);
+    let points = Points::new(mixture, way.sifts);
     let size = mixture.rows_at_once();
     let mut tasks: Vec<_> = out.chunks_mut(size * (width + 1)).enumerate().collect();
     while !tasks.is_empty() {
@@ -134,7 +150,7 @@ fn covariance_at(
         let rest = tasks.split_off(tasks.len().min(parallel::threads()));
         parallel::for_each(tasks, |(block, out)| {
             let rows = Rows::new(mixture, &points, block * size, out.len() / (width + 1));
-            match level {
+            match way.level {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the level says that the processor has the instructions.
                 Level::Avx512 => unsafe { rows.covariance::<Avx512>(mixture, &points, known, out) },
@@ -188,10 +204,12 @@ struct Points {
     /// Points in a tile.
     tile: usize,
     padded: usize,
+    /// Whether tiles may be left by the expansion of the square; without it the result is the same.
+    sifts: bool,
 }
 
 impl Points {
-    fn new(mixture: &Mixture<'_>) -> Self {
+    fn new(mixture: &Mixture<'_>, sifts: bool) -> Self {
         let width = mixture.width;
         let mut sums = vec![0.0; width];
         let (mut mass, mut heaviest) = (0.0, 0f64);
@@ -211,6 +229,7 @@ impl Points {
             heaviest,
             tile: (TILE_VALUES / width).clamp(STEP, MOST_POINTS) / STEP * STEP,
             padded: width.next_multiple_of(PADDING),
+            sifts,
         }
     }
 }
@@ -220,6 +239,7 @@ struct Packed {
     across: Vec<f32>,
     along: Vec<f32>,
     weights: Vec<f32>,
+    squares: Vec<f32>,
 }
 
 impl Packed {
@@ -228,6 +248,7 @@ impl Packed {
             across: vec![0.0; mixture.width * points.tile],
             along: vec![0.0; points.padded * points.tile],
             weights: vec![0.0; points.tile],
+            squares: vec![0.0; points.tile],
         }
     }
 
@@ -244,7 +265,9 @@ impl Packed {
             }
             let weight = mixture.weights.map_or(1.0, |weights| weights[start + index] / points.heaviest);
             self.weights[index] = weight as f32;
+            self.squares[index] = squared_length(&self.along[index * points.padded..][..points.padded]);
         }
+        self.squares[count..padded_points].fill(0.0);
         self.along[count * points.padded..padded_points * points.padded].fill(0.0);
         self.weights[count..padded_points].fill(0.0);
         // Squares of cache lines, so that neither side is read or written one value per line.
@@ -264,6 +287,7 @@ impl Packed {
             along: self.along.as_ptr(),
             padded: points.padded,
             weights: self.weights.as_ptr(),
+            squares: self.squares.as_ptr(),
         }
     }
 }
@@ -276,6 +300,8 @@ struct Rows {
     minus_alpha: Vec<f32>,
     /// What makes `-|x - alpha y|^2` an exponent of 2.
     factor: Vec<f32>,
+    /// Squared lengths.
+    squares: Vec<f64>,
 }
 
 impl Rows {
@@ -287,6 +313,7 @@ impl Rows {
             x: vec![0.0; padded * width],
             minus_alpha: vec![0.0; padded],
             factor: vec![0.0; padded],
+            squares: vec![0.0; padded],
         };
         for row in 0..count {
             let alpha = mixture.alpha[first + row];
@@ -294,6 +321,7 @@ impl Rows {
             for ((to, &value), &centre) in rows.x[row * width..].iter_mut().zip(from).zip(&points.centre) {
                 *to = (f64::from(value) - alpha * f64::from(centre)) as f32;
             }
+            rows.squares[row] = rows.x[row * width..][..width].iter().map(|&value| f64::from(value).powi(2)).sum();
             rows.minus_alpha[row] = -alpha as f32;
             // Without noise a large finite number: every difference is decisive, equality stays.
             rows.factor[row] = (LOG2_E / (2.0 * mixture.variance[first + row])).min(1e38) as f32;
@@ -301,19 +329,51 @@ impl Rows {
         rows
     }
 
-    /// Closeness of all rows and a tile's points, `[rows][stride]`.
+    /// Closeness of the rows of some quads and a tile's points, `[rows][stride]`.
     ///
     /// # Safety
     /// The processor has the instructions of `T`; the tile's memory is there.
-    unsafe fn closeness<T: Tiles>(&self, tile: &Tile, values: &mut [f32]) {
+    unsafe fn closeness<T: Tiles>(&self, tile: &Tile, quads: &[usize], values: &mut [f32]) {
         for start in (0..tile.width).step_by(FEATURES_AT_ONCE) {
-            for quad in (0..self.minus_alpha.len()).step_by(QUAD) {
+            for &quad in quads {
                 let minus_alpha = std::array::from_fn(|row| self.minus_alpha[quad + row]);
                 let (x, out) = (&self.x[quad * tile.width..], &mut values[quad * tile.stride..]);
                 // SAFETY: the slices hold a quad; the caller's promise.
                 unsafe { T::closeness(tile, x.as_ptr(), minus_alpha, start, out.as_mut_ptr()) };
             }
         }
+    }
+
+    /// Leaves the quads that may have a point of the tile within reach; `best` gives a row's closeness to beat. `values`
+    /// are for what it likes, `[rows][stride]`.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `T`; the tile's memory is there.
+    unsafe fn sift<T: Tiles>(
+        &self,
+        tile: &Tile,
+        quads: &mut Vec<usize>,
+        values: &mut [f32],
+        best: impl Fn(usize) -> Option<f32>,
+    ) {
+        for start in (0..tile.width).step_by(FEATURES_AT_ONCE) {
+            for &quad in quads.iter() {
+                let (x, out) = (&self.x[quad * tile.width..], &mut values[quad * tile.stride..]);
+                // SAFETY: the slices hold a quad; the caller's promise.
+                unsafe { T::products(tile, x.as_ptr(), start, out.as_mut_ptr()) };
+            }
+        }
+        let share = error_share(tile.width);
+        quads.retain(|&quad| {
+            (quad..quad + QUAD).any(|row| {
+                // Rows that are there to fill a quad ask for nothing.
+                let Some(best) = best(row).filter(|_| row < self.count) else { return row < self.count };
+                let reach = reach::of_row(self.minus_alpha[row], self.squares[row], self.factor[row], best, share);
+                let products = values[row * tile.stride..].as_ptr();
+                // SAFETY: the products are those of a row; the caller's promise.
+                reach.is_none_or(|reach| unsafe { T::reaches(tile, products, reach) })
+            })
+        });
     }
 
     /// # Safety
@@ -333,13 +393,22 @@ impl Rows {
         let mut bests = vec![f32::MIN; padded_rows];
         let mut totals = vec![0.0f64; padded_rows];
         let mut near = Vec::with_capacity(padded_rows / QUAD);
+        let mut quads = Vec::with_capacity(padded_rows / QUAD);
+        let mut sieve = Sieve::new(width, points.sifts);
         for start in (0..mixture.data.len() / width).step_by(points.tile) {
             let tile = packed.pack(mixture, points, start);
+            quads.clear();
+            quads.extend((0..padded_rows).step_by(QUAD));
             // SAFETY: the buffers have room for all rows and a tile; the caller's promise.
             unsafe {
-                self.closeness::<T>(&tile, &mut values);
+                if sieve.is_due() {
+                    let known = |row: usize| Some(bests[row]).filter(|&best| best > f32::MIN);
+                    self.sift::<T>(&tile, &mut quads, &mut values, known);
+                    sieve.learn(padded_rows / QUAD, quads.len());
+                }
+                self.closeness::<T>(&tile, &quads, &mut values);
                 near.clear();
-                for quad in (0..padded_rows).step_by(QUAD) {
+                for &quad in &quads {
                     let at = values.as_mut_ptr().add(quad * tile.stride);
                     let highest: [f32; QUAD] = std::array::from_fn(|row| T::largest(&tile, at.add(row * tile.stride)));
                     // Not-a-number is not below anything, so it is never left out.
@@ -400,13 +469,22 @@ impl Rows {
         let mut sums = vec![0.0f32; padded_rows * points.padded];
         let mut totals = vec![[0.0f64; 3]; padded_rows];
         let mut near = Vec::with_capacity(padded_rows / QUAD);
+        let mut quads = Vec::with_capacity(padded_rows / QUAD);
+        let mut sieve = Sieve::new(width, points.sifts);
         for start in (0..mixture.data.len() / width).step_by(points.tile) {
             let tile = packed.pack(mixture, points, start);
+            quads.clear();
+            quads.extend((0..padded_rows).step_by(QUAD));
             // SAFETY: the buffers have room for all rows and a tile; the caller's promise.
             unsafe {
-                self.closeness::<T>(&tile, &mut values);
+                if sieve.is_due() {
+                    let known = |row: usize| known.best.get(self.first + row).map(|&best| best as f32);
+                    self.sift::<T>(&tile, &mut quads, &mut values, known);
+                    sieve.learn(padded_rows / QUAD, quads.len());
+                }
+                self.closeness::<T>(&tile, &quads, &mut values);
                 near.clear();
-                for quad in (0..padded_rows).step_by(QUAD) {
+                for &quad in &quads {
                     let at = values.as_mut_ptr().add(quad * tile.stride);
                     let mut mass = 0.0;
                     for row in 0..QUAD {

@@ -59,10 +59,14 @@ impl Case {
 }
 
 fn run(level: Level, case: &Case) -> (Vec<f32>, Vec<f64>, Vec<f64>) {
+    run_way(Way { level, sifts: true }, case)
+}
+
+fn run_way(way: Way, case: &Case) -> (Vec<f32>, Vec<f64>, Vec<f64>) {
     let rows = case.alpha.len();
     let (mut mean, mut best, mut total) = (vec![0.0; rows * case.width], vec![0.0; rows], vec![0.0; rows]);
     let out = Posterior { mean: &mut mean, best: &mut best, total: &mut total };
-    posterior_at(level, &case.mixture(), out, &|| Ok(())).unwrap();
+    posterior_at(way, &case.mixture(), out, &|| Ok(())).unwrap();
     (mean, best, total)
 }
 
@@ -76,7 +80,7 @@ fn every_level_agrees_with_double_precision() {
                 let direction: Vec<f64> = normal("direction", rows * (width + 1)).iter().map(|&v| v.into()).collect();
                 let known = Known { mean: &mean, best: &best, total: &total, direction: &direction };
                 let mut change = vec![0.0; rows * (width + 1)];
-                covariance_at(level, &case.mixture(), &known, &mut change, &|| Ok(())).unwrap();
+                covariance_at(Way { level, sifts: true }, &case.mixture(), &known, &mut change, &|| Ok(())).unwrap();
                 for row in 0..rows {
                     let shares = case.shares(row);
                     let features = |index: usize, exact: &[f64]| -> Vec<f64> {
@@ -153,4 +157,69 @@ fn not_a_number_and_wrong_sizes_are_seen() {
     case.width = 4;
     let out = Posterior { mean: &mut [], best: &mut [], total: &mut [] };
     assert!(posterior_mean(&case.mixture(), out, &|| Ok(())).is_err());
+}
+
+#[test]
+fn leaving_tiles_by_the_expansion_changes_no_bit() {
+    let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    for (spread, noise) in [(1.0, 0.3), (1e-3, 1e-5), (1.0, 3.0), (1e18, 1e17), (1e-19, 1e-20), (30.0, 0.0)] {
+        for (rows, points, width) in [(9, 700, 70), (6, 1500, 16)] {
+            let mut case = Case::new(rows, points, width, 0.0, true);
+            case.data.iter_mut().for_each(|value| *value *= spread);
+            // Rows near some of the points, which are in any of the tiles.
+            for row in 0..rows {
+                for feature in 0..width {
+                    let point = f64::from(case.data[row * 71 % points * width + feature]);
+                    let x = case.alpha[row] * point + noise * f64::from(case.x[row * width + feature]);
+                    case.x[row * width + feature] = x as f32;
+                }
+                case.variance[row] = noise * noise;
+            }
+            case.alpha[1] = 0.0;
+            case.alpha[2] = 1e-17;
+            case.x[3 * width] = f32::INFINITY;
+            case.data[5 * width] = f32::NAN;
+            case.data[8 * width] = 3e38;
+            for level in Level::all() {
+                let (sifted, whole) = (Way { level, sifts: true }, Way { level, sifts: false });
+                let (found, expected) = (run_way(sifted, &case), run_way(whole, &case));
+                let wide = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!(wide(&found.0), wide(&expected.0), "{level:?} {spread} {noise}");
+                assert_eq!((bits(&found.1), bits(&found.2)), (bits(&expected.1), bits(&expected.2)));
+                let direction: Vec<f64> = normal("direction", rows * (width + 1)).iter().map(|&v| v.into()).collect();
+                let known = Known { mean: &found.0, best: &found.1, total: &found.2, direction: &direction };
+                let change = [sifted, whole].map(|way| {
+                    let mut out = vec![0.0; rows * (width + 1)];
+                    covariance_at(way, &case.mixture(), &known, &mut out, &|| Ok(())).unwrap();
+                    bits(&out)
+                });
+                assert_eq!(change[0], change[1], "{level:?} {spread} {noise}");
+            }
+        }
+    }
+}
+
+#[test]
+fn reach_holds_every_point_that_differences_find_and_few_others() {
+    let case = Case::new(8, 32, 100, 0.0, false);
+    let points = Points::new(&case.mixture(), true);
+    let mut packed = Packed::new(&case.mixture(), &points);
+    let tile = packed.pack(&case.mixture(), &points, 0);
+    let rows = Rows::new(&case.mixture(), &points, 0, 8);
+    let mut exact = vec![0.0; 8 * points.tile];
+    let mut products = exact.clone();
+    // SAFETY: no special instructions; the buffers have room for all rows and a tile.
+    unsafe { rows.closeness::<Portable>(&tile, &[0, 4], &mut exact) };
+    for row in 0..8 {
+        let best = exact[row * points.tile..][..32].iter().copied().fold(f32::MIN, f32::max);
+        // As far above the closest point as still leaves it within reach, and a little farther.
+        let window = 100.0 / rows.factor[row];
+        for (above, reached) in [(0.999 * window, true), (1.002 * window + 0.03, false)] {
+            let mut quads = vec![row / QUAD * QUAD];
+            let known = |other: usize| Some(if other == row { best + above } else { 1e20 });
+            // SAFETY: as above.
+            unsafe { rows.sift::<Portable>(&tile, &mut quads, &mut products, known) };
+            assert_eq!(!quads.is_empty(), reached, "{row} {above}");
+        }
+    }
 }

@@ -32,6 +32,17 @@ pub(super) struct Tile {
     pub padded: usize,
     /// `[points]`: 0 for padding.
     pub weights: *const f32,
+    /// `[points]`: squared lengths.
+    pub squares: *const f32,
+}
+
+/// Which points a row asks for: those with `slope x.y + scale |y|^2 + offset` of at least `limit`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reach {
+    pub slope: f32,
+    pub scale: f32,
+    pub offset: f32,
+    pub limit: f32,
 }
 
 /// Sums over a tile's points for one row.
@@ -53,6 +64,19 @@ pub(super) trait Tiles {
     /// # Safety
     /// The tile's pointers and `x` are readable, `out` writable, for their sizes.
     unsafe fn closeness(tile: &Tile, x: *const f32, minus_alpha: [f32; QUAD], start: usize, out: *mut f32);
+
+    /// Adds `x.y` over the features from `start` on, at most [`FEATURES_AT_ONCE`], to `[4][stride]` for four rows
+    /// `[4][width]` and every point; with the first features what is there counts as 0.
+    ///
+    /// # Safety
+    /// The tile's pointers and `x` are readable, `out` writable, for their sizes.
+    unsafe fn products(tile: &Tile, x: *const f32, start: usize, out: *mut f32);
+
+    /// Whether a point is within a row's reach, or may be for what is not a number, by their products `[points]`.
+    ///
+    /// # Safety
+    /// The tile's pointers and the products are readable.
+    unsafe fn reaches(tile: &Tile, products: *const f32, reach: Reach) -> bool;
 
     /// The largest closeness `[points]`, after points without weight got the lowest number.
     ///
@@ -122,6 +146,50 @@ unsafe fn closeness<V: Vector>(tile: &Tile, x: *const f32, minus_alpha: [f32; QU
                 }
             }
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn products<V: Vector>(tile: &Tile, x: *const f32, start: usize, out: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let zero = V::splat(0.0);
+        for point in (0..tile.points).step_by(2 * V::LANES) {
+            let mut sums = [[zero; 2]; QUAD];
+            for feature in start..tile.width.min(start + FEATURES_AT_ONCE) {
+                let at = tile.across.add(feature * tile.stride + point);
+                let points = [V::load(at), V::load(at.add(V::LANES))];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let value = V::splat(*x.add(row * tile.width + feature));
+                    for (sum, points) in sums.iter_mut().zip(points) {
+                        *sum = points.fma(value, *sum);
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (half, &sum) in sums.iter().enumerate() {
+                    let to = out.add(row * tile.stride + point + half * V::LANES);
+                    let before = if start == 0 { zero } else { V::load(to) };
+                    before.add(sum).store(to);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn reaches<V: Vector>(tile: &Tile, products: *const f32, reach: Reach) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (slope, scale) = (V::splat(reach.slope), V::splat(reach.scale));
+        let (offset, limit, one) = (V::splat(reach.offset), V::splat(reach.limit), V::splat(1.0));
+        let mut found = V::splat(0.0);
+        for point in (0..tile.points).step_by(V::LANES) {
+            let base = V::load(tile.squares.add(point)).fma(scale, offset);
+            let closest = V::load(products.add(point)).fma(slope, base);
+            found = found.add(one.zero_below(closest, limit));
+        }
+        found.largest() > 0.0
     }
 }
 
@@ -273,6 +341,18 @@ macro_rules! tiles {
             unsafe fn closeness(tile: &Tile, x: *const f32, minus_alpha: [f32; QUAD], start: usize, out: *mut f32) {
                 // SAFETY: the caller's promise.
                 unsafe { closeness::<$name>(tile, x, minus_alpha, start, out) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn products(tile: &Tile, x: *const f32, start: usize, out: *mut f32) {
+                // SAFETY: the caller's promise.
+                unsafe { products::<$name>(tile, x, start, out) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn reaches(tile: &Tile, products: *const f32, reach: Reach) -> bool {
+                // SAFETY: the caller's promise.
+                unsafe { reaches::<$name>(tile, products, reach) }
             }
 
             $(#[target_feature(enable = $features)])?

@@ -47,12 +47,22 @@ pub(super) const BAD_SCALE: &str = "a scale that is not a finite number from 0";
 pub(super) const BAD_TAIL: &str = "a tail's log-mass that is not a number or above 0";
 pub(super) const BAD_PARTITION: &str = "a log-partition that is not finite";
 
-pub(super) fn f32_at(bytes: &[u8], at: usize) -> f32 {
-    f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+/// The bytes of a field, by one check and one load.
+#[inline(always)]
+fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&bytes[at..at + N]);
+    field
 }
 
+#[inline(always)]
+pub(super) fn f32_at(bytes: &[u8], at: usize) -> f32 {
+    f32::from_le_bytes(field(bytes, at))
+}
+
+#[inline(always)]
 pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
-    from_half(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+    from_half(u16::from_le_bytes(field(bytes, at)))
 }
 
 fn is_log_mass(value: f32) -> bool {
@@ -77,10 +87,11 @@ pub struct Target<'a, I> {
 /// # Errors
 /// The first row whose bytes no encoder writes. What lies in `target` then is undefined.
 pub fn unpack_reference<I: Id>(layout: &RowLayout, bytes: &[u8], target: &mut Target<'_, I>) -> Result<(), Defect> {
+    let count = layout.temperatures.len();
     for (row, packed) in bytes.chunks_exact(layout.row_bytes).enumerate() {
         let entries = row * layout.k..(row + 1) * layout.k;
         reference_entries(layout, packed, &mut target.ids[entries.clone()], &mut target.log_probs[entries])
-            .and_then(|()| rest(layout, packed, row, target.tail, target.partitions))
+            .and_then(|()| rest(layout, packed, &mut target.tail[row], &mut target.partitions[row * count..][..count]))
             .map_err(|(offset, reason)| Defect { row, offset, reason })?;
     }
     Ok(())
@@ -154,26 +165,30 @@ pub(super) fn head(layout: &RowLayout, packed: &[u8]) -> Result<(f32, f32), (usi
     Ok((top, scale))
 }
 
-/// Tail and log-partitions of one row; the first log-partition is that of temperature 1, which is 0.
+/// Tail and log-partitions of one row.
 #[inline(always)]
 pub(super) fn rest(
     layout: &RowLayout,
     packed: &[u8],
-    row: usize,
-    tail: &mut [f32],
+    tail: &mut f32,
     partitions: &mut [f32],
 ) -> Result<(), (usize, &'static str)> {
-    let count = layout.temperatures.len();
-    partitions[row * count] = 0.0;
-    if layout.k == 0 {
-        tail[row] = 0.0;
-        return Ok(());
-    }
-    tail[row] = half_at(packed, layout.tail_at);
-    if !is_log_mass(tail[row]) {
+    *tail = if layout.k == 0 { 0.0 } else { half_at(packed, layout.tail_at) };
+    if !is_log_mass(*tail) {
         return Err((layout.tail_at, BAD_TAIL));
     }
-    for (index, target) in partitions[row * count + 1..(row + 1) * count].iter_mut().enumerate() {
+    partitions_at(layout, packed, partitions)
+}
+
+/// Log-partitions of one row; the first is that of temperature 1, which is 0.
+#[inline(always)]
+pub(super) fn partitions_at(
+    layout: &RowLayout,
+    packed: &[u8],
+    partitions: &mut [f32],
+) -> Result<(), (usize, &'static str)> {
+    partitions[0] = 0.0;
+    for (index, target) in partitions[1..].iter_mut().enumerate() {
         let at = layout.partitions_at + 4 * index;
         *target = f32_at(packed, at);
         if !target.is_finite() {
