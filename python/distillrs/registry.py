@@ -35,6 +35,8 @@ class RecipeCard:
         needs: Of a recipe that condenses, what it works from: "experts" (function of store, network, synthetic),
             "data" (of x, y, networks, synthetic) or "teachers" (of teachers, synthetic).
         views: Of a recipe whose labels belong to views: gives their plan.
+        voice: Of a recipe whose teachers label otherwise than by their vote in evaluation mode: from the teachers to a
+            function from images [n, ...] to logits [n, C].
         network: Of a recipe that is for one kind of network: its "name" and "options".
         moves: Of a recipe that condenses, whether it gives an objective that moves a synthetic set; else it gives the
             finished set, as a function of x, y, per_class, teachers.
@@ -54,6 +56,7 @@ class RecipeCard:
     moves: bool = True
     views: Callable[..., Any] | None = None
     network: Mapping[str, Any] | None = None
+    voice: Callable[..., Any] | None = None
 
 
 _cards: dict[str, RecipeCard] = {}
@@ -74,6 +77,7 @@ def recipe(
     moves: bool = True,
     views: Callable[..., Any] | None = None,
     network: Mapping[str, Any] | None = None,
+    voice: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as a published system.
 
@@ -91,6 +95,7 @@ def recipe(
         moves: See :class:`RecipeCard`.
         views: See :class:`RecipeCard`.
         network: See :class:`RecipeCard`.
+        voice: See :class:`RecipeCard`.
 
     Returns:
         A decorator that returns the function unchanged but for its ``card`` attribute.
@@ -121,6 +126,7 @@ def recipe(
             moves,
             views,
             network,
+            voice,
         )
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so

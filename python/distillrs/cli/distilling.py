@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -75,6 +76,8 @@ def begin(prepared: Prepared, store: Store | None, teachers: Committee | None = 
     if card.needs == "experts":
         sources |= {"store": store, "network": network}
     make_initial = options.functions(card)["initial"]
+    if "teachers" in inspect.signature(make_initial).parameters:
+        sources["teachers"] = teachers
     synthetic: Synthetic = make_initial(
         *real,
         settings.per_class,
@@ -110,6 +113,9 @@ def view_plan(prepared: Prepared) -> ViewPlan:
 
 def voice(prepared: Prepared, teachers: Committee) -> Callable[[Tensor], Tensor]:
     """The teachers' logits for images on the CPU."""
+    if prepared.card.voice is not None:
+        answer = prepared.card.voice(teachers)
+        return lambda images: answer(images.to(prepared.device)).cpu()
     return lambda images: teachers.vote(images.to(prepared.device), batch=_BATCH).cpu()
 
 

@@ -14,7 +14,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +193,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             "class_names": self.classes,
             "transform": self.transform.describe(),
             "factors": None,
-            "views": None if self.views is None else asdict(self.views.plan),
+            "views": None if self.views is None else self.views.plan.describe(),
             "training": None if self.training is None else self.training.to_dict(),
         }
         tensors |= {f"transform.{name}": tensor for name, tensor in self.transform.tensors().items()}

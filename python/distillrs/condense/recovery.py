@@ -39,6 +39,8 @@ class Recovery(nn.Module):
         statistics: How the gap is measured.
         augmentation: Of images; or a function of the step that gives one. ``None`` for none.
         members: Teachers for each group and step; ``None`` for all.
+        redraw: Whether they are drawn anew at each step; else each group keeps those of the run's first.
+        temperature: Of the teachers' weights; ``None`` takes the committee's own.
         seed: Of steps that are given as plain numbers.
 
     Raises:
@@ -54,6 +56,8 @@ class Recovery(nn.Module):
         statistics: BatchNormStatistics | None = None,
         augmentation: Augmentation | AugmentationAt | None = None,
         members: int | None = None,
+        redraw: bool = True,
+        temperature: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -67,6 +71,7 @@ class Recovery(nn.Module):
             raise argument_error("members", members, f"None or a whole number from 1 to {len(teachers)}")
         if augmentation is not None and len(synthetic.example_shape) != 3:
             raise argument_error("augmentation", f"one for examples of shape {synthetic.example_shape}", "None")
+        teachers.weights(temperature=temperature)
         for number in range(len(teachers)):
             normalising_layers(teachers[number])
         self.teachers = teachers
@@ -75,6 +80,8 @@ class Recovery(nn.Module):
         self.statistics = statistics or BatchNormStatistics()
         self.augmentation = augmentation
         self.members = len(teachers) if members is None else members
+        self.redraw = redraw
+        self.temperature = temperature
         self.seed = seed
         self._groups = one_of_each_class(synthetic.labels.indices)
 
@@ -98,8 +105,10 @@ class Recovery(nn.Module):
         errors: list[Tensor] = []
         gaps: list[Tensor] = []
         for number, rows in enumerate(self._groups):
-            chosen = self.teachers.draw(self.members, step=step, name="recovering members", unit=number)
-            for member, weight in zip(chosen, self.teachers.weights(chosen), strict=True):
+            drawn_at = step if self.redraw else step.at(0)
+            chosen = self.teachers.draw(self.members, step=drawn_at, name="recovering members", unit=number)
+            weights = self.teachers.weights(chosen, temperature=self.temperature)
+            for member, weight in zip(chosen, weights, strict=True):
                 reading = self.statistics(self.teachers[member], images[rows])
                 errors.append(weight * nn.functional.cross_entropy(reading.output, labels[rows]))
                 gaps.append(weight * reading.gap)

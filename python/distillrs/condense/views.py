@@ -39,6 +39,9 @@ class ViewPlan:
             ICCV 2019); "mixup": a weighted mean with another image, the weight uniform (Zhang et al., ICLR 2018).
         temperature: T at which teacher and student are compared.
         seed: Of all draws.
+        batch: Views that are labelled together, and that a student sees together, in an order drawn for each view: for
+            teachers whose answer depends on the batch. ``None``: the whole set at once, for those whose answer does
+            not.
 
     Raises:
         ArgumentError: A value that is not allowed.
@@ -50,6 +53,7 @@ class ViewPlan:
     mix: Literal["none", "cutmix", "mixup"] = "cutmix"
     temperature: float = 20.0
     seed: int = 0
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int) or not 1 <= self.count <= _MOST_VIEWS:
@@ -64,11 +68,19 @@ class ViewPlan:
             raise argument_error("seed", self.seed, "an integer from 0 to 2**63 - 1")
         if not isinstance(self.augmentation, str) or not isinstance(self.area, int | float):
             raise argument_error("augmentation", self.augmentation, "the name of a strategy, and area a number")
+        if self.batch is not None and (
+            isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1
+        ):
+            raise argument_error("batch", self.batch, "None or a positive integer")
         self._augmentation()
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as JSON holds it; a batch that is not there is left out, as in files from before there was one."""
+        return {name: value for name, value in asdict(self).items() if name != "batch" or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ViewPlan:
-        """The plan that ``dataclasses.asdict`` described.
+        """The plan that :meth:`describe` gave.
 
         Raises:
             UnknownNameError: A key that no plan has.
@@ -109,6 +121,36 @@ class ViewPlan:
             return share * seen + (1 - share) * seen[partner]
         return torch.where(self._rectangle(share, step, images), seen[partner], seen)
 
+    def order(self, images: int, view: int) -> Tensor:
+        """The order in which a view's images are cut into batches: a pure function of (seed, view).
+
+        Args:
+            images: Number of images in the set.
+            view: From 0 to ``count`` - 1.
+
+        Returns:
+            int64 [images], each of 0 to ``images`` - 1 once.
+        """
+        return random.permutation(images, step=Step(view, seed=self.seed), name="label/order")
+
+    def ask(self, teacher: Vote, seen: Tensor, view: int) -> Tensor:
+        """A teacher's logits of a view, batch by batch if the plan has batches.
+
+        Args:
+            teacher: From images [n, ...] to logits [n, C].
+            seen: [N, C, H, W], what :meth:`make` gave.
+            view: From 0 to ``count`` - 1.
+
+        Returns:
+            [N, C], in the order of the set.
+        """
+        with torch.no_grad():
+            if self.batch is None:
+                return teacher(seen)
+            order = self.order(len(seen), view)
+            answers = torch.cat([teacher(seen[rows.to(seen.device)]) for rows in torch.split(order, self.batch)])
+            return torch.empty_like(answers).index_copy_(0, order.to(answers.device), answers)
+
     def _rectangle(self, share: Tensor, step: Step, images: Tensor) -> Tensor:
         count, _, height, width = images.shape
         centre = random.uniform(count, 2, step=step, name="mix/centre").to(images)
@@ -142,6 +184,15 @@ class ViewLabels:
         """T of the labels, and of the student that learns them."""
         return self.plan.temperature
 
+    @property
+    def batch(self) -> int | None:
+        """Views that were labelled together; ``None`` where a label does not depend on its batch."""
+        return self.plan.batch
+
+    def order(self, images: int, epoch: int) -> Tensor:
+        """In which an epoch's views are cut into batches, int64 [images]."""
+        return self.plan.order(images, epoch % self.plan.count)
+
     def at(self, images: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """What an epoch sees.
 
@@ -161,8 +212,7 @@ class ViewLabels:
             found = self.source.gather(self.source.index(torch.arange(len(images)), view), temperature=self.temperature)
             assert isinstance(found, Tensor)
             return seen, found.exp().to(images)
-        with torch.no_grad():
-            logits = self.source(seen)
+        logits = self.plan.ask(self.source, seen, view)
         return seen, (logits.to(images) / self.temperature).softmax(1)
 
     def by(self, teacher: Vote) -> ViewLabels:
@@ -205,15 +255,14 @@ def write_labels(
     if overwrite and place.exists():
         shutil.rmtree(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    words = json.dumps(asdict(plan), sort_keys=True)
+    words = json.dumps(plan.describe(), sort_keys=True)
     kind = UNCHECKED if fingerprint is None else fingerprint
     numbers = torch.arange(len(images))
     with LabelCache.create(place, classes, kind, augmentation=words, exist_ok=True) as cache:
         for view in range(plan.count):
             missing = cache.missing(numbers, view)
             if len(missing):
-                with torch.no_grad():
-                    logits = teacher(plan.make(images, view))
+                logits = plan.ask(teacher, plan.make(images, view), view)
                 cache.append(missing, view, logits.cpu()[missing], seed=plan.seed)
     return ViewLabels(plan, LabelCache.open(place, UNCHECKED))
 
@@ -232,7 +281,7 @@ def read_labels(plan: ViewPlan, path: str | os.PathLike[str], *, images: int, cl
         ArgumentError: It is of other views or classes, or lacks labels.
     """
     cache = LabelCache.open(path, UNCHECKED)
-    words = json.dumps(asdict(plan), sort_keys=True)
+    words = json.dumps(plan.describe(), sort_keys=True)
     if cache.augmentation != words or cache.classes != classes:
         got = f"{cache.classes} classes of views {cache.augmentation}"
         raise argument_error("labels", got, f"{classes} of {words}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -51,6 +51,15 @@ class LabelledViews(Protocol):
     @property
     def temperature(self) -> float:
         """At which labels and students are compared."""
+        ...
+
+    @property
+    def batch(self) -> int | None:
+        """Views that were labelled together and are to be seen together; ``None`` if that does not matter."""
+        ...
+
+    def order(self, images: int, epoch: int) -> Tensor:
+        """Where it matters: the order, int64 [images], that is cut into such batches in an epoch."""
         ...
 
     def at(self, images: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -141,7 +150,8 @@ def train(
     Args:
         network: Gives logits [n, C].
         data: A condensed set, or any other :class:`SmallSet`.
-        settings: How; by default the settings that the set brings.
+        settings: How; by default the settings that the set brings. Where the labels of its views belong to batches,
+            those are the batches, whatever the settings say.
         seed: Of order and augmentation.
 
     Returns:
@@ -157,13 +167,14 @@ def train(
     views: LabelledViews | None = getattr(data, "views", None)
     if views is None:
         return train_on_arrays(network, data.images, data.target(), chosen, seed=seed)
-    images = data.images
+    images, found = data.images, views
     return train_on_arrays(
         network,
         images,
         data.target(),
-        chosen,
+        chosen if views.batch is None else replace(chosen, batch_size=views.batch),
         seed=seed,
         loss=tempered_loss(views.temperature),
-        views=lambda epoch: views.at(images, epoch),
+        views=lambda epoch: found.at(images, epoch),
+        orders=None if views.batch is None else lambda epoch: found.order(len(images), epoch),
     )

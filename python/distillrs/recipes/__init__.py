@@ -9,6 +9,7 @@ from distillrs.recipes.boot import boot
 from distillrs.recipes.cda import cda, cda_initial, cda_views
 from distillrs.recipes.consistency import consistency_average_rate, consistency_distillation, consistency_training, ict
 from distillrs.recipes.contrastive_kd import contrastive_kd
+from distillrs.recipes.cv_dd import cv_dd, cv_dd_initial, cv_dd_prior, cv_dd_views, cv_dd_voice
 from distillrs.recipes.datm import datm, datm_experts, datm_initial
 from distillrs.recipes.dc import dc
 from distillrs.recipes.decoupled_kd import decoupled_kd
@@ -63,6 +64,11 @@ __all__ = [
     "consistency_distillation",
     "consistency_training",
     "contrastive_kd",
+    "cv_dd",
+    "cv_dd_initial",
+    "cv_dd_prior",
+    "cv_dd_views",
+    "cv_dd_voice",
     "datm",
     "datm_experts",
     "datm_initial",

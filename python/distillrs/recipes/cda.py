@@ -13,6 +13,7 @@ from distillrs import random
 from distillrs.augment import Augmentation
 from distillrs.condense import Committee, HardLabels, Recovery, Synthetic, ViewPlan
 from distillrs.errors import argument_error
+from distillrs.recipes._signals import channel_box
 from distillrs.registry import recipe
 from distillrs.step import Step
 
@@ -80,10 +81,8 @@ def cda_initial(x: Tensor, y: Tensor, per_class: int, *, seed: int = 0, inner_lr
     labels = HardLabels(y)
     classes = torch.arange(labels.classes, device=y.device).repeat_interleave(per_class)
     noise = random.normal(len(classes), *x.shape[1:], step=Step(0, seed=seed), name="initial noise").to(x)
-    axes = [0, *range(2, x.ndim)]
-    low, high = (bound.reshape(-1, *(1,) * (x.ndim - 2)) for bound in (x.amin(axes), x.amax(axes)))
     return Synthetic(
-        noise, HardLabels(classes, labels.classes), inner_lr=inner_lr, learn_inner_lr=False, box=(low, high)
+        noise, HardLabels(classes, labels.classes), inner_lr=inner_lr, learn_inner_lr=False, box=channel_box(x)
     )
 
 
