@@ -14,7 +14,11 @@ from distillrs.condense.initial import Judgement, expert_features, judge, neares
 from distillrs.condense.inner import Target
 from distillrs.condense.labels import HardLabels, Labels, SoftLabels
 from distillrs.condense.matching import Perturbation, TrajectoryMatching
+from distillrs.condense.merging import merge_about
 from distillrs.condense.modifiers import ClippedLoss, InputGradientPenalty, SharpnessAware
+from distillrs.condense.pair_matching import PairDistributionMatching, sphere_energy
+from distillrs.condense.pair_training import record_pair_experts, train_pairs
+from distillrs.condense.pairs import PairedSynthetic, PairNetwork, Pairs, contrastive_loss, spread_pairs
 from distillrs.condense.perturbation import FilterPerturbation
 from distillrs.condense.real import RealExamples
 from distillrs.condense.recovery import Recovery
@@ -51,6 +55,10 @@ __all__ = [
     "Judgement",
     "KernelMoments",
     "Labels",
+    "PairDistributionMatching",
+    "PairNetwork",
+    "PairedSynthetic",
+    "Pairs",
     "Perturbation",
     "RealExamples",
     "Recovery",
@@ -69,6 +77,7 @@ __all__ = [
     "ViewLabels",
     "ViewPlan",
     "Windows",
+    "contrastive_loss",
     "draw_per_class",
     "expert_features",
     "export_image_folder",
@@ -77,11 +86,16 @@ __all__ = [
     "judge",
     "load",
     "load_tree_sets",
+    "merge_about",
     "nearest_to_centres",
     "normalising_by_batch",
     "penultimate",
     "read_labels",
+    "record_pair_experts",
     "rightly_classified",
+    "sphere_energy",
+    "spread_pairs",
     "to_hugging_face",
+    "train_pairs",
     "write_labels",
 ]

@@ -16,6 +16,7 @@ from distillrs.evaluate import accounting, beds, data, generation, graph_network
 from distillrs.evaluate.comparison import Comparison, compare
 from distillrs.evaluate.data.bundle import DataBundle
 from distillrs.evaluate.measure import accuracy, area_under_curve, predictions
+from distillrs.evaluate.retrieval import recall
 from distillrs.evaluate.small_sets import RealSet, SmallSet, random_real, train
 from distillrs.evaluate.statistics import Paired, Summary
 from distillrs.evaluate.validation import Choice, Validation, choose_best
@@ -41,6 +42,7 @@ __all__ = [
     "networks",
     "predictions",
     "random_real",
+    "recall",
     "scores",
     "statistics",
     "train",

@@ -27,6 +27,7 @@ from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
 from distillrs.recipes.guided_distillation import guidance_scales, guided_distillation
 from distillrs.recipes.hinton import hinton
 from distillrs.recipes.instaflow import instaflow
+from distillrs.recipes.mdm import mdm, mdm_initial
 from distillrs.recipes.mean_flow import mean_flow
 from distillrs.recipes.mf_rae import mf_rae
 from distillrs.recipes.mirage import mirage
@@ -97,6 +98,8 @@ __all__ = [
     "hinton",
     "ict",
     "instaflow",
+    "mdm",
+    "mdm_initial",
     "mean_flow",
     "mf_rae",
     "mirage",
