@@ -12,6 +12,7 @@ from distillrs.errors import argument_error, unknown_name_error
 P = ParamSpec("P")
 R = TypeVar("R")
 Needs = Literal["experts", "data", "teachers"]
+ViewLabelling = Literal["asked", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class RecipeCard:
         needs: Of a recipe that condenses, what it works from: "experts" (function of store, network, synthetic),
             "data" (of x, y, networks, synthetic) or "teachers" (of teachers, synthetic).
         views: Of a recipe whose labels belong to views: gives their plan.
+        view_labels: Of a recipe with views: "asked": its teachers label each of them; "mixed": they label each image,
+            and a view's label is the mixture of those of the images in it.
         voice: Of a recipe whose teachers label otherwise than by their vote in evaluation mode: from the teachers to a
             function from images [n, ...] to logits [n, C].
         network: Of a recipe that is for one kind of network: its "name" and "options".
@@ -57,6 +60,7 @@ class RecipeCard:
     views: Callable[..., Any] | None = None
     network: Mapping[str, Any] | None = None
     voice: Callable[..., Any] | None = None
+    view_labels: ViewLabelling = "asked"
 
 
 _cards: dict[str, RecipeCard] = {}
@@ -78,6 +82,7 @@ def recipe(
     views: Callable[..., Any] | None = None,
     network: Mapping[str, Any] | None = None,
     voice: Callable[..., Any] | None = None,
+    view_labels: ViewLabelling = "asked",
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as a published system.
 
@@ -96,6 +101,7 @@ def recipe(
         views: See :class:`RecipeCard`.
         network: See :class:`RecipeCard`.
         voice: See :class:`RecipeCard`.
+        view_labels: See :class:`RecipeCard`.
 
     Returns:
         A decorator that returns the function unchanged but for its ``card`` attribute.
@@ -127,6 +133,7 @@ def recipe(
             views,
             network,
             voice,
+            view_labels,
         )
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so

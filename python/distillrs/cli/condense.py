@@ -141,7 +141,8 @@ def _run(prepared: Prepared, folder: Folder, timer: Timer, progress: Progress, w
             small, record = distil(prepared, store, folder, progress, teachers)
         if store is not None:
             store_bytes = store.info()["bytes"]
-        if teachers is not None and prepared.card.views is not None:
+        card = prepared.card
+        if teachers is not None and card.views is not None and card.view_labels == "asked":
             with timer.phase("relabel"):
                 small.views = relabel(prepared, small, teachers, folder)
         small.save(folder.path)

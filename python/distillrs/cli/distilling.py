@@ -99,7 +99,11 @@ def condensed(prepared: Prepared, synthetic: Synthetic, teachers: Committee | No
         classes=list(prepared.bundle.classes),
     )
     if prepared.card.views is not None and teachers is not None:
-        small.views = ViewLabels(view_plan(prepared), voice(prepared, teachers))
+        plan, answer = view_plan(prepared), voice(prepared, teachers)
+        if prepared.card.view_labels == "mixed":
+            small.mix(plan, answer(small.images).half())
+        else:
+            small.views = ViewLabels(plan, answer)
     return small
 
 

@@ -6,7 +6,7 @@ from distillrs.condense.balance import BalancedScale
 from distillrs.condense.committee import Committee
 from distillrs.condense.experts import ExpertProgress, ExpertTraining, Snapshots
 from distillrs.condense.export import ImageExport, export_image_folder, to_hugging_face
-from distillrs.condense.factors import Additive, Enlarged, Factors
+from distillrs.condense.factors import Additive, BlockAdditive, Enlarged, Factors
 from distillrs.condense.file import CondensedSet, load
 from distillrs.condense.functional import FunctionalNetwork
 from distillrs.condense.guard import Guard
@@ -28,13 +28,14 @@ from distillrs.condense.statistics import BatchNormStatistics, normalising_by_ba
 from distillrs.condense.synthetic import Synthetic, draw_per_class
 from distillrs.condense.trees import FrequentTreeSets, TreeSets, load_tree_sets
 from distillrs.condense.unroll import Unroll, Unrolled
-from distillrs.condense.views import ViewLabels, ViewPlan, read_labels, write_labels
+from distillrs.condense.views import MixedLabels, ViewLabels, ViewPlan, read_labels, write_labels
 from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, intermediate_targets
 
 __all__ = [
     "Additive",
     "BalancedScale",
     "BatchNormStatistics",
+    "BlockAdditive",
     "ClassMeans",
     "ClippedLoss",
     "Committee",
@@ -55,6 +56,7 @@ __all__ = [
     "Judgement",
     "KernelMoments",
     "Labels",
+    "MixedLabels",
     "PairDistributionMatching",
     "PairNetwork",
     "PairedSynthetic",

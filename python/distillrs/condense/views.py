@@ -112,14 +112,29 @@ class ViewPlan:
         seen = augmentation.apply(images, plan)
         if self.mix == "none":
             return seen
-        # Another image of the set: a shift of a random order has no image mixed with itself.
-        order = random.permutation(count, step=step, name="mix/partner").to(images.device)
-        partner = torch.empty_like(order)
-        partner[order] = order.roll(1)
-        share = random.uniform(count, step=step, name="mix/share").to(images)[:, None, None, None]
+        partner, share = (each.to(images.device) for each in self.mixture(count, view))
+        share = share.to(images)[:, None, None, None]
         if self.mix == "mixup":
             return share * seen + (1 - share) * seen[partner]
         return torch.where(self._rectangle(share, step, images), seen[partner], seen)
+
+    def mixture(self, images: int, view: int) -> tuple[Tensor, Tensor]:
+        """With which other image each is mixed in a view, and how much of it stays: a pure function of (seed, view).
+
+        Args:
+            images: Number of images in the set.
+            view: From 0 to ``count`` - 1.
+
+        Returns:
+            int64 [images], and float32 [images]: under "mixup" the weight of the image itself; under "cutmix" 1 minus
+            the share of the rectangle from the other one, before it is cut at the image's rim.
+        """
+        step = Step(view, seed=self.seed)
+        # Another image of the set: a shift of a random order has no image mixed with itself.
+        order = random.permutation(images, step=step, name="mix/partner")
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(1)
+        return partner, random.uniform(images, step=step, name="mix/share")
 
     def order(self, images: int, view: int) -> Tensor:
         """The order in which a view's images are cut into batches: a pure function of (seed, view).
@@ -222,6 +237,83 @@ class ViewLabels:
     def label_bytes(self, images: int, classes: int) -> int:
         """Bytes of the labels of all views, 16 bits for each class."""
         return self.plan.count * images * classes * 2
+
+
+class MixedLabels:
+    """Views that are mixtures of images, with the same mixtures of the images' own labels.
+
+    An image is labelled once and not once for each view, so that labels take as many bytes less as there are views.
+
+    Args:
+        plan: How views are made; its ``mix`` must be "mixup" or "none", and without ``batch``.
+        source: Logits [N, C] of the set's images; or a function from images [n, ...] to logits, which is asked once for
+            each set of images.
+
+    Raises:
+        ArgumentError: A plan that is not allowed.
+    """
+
+    def __init__(self, plan: ViewPlan, source: Tensor | Vote) -> None:
+        if plan.mix == "cutmix" or plan.batch is not None:
+            got = f"mix {plan.mix!r}, batch {plan.batch}"
+            raise argument_error("plan", got, "mix 'mixup' or 'none' without batch: labels are mixed as images are")
+        self.plan = plan
+        self.source = source
+        self._asked: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def temperature(self) -> float:
+        """T of the labels, and of the student that learns them."""
+        return self.plan.temperature
+
+    @property
+    def batch(self) -> None:
+        """A label does not depend on its batch."""
+        return
+
+    def order(self, images: int, epoch: int) -> Tensor:
+        """As a plan with batches would have it, int64 [images]."""
+        return self.plan.order(images, epoch % self.plan.count)
+
+    def at(self, images: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """What an epoch sees.
+
+        Args:
+            images: [N, C, H, W] The whole set, in its order.
+            epoch: From 0.
+
+        Returns:
+            The views [N, C, H, W], and mixed probabilities [N, classes] at the plan's temperature.
+
+        Raises:
+            ArgumentError: There are not as many labels as images.
+        """
+        view = epoch % self.plan.count
+        probabilities = (self._logits(images).to(images) / self.temperature).softmax(1)
+        if len(probabilities) != len(images):
+            raise argument_error("source", f"{len(probabilities)} labels", f"one for each image, {len(images)}")
+        seen = self.plan.make(images, view)
+        if self.plan.mix == "none":
+            return seen, probabilities
+        partner, share = (each.to(images.device) for each in self.plan.mixture(len(images), view))
+        share = share.to(images)[:, None]
+        return seen, share * probabilities + (1 - share) * probabilities[partner]
+
+    def by(self, teacher: Vote) -> MixedLabels:
+        """The same mixtures with labels of a teacher at hand: how other images are labelled alike."""
+        return MixedLabels(self.plan, teacher)
+
+    def label_bytes(self, images: int, classes: int) -> int:
+        """Bytes of one label for each image, 16 bits for each class."""
+        return images * classes * 2
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if isinstance(self.source, Tensor):
+            return self.source
+        if self._asked is None or self._asked[0] is not images:
+            with torch.no_grad():
+                self._asked = images, self.source(images)
+        return self._asked[1]
 
 
 def write_labels(

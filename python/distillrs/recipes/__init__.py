@@ -26,6 +26,7 @@ from distillrs.recipes.freeflow import freeflow
 from distillrs.recipes.ftd import ftd, ftd_experts, ftd_initial
 from distillrs.recipes.guided_distillation import guidance_scales, guided_distillation
 from distillrs.recipes.hinton import hinton
+from distillrs.recipes.infer_ufc import infer_ufc, infer_ufc_initial, infer_ufc_views
 from distillrs.recipes.instaflow import instaflow
 from distillrs.recipes.mdm import mdm, mdm_initial
 from distillrs.recipes.mean_flow import mean_flow
@@ -97,6 +98,9 @@ __all__ = [
     "guided_distillation",
     "hinton",
     "ict",
+    "infer_ufc",
+    "infer_ufc_initial",
+    "infer_ufc_views",
     "instaflow",
     "mdm",
     "mdm_initial",
