@@ -17,7 +17,9 @@ from distillrs.condense.matching import Perturbation, TrajectoryMatching
 from distillrs.condense.merging import merge_about
 from distillrs.condense.modifiers import ClippedLoss, InputGradientPenalty, SharpnessAware
 from distillrs.condense.pair_matching import PairDistributionMatching, sphere_energy
+from distillrs.condense.pair_targets import PairTargets, balanced_similarity_loss
 from distillrs.condense.pair_training import record_pair_experts, train_pairs
+from distillrs.condense.pair_trajectories import PairTrajectoryMatching
 from distillrs.condense.pairs import PairedSynthetic, PairNetwork, Pairs, contrastive_loss, spread_pairs
 from distillrs.condense.perturbation import FilterPerturbation
 from distillrs.condense.real import RealExamples
@@ -59,6 +61,8 @@ __all__ = [
     "MixedLabels",
     "PairDistributionMatching",
     "PairNetwork",
+    "PairTargets",
+    "PairTrajectoryMatching",
     "PairedSynthetic",
     "Pairs",
     "Perturbation",
@@ -79,6 +83,7 @@ __all__ = [
     "ViewLabels",
     "ViewPlan",
     "Windows",
+    "balanced_similarity_loss",
     "contrastive_loss",
     "draw_per_class",
     "expert_features",

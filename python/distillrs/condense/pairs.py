@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from distillrs.condense.initial import nearest_to_centres
 from distillrs.errors import DataError, argument_error
 from distillrs.frozen import Frozen
+
+if TYPE_CHECKING:
+    from distillrs.condense.pair_targets import PairTargets
 
 
 class Pairs(NamedTuple):
@@ -113,6 +116,9 @@ class PairedSynthetic(nn.Module):
         images: [N, ...] Start values, floating.
         texts: [N, ...] Start values, floating: embeddings, not words.
         rates: Learning rates of the image head and of the text head.
+        learn_rates: Whether they are learned.
+        rate_bounds: Smallest and largest value of a learned rate; both above 0.
+        targets: Which image belongs to which text; ``None`` leaves each image with its own text.
 
     Raises:
         ArgumentError: Arguments that are not allowed or do not fit each other.
@@ -120,7 +126,16 @@ class PairedSynthetic(nn.Module):
 
     rates: Tensor
 
-    def __init__(self, images: Tensor, texts: Tensor, *, rates: tuple[float, float] = (0.1, 0.1)) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        texts: Tensor,
+        *,
+        rates: tuple[float, float] = (0.1, 0.1),
+        learn_rates: bool = False,
+        rate_bounds: tuple[float, float] = (1e-6, 1e3),
+        targets: PairTargets | None = None,
+    ) -> None:
         super().__init__()
         pairs = Pairs(images, texts).checked("pairs")
         if not all(bool(torch.isfinite(each).all()) for each in pairs):
@@ -129,18 +144,28 @@ class PairedSynthetic(nn.Module):
             raise argument_error("rates", rates, "two finite numbers above 0: of the image head and of the text head")
         self.images = nn.Parameter(images.detach().clone())
         self.texts = nn.Parameter(texts.detach().clone())
-        self.register_buffer("rates", torch.tensor(rates, dtype=images.dtype, device=images.device))
+        if len(rate_bounds) != 2 or not 0 < rate_bounds[0] <= rate_bounds[1]:
+            raise argument_error("rate_bounds", rate_bounds, "(low, high) with 0 < low <= high")
+        if targets is not None and len(targets) != len(images):
+            raise argument_error("targets", f"those of {len(targets)} pairs", f"as many as there are, {len(images)}")
+        self.rate_bounds = rate_bounds
+        self.targets = None if targets is None else targets.to(images)
+        values = torch.tensor(rates, dtype=images.dtype, device=images.device)
+        if learn_rates:
+            self.rates = nn.Parameter(values)
+        else:
+            self.register_buffer("rates", values)
 
     @classmethod
-    def from_real(cls, pairs: Pairs, rows: Tensor, *, rates: tuple[float, float] = (0.1, 0.1)) -> PairedSynthetic:
+    def from_real(cls, pairs: Pairs, rows: Tensor, **options: Any) -> PairedSynthetic:
         """Starts from some real pairs.
 
         Args:
             pairs: The real ones.
             rows: int64 [N], which.
-            rates: See :class:`PairedSynthetic`.
+            options: Of :class:`PairedSynthetic`.
         """
-        return cls(*pairs.checked("pairs").at(rows), rates=rates)
+        return cls(*pairs.checked("pairs").at(rows), **options)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -150,12 +175,24 @@ class PairedSynthetic(nn.Module):
         return Pairs(self.images, self.texts)
 
     def stored_bytes(self) -> int:
-        """Bytes of both sides and of the two rates."""
-        return sum(each.numel() * each.element_size() for each in (self.images, self.texts)) + 16
+        """Bytes of both sides, of the targets' parameters and of the two rates."""
+        tensors: list[Tensor] = [self.images, self.texts, *(() if self.targets is None else self.targets.parameters())]
+        return 16 + sum(each.numel() * each.element_size() for each in tensors)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters by what they are: "images" and "texts"."""
-        return {"images": [self.images], "texts": [self.texts]}
+        """The parameters by what they are: "images", "texts", "similarities" and "rates", the last two if learned."""
+        groups = {"images": [self.images], "texts": [self.texts]}
+        if self.targets is not None:
+            groups["similarities"] = list(self.targets.parameters())
+        if isinstance(self.rates, nn.Parameter):
+            groups["rates"] = [self.rates]
+        return groups
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Brings the rates back into their bounds."""
+        # Through .data, so that a graph of an earlier call is not told that its leaves changed when they did not.
+        self.rates.data.clamp_(*self.rate_bounds)
 
 
 @torch.no_grad()

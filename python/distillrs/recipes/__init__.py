@@ -44,6 +44,7 @@ from distillrs.recipes.random_real_soft_labels import random_real_soft_labels
 from distillrs.recipes.rcm import rcm
 from distillrs.recipes.rded import rded
 from distillrs.recipes.relational_kd import relational_kd
+from distillrs.recipes.repblend import repblend, repblend_initial
 from distillrs.recipes.rfpp import rfpp
 from distillrs.recipes.self_distill_optimal_weight import self_distill_optimal_weight, self_distill_share
 from distillrs.recipes.shortcut import shortcut
@@ -122,6 +123,8 @@ __all__ = [
     "rcm",
     "rded",
     "relational_kd",
+    "repblend",
+    "repblend_initial",
     "rfpp",
     "self_distill_optimal_weight",
     "self_distill_share",
