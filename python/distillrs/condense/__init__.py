@@ -9,6 +9,8 @@ from distillrs.condense.export import ImageExport, export_image_folder, to_huggi
 from distillrs.condense.factors import Additive, BlockAdditive, Enlarged, Factors
 from distillrs.condense.file import CondensedSet, load
 from distillrs.condense.functional import FunctionalNetwork
+from distillrs.condense.gradient_distillation import DomainBatch, GradientAmplifier, GradientDistillation, mixed_target
+from distillrs.condense.gradient_statistics import Subspace
 from distillrs.condense.guard import Guard
 from distillrs.condense.initial import Judgement, expert_features, judge, nearest_to_centres, rightly_classified
 from distillrs.condense.inner import Target
@@ -42,6 +44,7 @@ __all__ = [
     "ClippedLoss",
     "Committee",
     "CondensedSet",
+    "DomainBatch",
     "Enlarged",
     "Examples",
     "ExpertProgress",
@@ -50,6 +53,8 @@ __all__ = [
     "FilterPerturbation",
     "FrequentTreeSets",
     "FunctionalNetwork",
+    "GradientAmplifier",
+    "GradientDistillation",
     "GradientSignal",
     "Guard",
     "HardLabels",
@@ -73,6 +78,7 @@ __all__ = [
     "SignalMatching",
     "Snapshots",
     "SoftLabels",
+    "Subspace",
     "Synthetic",
     "Target",
     "TrajectoryMatching",
@@ -94,6 +100,7 @@ __all__ = [
     "load",
     "load_tree_sets",
     "merge_about",
+    "mixed_target",
     "nearest_to_centres",
     "normalising_by_batch",
     "penultimate",

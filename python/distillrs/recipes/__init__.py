@@ -34,6 +34,7 @@ from distillrs.recipes.mf_rae import mf_rae
 from distillrs.recipes.mirage import mirage
 from distillrs.recipes.mtt import mtt
 from distillrs.recipes.nemotron_elastic import nemotron_elastic
+from distillrs.recipes.opt_traj_distill import opt_traj_distill
 from distillrs.recipes.optin import optin
 from distillrs.recipes.pcoreset import pcoreset, pcoreset_probabilities, pcoreset_queries
 from distillrs.recipes.peek import FrameScorer, peek, peek_batch
@@ -110,6 +111,7 @@ __all__ = [
     "mirage",
     "mtt",
     "nemotron_elastic",
+    "opt_traj_distill",
     "optin",
     "pcoreset",
     "pcoreset_probabilities",
