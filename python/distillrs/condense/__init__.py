@@ -15,6 +15,13 @@ from distillrs.condense.guard import Guard
 from distillrs.condense.initial import Judgement, expert_features, judge, nearest_to_centres, rightly_classified
 from distillrs.condense.inner import Target
 from distillrs.condense.labels import HardLabels, Labels, SoftLabels
+from distillrs.condense.latents import (
+    FairAutoencoder,
+    GaussianCode,
+    LatentDistillation,
+    distance_covariance,
+    generated,
+)
 from distillrs.condense.matching import Perturbation, TrajectoryMatching
 from distillrs.condense.merging import merge_about
 from distillrs.condense.modifiers import ClippedLoss, InputGradientPenalty, SharpnessAware
@@ -50,9 +57,11 @@ __all__ = [
     "ExpertProgress",
     "ExpertTraining",
     "Factors",
+    "FairAutoencoder",
     "FilterPerturbation",
     "FrequentTreeSets",
     "FunctionalNetwork",
+    "GaussianCode",
     "GradientAmplifier",
     "GradientDistillation",
     "GradientSignal",
@@ -63,6 +72,7 @@ __all__ = [
     "Judgement",
     "KernelMoments",
     "Labels",
+    "LatentDistillation",
     "MixedLabels",
     "PairDistributionMatching",
     "PairNetwork",
@@ -91,9 +101,11 @@ __all__ = [
     "Windows",
     "balanced_similarity_loss",
     "contrastive_loss",
+    "distance_covariance",
     "draw_per_class",
     "expert_features",
     "export_image_folder",
+    "generated",
     "inner_batches",
     "intermediate_targets",
     "judge",

@@ -20,6 +20,7 @@ from distillrs.recipes.distillspec import distillspec
 from distillrs.recipes.diswot import diswot, diswot_score
 from distillrs.recipes.dm import dm
 from distillrs.recipes.dmd2 import dmd2
+from distillrs.recipes.fair_latent_distill import fair_latent_distill, fair_latent_teacher
 from distillrs.recipes.fitnets import fitnets
 from distillrs.recipes.flow_map_self_distillation import flow_map_self_distillation
 from distillrs.recipes.freeflow import freeflow
@@ -90,6 +91,8 @@ __all__ = [
     "dm",
     "dmd2",
     "f_distill",
+    "fair_latent_distill",
+    "fair_latent_teacher",
     "fitnets",
     "flow_map_self_distillation",
     "freeflow",
