@@ -7,16 +7,18 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.augment import Augmentation
-from distillrs.errors import argument_error, unknown_name_error
+from distillrs.errors import SchemaMismatch, StoreError, StoreMissing, argument_error, unknown_name_error
+from distillrs.frozen import evaluating
 from distillrs.step import Step
 from distillrs.trajectory import UNCHECKED, Fingerprint, LabelCache
 
@@ -66,12 +68,17 @@ class ViewPlan:
             raise argument_error("temperature", self.temperature, "a finite number above 0")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise argument_error("seed", self.seed, "an integer from 0 to 2**63 - 1")
-        if not isinstance(self.augmentation, str) or not isinstance(self.area, int | float):
-            raise argument_error("augmentation", self.augmentation, "the name of a strategy, and area a number")
+        if isinstance(self.area, bool) or not isinstance(self.area, int | float) or not 0 < self.area <= 1:
+            raise argument_error("area", self.area, "a share above 0, at most 1")
+        if not isinstance(self.augmentation, str):
+            raise argument_error("augmentation", self.augmentation, "the name of a strategy")
         if self.batch is not None and (
             isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1
         ):
             raise argument_error("batch", self.batch, "None or a positive integer")
+        # Labels are found again by how the plan is written, and equal plans must also look equal.
+        for name in ("area", "temperature"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         self._augmentation()
 
     def describe(self) -> dict[str, Any]:
@@ -112,11 +119,13 @@ class ViewPlan:
         seen = augmentation.apply(images, plan)
         if self.mix == "none":
             return seen
-        partner, share = (each.to(images.device) for each in self.mixture(count, view))
-        share = share.to(images)[:, None, None, None]
+        partner, share = self.mixture(count, view)
+        partner = partner.to(images.device)
         if self.mix == "mixup":
-            return share * seen + (1 - share) * seen[partner]
-        return torch.where(self._rectangle(share, step, images), seen[partner], seen)
+            own = share.to(images)[:, None, None, None]
+            return own * seen + (1 - own) * seen[partner]
+        inside = self._rectangle(share, step, images.shape[2], images.shape[3])
+        return torch.where(inside.to(images.device), seen[partner], seen)
 
     def mixture(self, images: int, view: int) -> tuple[Tensor, Tensor]:
         """With which other image each is mixed in a view, and how much of it stays: a pure function of (seed, view).
@@ -152,29 +161,28 @@ class ViewPlan:
         """A teacher's logits of a view, batch by batch if the plan has batches.
 
         Args:
-            teacher: From images [n, ...] to logits [n, C].
+            teacher: From images [n, ...] to logits [n, C]; a module is asked in evaluation mode and left in the mode
+                that it had, so that one that is to normalise by its batch is given as a function that sees to it.
             seen: [N, C, H, W], what :meth:`make` gave.
             view: From 0 to ``count`` - 1.
 
         Returns:
             [N, C], in the order of the set.
         """
-        with torch.no_grad():
-            if self.batch is None:
-                return teacher(seen)
-            order = self.order(len(seen), view)
-            answers = torch.cat([teacher(seen[rows.to(seen.device)]) for rows in torch.split(order, self.batch)])
-            return torch.empty_like(answers).index_copy_(0, order.to(answers.device), answers)
+        if self.batch is None:
+            return _asked(teacher, seen)
+        order = self.order(len(seen), view)
+        answers = torch.cat([_asked(teacher, seen[rows.to(seen.device)]) for rows in torch.split(order, self.batch)])
+        return torch.empty_like(answers).index_copy_(0, order.to(answers.device), answers)
 
-    def _rectangle(self, share: Tensor, step: Step, images: Tensor) -> Tensor:
-        count, _, height, width = images.shape
-        centre = random.uniform(count, 2, step=step, name="mix/centre").to(images)
-        sides = share.new_tensor([height, width])
-        half = (sides * (1 - share.flatten()).sqrt()[:, None] / 2).floor()
+    def _rectangle(self, share: Tensor, step: Step, height: int, width: int) -> Tensor:
+        """Bool [N, 1, height, width], of the draws alone: neither the images' type nor their device moves a side."""
+        centre = random.uniform(len(share), 2, step=step, name="mix/centre")
+        sides = torch.tensor([height, width])
+        half = (sides * (1 - share).sqrt()[:, None] / 2).floor()
         middle = (centre * sides).floor()
         low, high = (middle - half)[:, :, None, None], (middle + half)[:, :, None, None]
-        rows = torch.arange(height, device=images.device)[:, None]
-        columns = torch.arange(width, device=images.device)[None, :]
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)[None, :]
         inside = (rows >= low[:, 0]) & (rows < high[:, 0]) & (columns >= low[:, 1]) & (columns < high[:, 1])
         return inside[:, None]
 
@@ -187,7 +195,8 @@ class ViewLabels:
 
     Args:
         plan: How views are made.
-        source: A cache of logits keyed by image and view; or a function from images [n, ...] to logits [n, C].
+        source: A cache of logits keyed by image and view; or a function from images [n, ...] to logits [n, C]; a
+            module is asked in evaluation mode and left in the mode that it had.
     """
 
     def __init__(self, plan: ViewPlan, source: LabelCache | Vote) -> None:
@@ -247,7 +256,7 @@ class MixedLabels:
     Args:
         plan: How views are made; its ``mix`` must be "mixup" or "none", and without ``batch``.
         source: Logits [N, C] of the set's images; or a function from images [n, ...] to logits, which is asked once for
-            each set of images.
+            each set of images; a module is asked in evaluation mode and left in the mode that it had.
 
     Raises:
         ArgumentError: A plan that is not allowed.
@@ -259,7 +268,7 @@ class MixedLabels:
             raise argument_error("plan", got, "mix 'mixup' or 'none' without batch: labels are mixed as images are")
         self.plan = plan
         self.source = source
-        self._asked: tuple[Tensor, Tensor] | None = None
+        self._answered: tuple[Tensor, Tensor] | None = None
 
     @property
     def temperature(self) -> float:
@@ -310,10 +319,9 @@ class MixedLabels:
     def _logits(self, images: Tensor) -> Tensor:
         if isinstance(self.source, Tensor):
             return self.source
-        if self._asked is None or self._asked[0] is not images:
-            with torch.no_grad():
-                self._asked = images, self.source(images)
-        return self._asked[1]
+        if self._answered is None or self._answered[0] is not images:
+            self._answered = images, _asked(self.source, images)
+        return self._answered[1]
 
 
 def write_labels(
@@ -328,10 +336,13 @@ def write_labels(
 ) -> ViewLabels:
     """Asks a teacher for the labels of all views and writes them into a cache; those that are there are not asked for.
 
+    The cache keeps a digest of the images, so that labels of one set are never taken for those of another.
+
     Args:
         plan: How views are made.
         images: [N, C, H, W] The whole set, in its order.
-        teacher: From images to logits [n, classes].
+        teacher: From images to logits [n, classes]; a module is asked in evaluation mode and left in the mode that it
+            had.
         path: The cache's folder.
         classes: Number of classes.
         fingerprint: Of the teacher; ``None`` leaves it unchecked.
@@ -341,13 +352,14 @@ def write_labels(
         The views with the cache's labels.
 
     Raises:
-        SchemaMismatch: The cache there is of other views, another teacher or other classes.
+        SchemaMismatch: The cache there is of other views, other images, another teacher or other classes.
+        ArgumentError: Something else than a cache would be thrown away, or images or answers that do not fit.
     """
     place = Path(path)
-    if overwrite and place.exists():
-        shutil.rmtree(place)
+    if overwrite:
+        _remove(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    words = json.dumps(plan.describe(), sort_keys=True)
+    words = json.dumps(plan.describe() | {"images": _digest(images)}, sort_keys=True)
     kind = UNCHECKED if fingerprint is None else fingerprint
     numbers = torch.arange(len(images))
     with LabelCache.create(place, classes, kind, augmentation=words, exist_ok=True) as cache:
@@ -355,28 +367,68 @@ def write_labels(
             missing = cache.missing(numbers, view)
             if len(missing):
                 logits = plan.ask(teacher, plan.make(images, view), view)
+                if logits.shape != (len(images), classes):
+                    raise argument_error("teacher", tuple(logits.shape), f"logits {(len(images), classes)}")
                 cache.append(missing, view, logits.cpu()[missing], seed=plan.seed)
     return ViewLabels(plan, LabelCache.open(place, UNCHECKED))
 
 
-def read_labels(plan: ViewPlan, path: str | os.PathLike[str], *, images: int, classes: int) -> ViewLabels:
+def read_labels(plan: ViewPlan, path: str | os.PathLike[str], *, images: int | Tensor, classes: int) -> ViewLabels:
     """The views of a set with labels that :func:`write_labels` wrote.
 
     Args:
         plan: How views are made.
         path: The cache's folder.
-        images: Number of images in the set.
+        images: The set's images [N, C, H, W], in their order; or only how many there are, which leaves open whether the
+            labels are theirs.
         classes: Number of classes.
 
     Raises:
         StoreMissing: There is no cache.
-        ArgumentError: It is of other views or classes, or lacks labels.
+        ArgumentError: It is of other views, images or classes, or lacks labels.
     """
     cache = LabelCache.open(path, UNCHECKED)
-    words = json.dumps(plan.describe(), sort_keys=True)
-    if cache.augmentation != words or cache.classes != classes:
+    words = plan.describe()
+    found = _described(cache.augmentation)
+    digest = found.pop("images", None)
+    if found != words or cache.classes != classes:
         got = f"{cache.classes} classes of views {cache.augmentation}"
-        raise argument_error("labels", got, f"{classes} of {words}")
-    if len(cache) < images * plan.count:
-        raise argument_error("labels", f"{len(cache)} labels", f"{images} images x {plan.count} views")
+        raise argument_error("labels", got, f"{classes} of {json.dumps(words, sort_keys=True)}")
+    if isinstance(images, Tensor) and digest is not None and digest != _digest(images):
+        raise argument_error("labels", "those of other images", "those of the set's images; write_labels makes them")
+    count = len(images) if isinstance(images, Tensor) else images
+    if len(cache) < count * plan.count:
+        raise argument_error("labels", f"{len(cache)} labels", f"{count} images x {plan.count} views")
     return ViewLabels(plan, cache)
+
+
+def _asked(teacher: Vote, images: Tensor) -> Tensor:
+    # In training mode a teacher would change with every label that it gives.
+    with torch.no_grad(), evaluating(teacher) if isinstance(teacher, nn.Module) else nullcontext():
+        return teacher(images)
+
+
+def _digest(images: Tensor) -> str:
+    return Fingerprint.of({"images": images}).teacher
+
+
+def _described(words: object) -> dict[str, Any]:
+    try:
+        found = json.loads(words) if isinstance(words, str) else None
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _remove(place: Path) -> None:
+    """Removes a label cache, also a damaged one, and nothing else."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    try:
+        with LabelCache.open(place, UNCHECKED):
+            pass
+    except (StoreMissing, SchemaMismatch, NotADirectoryError) as failure:
+        raise argument_error("path", str(place), "a label cache, or a folder that is empty or not there") from failure
+    except StoreError:
+        pass
+    shutil.rmtree(place)

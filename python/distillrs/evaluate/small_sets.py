@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -53,15 +54,6 @@ class LabelledViews(Protocol):
         """At which labels and students are compared."""
         ...
 
-    @property
-    def batch(self) -> int | None:
-        """Views that were labelled together and are to be seen together; ``None`` if that does not matter."""
-        ...
-
-    def order(self, images: int, epoch: int) -> Tensor:
-        """Where it matters: the order, int64 [images], that is cut into such batches in an epoch."""
-        ...
-
     def at(self, images: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Views [N, ...] of all images [N, ...] and probabilities [N, C] for an epoch."""
         ...
@@ -72,6 +64,20 @@ class LabelledViews(Protocol):
 
     def label_bytes(self, images: int, classes: int) -> int:
         """Bytes of the labels of all views."""
+        ...
+
+
+@runtime_checkable
+class BatchedViews(LabelledViews, Protocol):
+    """Views some of which may have been labelled together."""
+
+    @property
+    def batch(self) -> int | None:
+        """Views that were labelled together and are to be seen together; ``None`` if that does not matter."""
+        ...
+
+    def order(self, images: int, epoch: int) -> Tensor:
+        """Where it matters: the order, int64 [images], that is cut into such batches in an epoch."""
         ...
 
 
@@ -168,13 +174,16 @@ def train(
     if views is None:
         return train_on_arrays(network, data.images, data.target(), chosen, seed=seed)
     images, found = data.images, views
+    orders: Callable[[int], Tensor] | None = None
+    if isinstance(views, BatchedViews) and views.batch is not None:
+        chosen, orders = replace(chosen, batch_size=views.batch), partial(views.order, len(images))
     return train_on_arrays(
         network,
         images,
         data.target(),
-        chosen if views.batch is None else replace(chosen, batch_size=views.batch),
+        chosen,
         seed=seed,
         loss=tempered_loss(views.temperature),
         views=lambda epoch: found.at(images, epoch),
-        orders=None if views.batch is None else lambda epoch: found.order(len(images), epoch),
+        orders=orders,
     )
