@@ -297,7 +297,10 @@ def test_the_recipe_says_what_it_is_for():
         (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, decay=1.0), "decay"),
         (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, warmup=-1), "warmup"),
         (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, energy=0), "energy"),
-        (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW)(batch()._replace(source=batch().mixed), 0), "batch"),
+        (
+            lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW)(batch()._replace(source=batch().mixed), 0),
+            "batch.source",
+        ),
         (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW)(batch(), 0, turn="critic"), "turn"),
         (lambda b, h: Subspace(4, held=4), "held"),
         (lambda b, h: Subspace(4, every=0), "every"),

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from distillrs import transforms
 from distillrs.condense.factors import Factors, restore_factors
 from distillrs.condense.labels import HardLabels, SoftLabels
+from distillrs.condense.signals import wide
 from distillrs.condense.views import MixedLabels, ViewLabels, ViewPlan, read_labels
 from distillrs.errors import DataError, DistillrsError, argument_error
 from distillrs.files import write_whole
@@ -113,14 +114,15 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
     @property
     def probabilities(self) -> Tensor | None:
         """[M, C] ``softmax(logits)``, or ``None`` for hard labels."""
-        return None if self.logits is None else self.logits.softmax(1)
+        return None if self.logits is None else wide(self.logits).softmax(1)
 
     def target(self) -> Tensor:
         """What the loss takes: int64 [M], or probabilities [M, C]."""
         if self.labels is not None:
             return self.labels
         assert self.logits is not None
-        return self.logits.softmax(1)
+        # Logits may be kept in 16 bits, in which probabilities do not sum to 1.
+        return wide(self.logits).softmax(1)
 
     def raw(self) -> Tensor:
         """The examples as raw values (pixels), [M, ...]."""
@@ -184,7 +186,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             if self._present is None or self._present[0] != self._epoch:
                 self._present = (self._epoch, *self.views.at(self.images, self._epoch))
             return self._present[1][index], self._present[2][index]
-        target = self.labels[index] if self.labels is not None else self.logits[index].softmax(-1)  # type: ignore[index]  # one of the two is given
+        target = self.labels[index] if self.labels is not None else wide(self.logits[index]).softmax(-1)  # type: ignore[index]  # one of the two is given
         return self.images[index], target
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -268,7 +270,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise argument_error("metadata", f"{len(text)} characters", f"at most {_METADATA_LIMIT}")
         page = json.loads(text)
         if not isinstance(page, dict) or page.get("format") != FORMAT:
-            raise argument_error("format", page.get("format") if isinstance(page, dict) else page, repr(FORMAT))
+            allowed = f"{FORMAT!r}; condensed graphs are read by load_tree_sets"
+            raise argument_error("format", page.get("format") if isinstance(page, dict) else page, allowed)
         if not isinstance(page.get("version"), int) or not 1 <= page["version"] <= VERSION:
             raise argument_error("version", page.get("version"), f"1 to {VERSION}; a newer distillrs may read it")
         # Cloned, so that nothing of a mapped file stays behind the tensors.

@@ -149,11 +149,14 @@ class GradientDistillation(nn.Module):
         Returns:
             ``total`` is the loss divided by ``step.items`` if that is given; ``terms`` are "source", "few", "mixed",
             and after the warm-up "domain" and "class", before their weights.
+
+        Raises:
+            ArgumentError: A batch that is not allowed; the few and the mixed may be none.
         """
         if turn not in (None, TURN):
             raise argument_error("turn", turn, f"None or {TURN!r}")
         step, (body, head) = Step.of(step), self._networks
-        (x, y), (few_x, few_y), (mixed_x, mixed_y) = batch
+        (x, y), (few_x, few_y), (mixed_x, mixed_y) = _checked(batch, head.out_features)
         features = body(torch.cat([x, mixed_x]))
         logits = head(features)
         terms = {
@@ -285,6 +288,23 @@ class GradientAmplifier(nn.Module):
                 gradient += self.amount * space.project(flat).reshape(gradient.shape)
 
         return amplify
+
+
+def _checked(batch: DomainBatch, classes: int) -> DomainBatch:
+    parts = tuple(batch) if isinstance(batch, tuple | list) else ()
+    if len(parts) != 3 or not all(isinstance(part, tuple | list) and len(part) == 2 for part in parts):
+        raise argument_error("batch", type(batch).__name__, "a DomainBatch: three pairs of examples and classes")
+    for name, (x, y), least in zip(DomainBatch._fields, parts, (0, 0, IGNORED), strict=True):
+        if not x.is_floating_point() or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+            got = f"{x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}"
+            raise argument_error(f"batch.{name}", got, "floating examples [n, ...] and int64 [n]")
+        wrong = (y < 0) & (y != least) | (y >= classes)
+        if bool(wrong.any()):
+            allowed = f"class numbers from 0 to {classes - 1}" + (", or -100" if least else "")
+            raise argument_error(f"batch.{name}", int(y[wrong][0]), allowed)
+    if not len(parts[0][0]):
+        raise argument_error("batch.source", "no example", "at least 1")
+    return DomainBatch(*parts)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distillrs.condense.signals import wide
 from distillrs.errors import argument_error
 
 
@@ -57,10 +58,14 @@ def moments(gradients: Tensor) -> Moments:
 
     Args:
         gradients: [n, ...], n >= 1.
+
+    Returns:
+        In 32 bits at least.
     """
     if not len(gradients):
         raise argument_error("gradients", tuple(gradients.shape), "[n, ...], n >= 1")
-    variance, mean = torch.var_mean(gradients, dim=0, correction=0)
+    # Squares of small gradients vanish in 16 bits.
+    variance, mean = torch.var_mean(wide(gradients), dim=0, correction=0)
     return Moments(mean, variance)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.condense.signals import wide
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen, evaluating
 from distillrs.random import Units
@@ -30,7 +31,7 @@ def distance_covariance(x: Tensor, y: Tensor) -> Tensor:
         y: [n, ...] or [n]; classes as they are, or one-hot where their order means nothing.
 
     Returns:
-        Scalar, not negative but for rounding.
+        Scalar in 32 bits at least, not negative but for rounding.
 
     Raises:
         ArgumentError: Samples that are not paired.
@@ -41,7 +42,8 @@ def distance_covariance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _centred(points: Tensor) -> Tensor:
-    flat = points.reshape(len(points), -1)
+    # Means of many distances leave the precision of 16 bits.
+    flat = wide(points.reshape(len(points), -1))
     squares = (flat[:, None] - flat[None]).square().sum(2)
     # The root has no slope at 0, where the diagonal always is.
     apart = squares > 0
@@ -147,11 +149,14 @@ class FairAutoencoder(nn.Module):
         Returns:
             ``total`` is a mean over the examples, divided by ``step.items`` and times their number if that is given;
             ``terms`` are "reconstruction", "divergence" and "dependence" (the distance covariance).
+
+        Raises:
+            ArgumentError: A batch that is no pair of examples and as many attributes.
         """
         if turn not in (None, _TEACHER):
             raise argument_error("turn", turn, f"None or {_TEACHER!r}")
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
-        (x, attribute), (encoder, decoder) = batch, self._networks
+        (x, attribute), (encoder, decoder) = _checked(batch), self._networks
         mean, log_variance = encoder(x)
         z = sampled(mean, log_variance, step, len(x))
         zero = torch.zeros_like(mean)
@@ -171,6 +176,16 @@ class FairAutoencoder(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Encoder and decoder, as "teacher"."""
         return {_TEACHER: [each for network in self._networks for each in network.parameters()]}
+
+
+def _checked(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(each, Tensor) for each in batch):
+        raise argument_error("batch", type(batch).__name__, "(examples [n, ...], attribute [n] or [n, ...])")
+    x, attribute = batch
+    if not x.ndim or not len(x) or not attribute.ndim or len(attribute) != len(x):
+        got = f"{tuple(x.shape)} and {tuple(attribute.shape)}"
+        raise argument_error("batch", got, "as many attributes as examples, at least 1")
+    return x, attribute
 
 
 class LatentDistillation(nn.Module):

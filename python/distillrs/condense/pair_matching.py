@@ -12,6 +12,7 @@ from distillrs.condense.functional import FunctionalNetwork, require_layout
 from distillrs.condense.matching import TURN
 from distillrs.condense.merging import merge_about
 from distillrs.condense.pairs import PairedSynthetic, PairNetwork, Pairs, contrastive_loss
+from distillrs.condense.signals import wide
 from distillrs.condense.windows import TrajectoryStore
 from distillrs.errors import argument_error
 from distillrs.step import Loss, Step
@@ -32,7 +33,7 @@ def sphere_energy(x: Tensor, y: Tensor, kernel: ops.PairKernel) -> Tensor:
         kernel: Of unit vectors, 1 where they are the same: :class:`~distillrs.ops.Geodesic`.
 
     Returns:
-        Scalar.
+        Scalar, in 32 bits at least.
 
     Raises:
         ArgumentError: Fewer than two points.
@@ -40,7 +41,8 @@ def sphere_energy(x: Tensor, y: Tensor, kernel: ops.PairKernel) -> Tensor:
     for name, points in (("x", x), ("y", y)):
         if points.ndim != 2 or len(points) < 2:
             raise argument_error(name, tuple(points.shape), "[n, d], n >= 2")
-    x, y = nn.functional.normalize(x, dim=1), nn.functional.normalize(y, dim=1)
+    # The smallest gap that has a slope is no number of 16 bits.
+    x, y = nn.functional.normalize(wide(x), dim=1), nn.functional.normalize(wide(y), dim=1)
     return (_within(x, kernel) + _within(y, kernel) - 2 * _between(x, y, kernel)).clamp_min(_LEAST).sqrt()
 
 
@@ -162,6 +164,9 @@ class PairDistributionMatching(nn.Module):
         Returns:
             ``total`` is the loss divided by ``step.items`` if that is given; ``terms`` are "matching" (all of it),
             "contrastive", "common" and "gap" (both before their weights).
+
+        Raises:
+            ArgumentError: A ``turn`` or a ``batch`` that is not allowed.
         """
         if turn not in (None, TURN):
             raise argument_error("turn", turn, f"None or {TURN!r}")
@@ -174,7 +179,7 @@ class PairDistributionMatching(nn.Module):
             synthetic = synthetic.at(random.choice(synthetic.rows, self.batch, step=step, name="synthetic pairs"))
         heads = self.teacher(step)
         with torch.no_grad():
-            found = self._embedded(heads, self._drawn(step) if batch is None else Pairs(*batch))
+            found = self._embedded(heads, self._drawn(step) if batch is None else self._given(batch))
         made = self._embedded(heads, synthetic)
         contrastive = contrastive_loss(made, self.temperature)
         common = sphere_energy(found.images + found.texts, made.images + made.texts, self.kernel)
@@ -208,6 +213,18 @@ class PairDistributionMatching(nn.Module):
         count = min(self.real_batch, self.real.rows)
         chosen = self.real.at(random.choice(self.real.rows, count, step=step, name="real pairs"))
         return Pairs(chosen.images.to(self.synthetic.images), chosen.texts.to(self.synthetic.texts))
+
+    def _given(self, batch: Any) -> Pairs:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise argument_error("batch", type(batch).__name__, "None or Pairs")
+        pairs = Pairs(*batch).checked("batch")
+        for name, one, other in zip(Pairs._fields, pairs, self.synthetic.pairs(), strict=True):
+            if one.shape[1:] != other.shape[1:]:
+                allowed = f"those of the synthetic pairs, {tuple(other.shape[1:])}"
+                raise argument_error("batch", f"{name} of shape {tuple(one.shape[1:])}", allowed)
+        if pairs.rows < 2:
+            raise argument_error("batch", f"{pairs.rows} pairs", "at least 2")
+        return Pairs(pairs.images.to(self.synthetic.images), pairs.texts.to(self.synthetic.texts))
 
     def _embedded(self, heads: Tensor, pairs: Pairs) -> Pairs:
         network = self.network.skeleton.module

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.condense.pairs import Pairs
+from distillrs.condense.signals import wide
 from distillrs.errors import argument_error
 from distillrs.step import Step
 
@@ -84,8 +85,10 @@ def balanced_similarity_loss(logits: Tensor, targets: Tensor) -> Tensor:
         targets: [n, n] S; also beyond 0 and 1.
 
     Returns:
-        Scalar.
+        Scalar, in 32 bits at least.
     """
+    # A sum of so many cells leaves the range of 16 bits.
+    logits, targets = wide(logits), wide(targets)
     cells = nn.functional.softplus(logits) - logits * targets
     together = targets.detach() > 0.5
     sums = [torch.where(mask, cells, torch.zeros_like(cells)).sum() for mask in (together, ~together)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from distillrs import random
 from distillrs.condense.experts import Snapshots, WritableStore
 from distillrs.condense.pairs import PairNetwork, Pairs, contrastive_loss
-from distillrs.errors import argument_error
+from distillrs.errors import TrainingDivergedError, argument_error
 from distillrs.frozen import kept_modes
 from distillrs.step import Step
 from distillrs.training import TrainingSettings
@@ -53,6 +54,7 @@ def train_pairs(
 
     Raises:
         ArgumentError: Arguments that are not allowed or do not fit each other.
+        TrainingDivergedError: A loss that is not finite.
     """
     if settings.augmentation:
         raise argument_error("settings", f"augmentation {settings.augmentation!r}", "none: pairs are not augmented")
@@ -60,7 +62,7 @@ def train_pairs(
         got = f"{pairs.rows} pairs in minibatches of {settings.batch_size}"
         raise argument_error("pairs", got, "at least 2 of each: a pair is told apart from another one")
     factors = [1.0, 1.0] if rates is None else [float(rate) / settings.learning_rate for rate in rates]
-    if len(factors) != 2 or min(factors) <= 0:
+    if len(factors) != 2 or not all(0 < factor < math.inf for factor in factors):
         raise argument_error("rates", rates, "None or two numbers above 0")
     heads = (network.image_head, network.text_head)
     groups = [{"params": list(head.parameters()), "factor": each} for head, each in zip(heads, factors, strict=True)]
@@ -86,6 +88,12 @@ def train_pairs(
                 optimiser.step()
                 values.append(value.detach())
             means.append(float(torch.stack(values).mean()))
+            if not math.isfinite(means[-1]):
+                raise TrainingDivergedError(
+                    f"training of pairs diverged: the loss is {means[-1]} in epoch {epoch}; a smaller learning rate "
+                    "usually helps",
+                    epoch=epoch,
+                )
             if after_epoch is not None:
                 after_epoch(epoch, network)
     return means

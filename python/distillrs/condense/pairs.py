@@ -217,6 +217,8 @@ def spread_pairs(network: PairNetwork, pairs: Pairs, count: int, *, seed: int = 
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise argument_error("count", count, "a positive integer")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise argument_error("batch", batch, "a positive integer")
     if count > pairs.checked("pairs").rows:
         raise DataError(f"count: got {count}, but there are {pairs.rows} pairs; allowed is at most as many")
     pieces = torch.split(torch.arange(pairs.rows), batch)

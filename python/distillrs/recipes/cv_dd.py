@@ -93,7 +93,7 @@ def cv_dd_initial(
         difficulty=difficulty,
         seed=seed,
     )
-    classes = HardLabels(labels, HardLabels(y).classes)
+    classes = HardLabels(labels, int(y.max()) + 1)
     return Synthetic(images, classes, inner_lr=inner_lr, learn_inner_lr=False, box=channel_box(x))
 
 

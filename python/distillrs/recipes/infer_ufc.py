@@ -16,6 +16,7 @@ from distillrs.condense import (
     ViewPlan,
     draw_per_class,
 )
+from distillrs.condense.labels import check_classes
 from distillrs.errors import argument_error
 from distillrs.recipes._signals import channel_box
 from distillrs.registry import recipe
@@ -50,7 +51,8 @@ def infer_ufc_initial(
         ArgumentError: A value that is not allowed, or room for less than a block.
         DataError: A class has too few examples.
     """
-    classes, members = HardLabels(y).classes, len(teachers)
+    check_classes("y", y, len(x))
+    classes, members = int(y.max()) + 1, len(teachers)
     if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
         raise argument_error("per_class", per_class, "a positive integer")
     if not noise >= 0:
