@@ -32,8 +32,9 @@ class RecipeCard:
         training: Settings of the experts' training that belong to the method, by the names of
             :class:`~distillrs.training.TrainingSettings`; what is not named is for the user to choose.
         engine: The engine whose parts it puts together: "condense", "diffusion", "knowledge", "select" for systems that
-            choose among real data, "pairs" for those that condense pairs of two modalities, "gradients" for those that
-            distil statistics of gradients, or "latents" for those that make new examples in a latent space.
+            choose among real data, "graphs" for those that turn graphs into a condensed set of them, "pairs" for those
+            that condense pairs of two modalities, "gradients" for those that distil statistics of gradients, or
+            "latents" for those that make new examples in a latent space.
         needs: Of a recipe that condenses, what it works from: "experts" (function of store, network, synthetic),
             "data" (of x, y, networks, synthetic) or "teachers" (of teachers, synthetic).
         views: Of a recipe whose labels belong to views: gives their plan.

@@ -12,7 +12,17 @@ beside random real examples of the same count, labels, views and tuning budget, 
 
 from __future__ import annotations
 
-from distillrs.evaluate import accounting, beds, data, generation, graph_networks, networks, scores, statistics
+from distillrs.evaluate import (
+    accounting,
+    beds,
+    data,
+    generation,
+    graph_networks,
+    graph_sets,
+    networks,
+    scores,
+    statistics,
+)
 from distillrs.evaluate.comparison import Comparison, compare
 from distillrs.evaluate.data.bundle import DataBundle
 from distillrs.evaluate.measure import accuracy, area_under_curve, predictions
@@ -39,6 +49,7 @@ __all__ = [
     "data",
     "generation",
     "graph_networks",
+    "graph_sets",
     "networks",
     "predictions",
     "random_real",
