@@ -196,8 +196,8 @@ def _convert_container(value: object, container: Any, parameters: tuple[Any, ...
     if not isinstance(container, type):
         return None
     if issubclass(container, Mapping) and isinstance(value, Mapping):
-        of = parameters[1] if len(parameters) == 2 else Any
-        return {str(name): convert(item, of, f"{key}.{name}") for name, item in value.items()}
+        names, of = parameters if len(parameters) == 2 else (str, Any)
+        return {_name(name, names, key): convert(item, of, f"{key}.{name}") for name, item in value.items()}
     if container is tuple and isinstance(value, list | tuple):
         if not parameters:
             return tuple(value)
@@ -210,6 +210,16 @@ def _convert_container(value: object, container: Any, parameters: tuple[Any, ...
         of = parameters[0] if parameters else Any
         return [convert(item, of, f"{key}[{n}]") for n, item in enumerate(value)]
     return None
+
+
+def _name(name: object, hint: Any, key: str) -> object:
+    # TOML and JSON know names alone, also where a mapping's keys are numbers.
+    if hint is not int:
+        return str(name)
+    try:
+        return int(str(name))
+    except ValueError:
+        raise argument_error(key, f"the name {name!r}", "whole numbers as names") from None
 
 
 def describe(hint: Any) -> str:

@@ -12,6 +12,7 @@ from distillrs.errors import argument_error, unknown_name_error
 P = ParamSpec("P")
 R = TypeVar("R")
 Needs = Literal["experts", "data", "teachers"]
+ViewLabelling = Literal["asked", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,17 @@ class RecipeCard:
             Adam, "betas"; and "schedule" where the rate falls.
         training: Settings of the experts' training that belong to the method, by the names of
             :class:`~distillrs.training.TrainingSettings`; what is not named is for the user to choose.
-        engine: The engine whose parts it puts together: "condense", "diffusion", "knowledge", or "select" for systems
-            that choose among real data.
+        engine: The engine whose parts it puts together: "condense", "diffusion", "knowledge", "select" for systems that
+            choose among real data, "graphs" for those that turn graphs into a condensed set of them, "pairs" for those
+            that condense pairs of two modalities, "gradients" for those that distil statistics of gradients, or
+            "latents" for those that make new examples in a latent space.
         needs: Of a recipe that condenses, what it works from: "experts" (function of store, network, synthetic),
             "data" (of x, y, networks, synthetic) or "teachers" (of teachers, synthetic).
         views: Of a recipe whose labels belong to views: gives their plan.
+        view_labels: Of a recipe with views: "asked": its teachers label each of them; "mixed": they label each image,
+            and a view's label is the mixture of those of the images in it.
+        voice: Of a recipe whose teachers label otherwise than by their vote in evaluation mode: from the teachers to a
+            function from images [n, ...] to logits [n, C].
         network: Of a recipe that is for one kind of network: its "name" and "options".
         moves: Of a recipe that condenses, whether it gives an objective that moves a synthetic set; else it gives the
             finished set, as a function of x, y, per_class, teachers.
@@ -54,6 +61,8 @@ class RecipeCard:
     moves: bool = True
     views: Callable[..., Any] | None = None
     network: Mapping[str, Any] | None = None
+    voice: Callable[..., Any] | None = None
+    view_labels: ViewLabelling = "asked"
 
 
 _cards: dict[str, RecipeCard] = {}
@@ -74,6 +83,8 @@ def recipe(
     moves: bool = True,
     views: Callable[..., Any] | None = None,
     network: Mapping[str, Any] | None = None,
+    voice: Callable[..., Any] | None = None,
+    view_labels: ViewLabelling = "asked",
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as a published system.
 
@@ -91,6 +102,8 @@ def recipe(
         moves: See :class:`RecipeCard`.
         views: See :class:`RecipeCard`.
         network: See :class:`RecipeCard`.
+        voice: See :class:`RecipeCard`.
+        view_labels: See :class:`RecipeCard`.
 
     Returns:
         A decorator that returns the function unchanged but for its ``card`` attribute.
@@ -121,6 +134,8 @@ def recipe(
             moves,
             views,
             network,
+            voice,
+            view_labels,
         )
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so

@@ -24,6 +24,7 @@ Schedule = Literal["constant", "cosine", "halve", "step"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 EpochCallback = Callable[[int, nn.Module], None]
 Views = Callable[[int], tuple[Tensor, Tensor]]
+Orders = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,7 @@ def train(
     optimiser: torch.optim.Optimizer | None = None,
     first_epoch: int = 0,
     views: Views | None = None,
+    orders: Orders | None = None,
 ) -> TrainingResult:
     """Trains a network in place.
 
@@ -301,6 +303,7 @@ def train(
         first_epoch: Where to start; the epochs before it are not run.
         views: From an epoch to the examples and labels that stand in for ``images`` and ``labels`` in it, row by row;
             with it the settings have no augmentation.
+        orders: From an epoch to the order in which its examples are gone through, int64 [N]; ``None`` draws it.
 
     Returns:
         Losses, steps and seconds.
@@ -342,7 +345,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate(epoch)
             step = Step(epoch, seed=seed)
-            order = random.permutation(count, step=step, name="training order")
+            order = _order(orders, count, step)
             values: list[Tensor] = []
             sizes: list[int] = []
             with module_randomness(step, "training modules", device):
@@ -360,6 +363,16 @@ def train(
                 after_epoch(epoch, network)
     steps = batches * (settings.epochs - first_epoch)
     return TrainingResult(tuple(epoch_losses), steps, time.perf_counter() - started)
+
+
+def _order(orders: Orders | None, count: int, step: Step) -> Tensor:
+    if orders is None:
+        return random.permutation(count, step=step, name="training order")
+    order = orders(step.index).cpu()
+    if order.dtype != torch.int64 or not torch.equal(order.sort().values, torch.arange(count)):
+        got = f"{order.dtype} {tuple(order.shape)}"
+        raise argument_error("orders", got, f"each of 0 to {count - 1} once, int64")
+    return order
 
 
 def _checked_mean(values: list[Tensor], sizes: list[int], parameters: list[nn.Parameter], epoch: int) -> float:

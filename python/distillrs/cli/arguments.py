@@ -20,7 +20,8 @@ class Common:
         tyro.conf.arg(
             metavar="NAME|PATH",
             help="digits, mnist, fashion, cifar10; or a .npz or .safetensors file with x_train, y_train[, x_val, "
-            "y_val], x_test, y_test; or a folder of images with one sub-folder per class under train/ and test/.",
+            "y_val], x_test, y_test; or a folder of images with one sub-folder per class under train/ and test/. For "
+            "methods that condense graphs: mutag, or a .npz file with edges, graph, node_labels, y[, edge_labels].",
             help_behavior_hint="(needed, here or in --config)",
         ),
     ] = None
@@ -99,7 +100,7 @@ class Choices(Common):
         str | None,
         tyro.conf.arg(
             metavar="NAME",
-            help="mlp, convnet, linear, or package.module:function(shape, classes).",
+            help="mlp, convnet, linear, or package.module:function(shape, classes); for graphs gin or gcn.",
             help_behavior_hint=_CHOSEN,
         ),
     ] = None

@@ -32,7 +32,7 @@ class Condense(Running, Choices):
     Records expert trajectories or trains teachers, if the method needs them, moves a small set until it trains like
     the real one, and compares it with random and with selected real examples and with all of the data. OUT then holds
     condensed.safetensors, condensed.png, curve.png, report.md, report.json and config.toml. After Ctrl-C the same
-    command goes on where it stopped.
+    command goes on where it stopped. Graphs (--method mirage) have no pictures; their size is the method's support.
 
     Example: distillrs condense --data digits --per-class 1 --method tesla --out out/demo
     """
@@ -46,9 +46,14 @@ class Condense(Running, Choices):
 
     def run(self, output: Console, messages: Console) -> int:
         """Does the work."""
+        from distillrs.cli import plan
+        from distillrs.configuration import read_toml
         from distillrs.evaluate.accounting import Timer
 
         timer = Timer()
+        _, card = plan.chosen(read_toml(self.config) if self.config else {}, self.flags(), self.set)
+        if card.engine == "graphs":
+            return self._run_on_graphs(timer, output, messages)
         with timer.phase("data"):
             prepared = load(self, messages)
         if self.dry_run:
@@ -61,6 +66,27 @@ class Condense(Running, Choices):
             output.out(to_json(report), end="", highlight=False)
         else:
             show_result(prepared.settings, report, output)
+        return exit_codes.SUCCESS
+
+    def _run_on_graphs(self, timer: Timer, output: Console, messages: Console) -> int:
+        from distillrs.cli.graphs import plan, running
+        from distillrs.cli.report import to_json
+        from distillrs.configuration import read_toml
+
+        asked, card = plan.request(read_toml(self.config) if self.config else {}, self.flags(), self.set)
+        settings = plan.resolve(asked, card)
+        use_threads(settings.threads)
+        with timer.phase("data"):
+            prepared = plan.prepare(settings, card)
+        if self.dry_run:
+            running.show_plan(prepared, output, as_json=self.json)
+            return exit_codes.SUCCESS
+        progress = choose(messages, quiet=self.json)
+        report = running.condense_graphs(prepared, timer, progress, command(), overwrite=self.overwrite)
+        if self.json:
+            output.out(to_json(report), end="", highlight=False)
+        else:
+            running.show_result(prepared, report, output)
         return exit_codes.SUCCESS
 
 
@@ -130,7 +156,8 @@ def _run(prepared: Prepared, folder: Folder, timer: Timer, progress: Progress, w
             small, record = distil(prepared, store, folder, progress, teachers)
         if store is not None:
             store_bytes = store.info()["bytes"]
-        if teachers is not None and prepared.card.views is not None:
+        card = prepared.card
+        if teachers is not None and card.views is not None and card.view_labels == "asked":
             with timer.phase("relabel"):
                 small.views = relabel(prepared, small, teachers, folder)
         small.save(folder.path)

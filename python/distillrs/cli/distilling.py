@@ -98,7 +98,11 @@ def condensed(prepared: Prepared, synthetic: Synthetic, teachers: Committee | No
         classes=list(prepared.bundle.classes),
     )
     if prepared.card.views is not None and teachers is not None:
-        small.views = ViewLabels(view_plan(prepared), voice(prepared, teachers))
+        plan, answer = view_plan(prepared), voice(prepared, teachers)
+        if prepared.card.view_labels == "mixed":
+            small.mix(plan, answer(small.images).half())
+        else:
+            small.views = ViewLabels(plan, answer)
     return small
 
 
@@ -112,6 +116,9 @@ def view_plan(prepared: Prepared) -> ViewPlan:
 
 def voice(prepared: Prepared, teachers: Committee) -> Callable[[Tensor], Tensor]:
     """The teachers' logits for images on the CPU."""
+    if prepared.card.voice is not None:
+        answer = prepared.card.voice(teachers)
+        return lambda images: answer(images.to(prepared.device)).cpu()
     return lambda images: teachers.vote(images.to(prepared.device), batch=_BATCH).cpu()
 
 

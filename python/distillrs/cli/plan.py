@@ -57,11 +57,7 @@ def request(
     asked = merge(as_tables(file), as_tables(flags))
     pairs = [configuration.parse_assignment(text) for text in assignments]
     # The method first, because the others are looked up among its options.
-    for key, value in pairs:
-        if key in ("method", "method.name"):
-            asked = merge(asked, {"method": {"name": value}})
-    name = convert(asked.get("method", {}).get("name", DEFAULT_METHOD), str, "method.name")
-    card = find_recipe(name)
+    name, card = chosen(file, flags, assignments)
     if card.engine != "condense":
         listed = ", ".join(each.id for each in recipe_cards("condense"))
         raise argument_error("method", name, f"a method that condenses data ({listed}); this one is of {card.engine}")
@@ -81,6 +77,25 @@ def request(
                 raise unknown_name_error("set", key, sorted(names | set(top)))
             asked = merge(asked, {"method": {options.place(card, key): {key: value}}})
     return asked, card
+
+
+def chosen(file: Mapping[str, Any], flags: Mapping[str, Any], assignments: Sequence[str]) -> tuple[str, RecipeCard]:
+    """The method that was asked for, whichever engine it is of: its name as it was given, and its card.
+
+    Args:
+        file: Content of ``--config``.
+        flags: Values of flags.
+        assignments: ``key=value`` of each ``--set``.
+
+    Raises:
+        UnknownNameError: There is no such method.
+    """
+    name: object = merge(as_tables(file), as_tables(flags)).get("method", {}).get("name", DEFAULT_METHOD)
+    for key, value in map(configuration.parse_assignment, assignments):
+        if key in ("method", "method.name"):
+            name = value
+    named = convert(name, str, "method.name")
+    return named, find_recipe(named)
 
 
 def as_tables(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,7 +112,42 @@ class Additive(Factors):
         return cls(tensors["offsets"])
 
 
-KINDS: dict[str, type[Factors]] = {kind.kind: kind for kind in (Enlarged, Additive)}
+class BlockAdditive(Factors):
+    """Images in blocks, each of which has offsets of its own, shared by all images of the block.
+
+    Of K blocks with c images and M offsets each, example ``(k c + i) M + j`` is ``image_{k, i} + offset_{k, j}``.
+
+    Args:
+        offsets: [K, M, ...] Start values of the offsets, shaped like the images; learned.
+    """
+
+    kind: ClassVar[str] = "block-additive"
+
+    def __init__(self, offsets: Tensor) -> None:
+        super().__init__()
+        if not offsets.is_floating_point() or offsets.ndim < 3 or not len(offsets) or not offsets.shape[1]:
+            allowed = "floating [K, M, ...], K and M >= 1"
+            raise argument_error("offsets", f"{offsets.dtype} {tuple(offsets.shape)}", allowed)
+        self.offsets = nn.Parameter(offsets.detach().clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Examples [N * M, ...] from images [N, ...], N a multiple of K, block after block."""
+        blocks = len(self.offsets)
+        if images.shape[1:] != self.offsets.shape[2:] or len(images) % blocks:
+            allowed = f"a multiple of {blocks} examples of shape {tuple(self.offsets.shape[2:])}"
+            raise argument_error("images", tuple(images.shape), allowed)
+        apart = images.reshape(blocks, -1, 1, *images.shape[1:])
+        return (apart + self.offsets[:, None]).flatten(0, 2)
+
+    @classmethod
+    def restore(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BlockAdditive:
+        """See :meth:`Factors.restore`."""
+        if set(tensors) != {"offsets"}:
+            raise argument_error("factors: tensors", sorted(tensors), "'offsets' alone")
+        return cls(tensors["offsets"])
+
+
+KINDS: dict[str, type[Factors]] = {kind.kind: kind for kind in (Enlarged, Additive, BlockAdditive)}
 
 
 def restore_factors(

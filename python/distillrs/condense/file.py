@@ -14,7 +14,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from torch.utils.data import Dataset
 from distillrs import transforms
 from distillrs.condense.factors import Factors, restore_factors
 from distillrs.condense.labels import HardLabels, SoftLabels
-from distillrs.condense.views import ViewLabels, ViewPlan, read_labels
+from distillrs.condense.signals import wide
+from distillrs.condense.views import MixedLabels, ViewLabels, ViewPlan, read_labels
 from distillrs.errors import DataError, DistillrsError, argument_error
 from distillrs.files import write_whole
 from distillrs.training import TrainingSettings
@@ -59,7 +59,8 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         transform: How raw examples map to the images; ``None`` for the identity.
         training: How a network is to be trained on the set.
         factors: How stored images become examples.
-        views: Views of the images with their own labels; ``labels`` are then the classes that the images stand for.
+        views: Views of the images with their own labels; ``labels`` are then the classes that the images stand for. Or
+            mixtures of the images with mixtures of ``logits``; see :meth:`mix`.
 
     Raises:
         ArgumentError: Parts that are not allowed or do not fit each other.
@@ -77,7 +78,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         transform: Transform | None = None,
         training: TrainingSettings | None = None,
         factors: Factors | None = None,
-        views: ViewLabels | None = None,
+        views: ViewLabels | MixedLabels | None = None,
     ) -> None:
         if stored.dtype not in _IMAGE_DTYPES or stored.ndim < 2 or not stored.numel():
             raise argument_error("images", f"{stored.dtype} {tuple(stored.shape)}", "floating examples [N, ...]")
@@ -113,18 +114,35 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
     @property
     def probabilities(self) -> Tensor | None:
         """[M, C] ``softmax(logits)``, or ``None`` for hard labels."""
-        return None if self.logits is None else self.logits.softmax(1)
+        return None if self.logits is None else wide(self.logits).softmax(1)
 
     def target(self) -> Tensor:
         """What the loss takes: int64 [M], or probabilities [M, C]."""
         if self.labels is not None:
             return self.labels
         assert self.logits is not None
-        return self.logits.softmax(1)
+        # Logits may be kept in 16 bits, in which probabilities do not sum to 1.
+        return wide(self.logits).softmax(1)
 
     def raw(self) -> Tensor:
         """The examples as raw values (pixels), [M, ...]."""
         return self.transform.inverse(self.images)
+
+    def mix(self, plan: ViewPlan, logits: Tensor) -> None:
+        """Gives each image one label instead of its class, and an epoch mixtures of images with those of their labels.
+
+        Args:
+            plan: How they are mixed.
+            logits: [M, C] A teacher's.
+
+        Raises:
+            ArgumentError: A plan or logits that are not allowed.
+        """
+        if logits.shape != (len(self.images), self.class_count):
+            raise argument_error("logits", tuple(logits.shape), f"({len(self.images)}, {self.class_count})")
+        self.views = MixedLabels(plan, SoftLabels(logits, learn=False).logits)
+        self.labels, self.logits = None, logits.detach()
+        self._present = None
 
     def stored_bytes(self) -> int:
         """Bytes of what is stored for training: images, labels or logits, factors, and the rate (8).
@@ -134,7 +152,8 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         tensors = [self.stored, *(each for each in (self.labels, self.logits) if each is not None)]
         if self.factors is not None:
             tensors += self.factors.tensors().values()
-        if self.views is not None:
+        # Mixed labels are those of the set, which are counted already.
+        if isinstance(self.views, ViewLabels):
             return (
                 8
                 + self.views.label_bytes(len(self.images), self.class_count)
@@ -167,7 +186,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             if self._present is None or self._present[0] != self._epoch:
                 self._present = (self._epoch, *self.views.at(self.images, self._epoch))
             return self._present[1][index], self._present[2][index]
-        target = self.labels[index] if self.labels is not None else self.logits[index].softmax(-1)  # type: ignore[index]  # one of the two is given
+        target = self.labels[index] if self.labels is not None else wide(self.logits[index]).softmax(-1)  # type: ignore[index]  # one of the two is given
         return self.images[index], target
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -179,7 +198,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path / FILE_NAME
-        if self.views is not None:
+        if isinstance(self.views, ViewLabels):
             # They are written by write_labels, teacher and all; here it is only seen to that they are there.
             read_labels(self.views.plan, path.parent / LABELS, images=_labelled(self), classes=self.class_count)
         tensors = {"images": self.stored, "inner_lr": torch.tensor(self.inner_lr, dtype=torch.float64)}
@@ -194,7 +213,8 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             "class_names": self.classes,
             "transform": self.transform.describe(),
             "factors": None,
-            "views": None if self.views is None else asdict(self.views.plan),
+            "views": self.views.plan.describe() if isinstance(self.views, ViewLabels) else None,
+            "mixtures": self.views.plan.describe() if isinstance(self.views, MixedLabels) else None,
             "training": None if self.training is None else self.training.to_dict(),
         }
         tensors |= {f"transform.{name}": tensor for name, tensor in self.transform.tensors().items()}
@@ -235,7 +255,8 @@ def load(
         raise DataError(f"{path}: {size} bytes, allowed are {max_bytes}; pass max_bytes= to accept a larger file")
     try:
         page, tensors = _read(path)
-        return _with_views(_assemble(page, tensors, factors, max_bytes), page.get("views"), path.parent / LABELS)
+        data = _with_views(_assemble(page, tensors, factors, max_bytes), page.get("views"), path.parent / LABELS)
+        return _with_mixtures(data, page.get("mixtures"))
     except _UNSOUND as failure:
         raise DataError(f"{path}: not a condensed set that this version reads ({failure})") from failure
 
@@ -249,7 +270,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise argument_error("metadata", f"{len(text)} characters", f"at most {_METADATA_LIMIT}")
         page = json.loads(text)
         if not isinstance(page, dict) or page.get("format") != FORMAT:
-            raise argument_error("format", page.get("format") if isinstance(page, dict) else page, repr(FORMAT))
+            allowed = f"{FORMAT!r}; condensed graphs are read by load_tree_sets"
+            raise argument_error("format", page.get("format") if isinstance(page, dict) else page, allowed)
         if not isinstance(page.get("version"), int) or not 1 <= page["version"] <= VERSION:
             raise argument_error("version", page.get("version"), f"1 to {VERSION}; a newer distillrs may read it")
         # Cloned, so that nothing of a mapped file stays behind the tensors.
@@ -259,6 +281,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _with_views(data: CondensedSet, plan: dict[str, Any] | None, labels: Path) -> CondensedSet:
     if plan is not None:
         data.views = read_labels(ViewPlan.from_dict(plan), labels, images=_labelled(data), classes=data.class_count)
+    return data
+
+
+def _with_mixtures(data: CondensedSet, plan: dict[str, Any] | None) -> CondensedSet:
+    if plan is not None:
+        if data.logits is None or data.views is not None:
+            raise argument_error("mixtures", "a plan", "none for a set without logits of its images, or with views")
+        data.mix(ViewPlan.from_dict(plan), data.logits)
     return data
 
 
@@ -290,7 +320,7 @@ def _assemble(
         raise argument_error("classes", count, f"an integer from 1 to {_MOST_CLASSES}")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise argument_error("class_names", type(names).__name__, "a list of texts, or none")
-    for name in ("transform", "factors", "training", "views"):
+    for name in ("transform", "factors", "training", "views", "mixtures"):
         if page.get(name) is not None and not isinstance(page[name], dict):
             raise argument_error(name, type(page[name]).__name__, "an object")
     made = None

@@ -22,7 +22,8 @@ class Target:
 
     Attributes:
         vector: [P] The point.
-        normaliser: D, what the squared distance is divided by: a positive number or a scalar tensor.
+        normaliser: D, what the squared distance is divided by: a positive number, a scalar tensor, or a tensor [P] that
+            divides the squares one by one.
         weight: Factor of this term of the loss.
     """
 
@@ -32,7 +33,10 @@ class Target:
 
     def distance(self, theta: Tensor) -> Tensor:
         """``|theta - vector|^2 / D``, without the weight."""
-        return (theta - self.vector).square().sum() / self.normaliser
+        squares = (theta - self.vector).square()
+        if isinstance(self.normaliser, Tensor) and self.normaliser.ndim:
+            return (squares / self.normaliser).sum()
+        return squares.sum() / self.normaliser
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class InnerTraining:
             state: Before it.
             x: [n, ...]
             y: [n] or [n, C]
-            rate: Scalar.
+            rate: Scalar, or [P].
             graph: Whether the state after it can be differentiated in the state before it, x, y and the rate.
         """
         theta = state.theta

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from distillrs.condense.labels import check_classes
 from distillrs.errors import DataError, argument_error
 from distillrs.step import Step
 
+Difficulty = Literal["easy", "medium", "hard"]
+
 
 def realistic_patches(
     x: Tensor,
@@ -24,6 +27,7 @@ def realistic_patches(
     candidates: int = 300,
     crops: int = 5,
     area: float = 0.5,
+    difficulty: Difficulty = "easy",
     seed: int = 0,
     batch: int = 512,
 ) -> tuple[Tensor, Tensor]:
@@ -41,6 +45,8 @@ def realistic_patches(
         candidates: Images of a class that are looked at; a class with fewer gives all that it has.
         crops: Of each image; 0 takes images as they are.
         area: Smallest share of an image that a crop has.
+        difficulty: Which of the images' best patches are taken: "easy": those with the lowest losses; "medium": those
+            around the median; "hard": those with the highest. The order is rising in each case.
         seed: Of all draws.
         batch: Images in one pass through the teachers.
 
@@ -54,6 +60,8 @@ def realistic_patches(
     for name, value, least in (("per_class", per_class, 1), ("candidates", candidates, 1), ("crops", crops, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise argument_error(name, value, f"a whole number from {least}")
+    if difficulty not in get_args(Difficulty):
+        raise argument_error("difficulty", difficulty, "'easy', 'medium' or 'hard'")
     if candidates < per_class:
         raise argument_error("candidates", candidates, f"at least per_class, {per_class}")
     if crops and x.ndim != 4:
@@ -88,10 +96,67 @@ def realistic_patches(
             losses.append(-logits.log_softmax(1)[:, label])
             views.append(seen)
         best, which = torch.stack(losses).min(0)
-        order = best.sort(stable=True).indices[:per_class]
+        spare = len(rows) - per_class
+        first = {"easy": 0, "medium": spare // 2, "hard": spare}[difficulty]
+        order = best.sort(stable=True).indices[first : first + per_class]
         found.append(torch.stack(views)[which[order], order])
         labels.append(torch.full((per_class,), label, device=x.device))
     return torch.cat(found), torch.cat(labels)
+
+
+def realistic_images(
+    x: Tensor,
+    y: Tensor,
+    per_class: int,
+    teachers: Committee,
+    *,
+    factor: int = 1,
+    candidates: int = 300,
+    crops: int = 5,
+    area: float = 0.5,
+    difficulty: Difficulty = "easy",
+    seed: int = 0,
+    batch: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """Images of ``factor`` x ``factor`` patches that teachers recognise; see :func:`realistic_patches`.
+
+    Args:
+        x: [n, ...] Real examples in the network's input space; where they are no images, they are taken whole.
+        y: int64 [n].
+        per_class: Images of each class.
+        teachers: Who judges.
+        factor: Patches along each side of an image.
+        candidates: Images of a class that are looked at, at least as many as patches are needed.
+        crops: Of each image.
+        area: Smallest share of an image that a crop has.
+        difficulty: Which patches are taken.
+        seed: Of all draws.
+        batch: Images in one pass through the teachers.
+
+    Returns:
+        Images [C * per_class, ...], class after class, and their classes.
+
+    Raises:
+        ArgumentError: A value that is not allowed.
+        DataError: A class has too few examples.
+    """
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise argument_error("factor", factor, "a positive integer")
+    patches, labels = realistic_patches(
+        x,
+        y,
+        per_class * factor**2,
+        teachers,
+        candidates=max(candidates, per_class * factor**2),
+        crops=crops if x.ndim == 4 else 0,
+        area=area,
+        difficulty=difficulty,
+        seed=seed,
+        batch=batch,
+    )
+    # The surest patches are spread over the images, so that no image has all the doubtful ones.
+    ranked = patches.reshape(-1, factor**2, per_class, *patches.shape[1:]).transpose(1, 2)
+    return mosaic(ranked.reshape(-1, *patches.shape[1:]), factor), labels[:: factor**2]
 
 
 def mosaic(patches: Tensor, factor: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,10 @@ class Recovery(nn.Module):
         strength: Factor of the statistics.
         statistics: How the gap is measured.
         augmentation: Of images; or a function of the step that gives one. ``None`` for none.
-        members: Teachers for each group and step; ``None`` for all.
+        members: Teachers for each group and step; ``None`` for all; or the numbers of teachers of whom each group has
+            one, the first group the first of them, and so on, over and over.
+        redraw: Whether they are drawn anew at each step; else each group keeps those of the run's first.
+        temperature: Of the teachers' weights; ``None`` takes the committee's own.
         seed: Of steps that are given as plain numbers.
 
     Raises:
@@ -53,7 +56,9 @@ class Recovery(nn.Module):
         strength: float = 0.01,
         statistics: BatchNormStatistics | None = None,
         augmentation: Augmentation | AugmentationAt | None = None,
-        members: int | None = None,
+        members: int | Sequence[int] | None = None,
+        redraw: bool = True,
+        temperature: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -63,10 +68,13 @@ class Recovery(nn.Module):
             raise argument_error("synthetic", "soft labels", "HardLabels: each image is recovered for its class")
         if not strength >= 0:
             raise argument_error("strength", strength, "a number from 0")
-        if members is not None and (isinstance(members, bool) or not 1 <= members <= len(teachers)):
+        if isinstance(members, Sequence):
+            teachers.weights(members)
+        elif members is not None and (isinstance(members, bool) or not 1 <= members <= len(teachers)):
             raise argument_error("members", members, f"None or a whole number from 1 to {len(teachers)}")
         if augmentation is not None and len(synthetic.example_shape) != 3:
             raise argument_error("augmentation", f"one for examples of shape {synthetic.example_shape}", "None")
+        teachers.weights(temperature=temperature)
         for number in range(len(teachers)):
             normalising_layers(teachers[number])
         self.teachers = teachers
@@ -75,6 +83,8 @@ class Recovery(nn.Module):
         self.statistics = statistics or BatchNormStatistics()
         self.augmentation = augmentation
         self.members = len(teachers) if members is None else members
+        self.redraw = redraw
+        self.temperature = temperature
         self.seed = seed
         self._groups = one_of_each_class(synthetic.labels.indices)
 
@@ -98,8 +108,9 @@ class Recovery(nn.Module):
         errors: list[Tensor] = []
         gaps: list[Tensor] = []
         for number, rows in enumerate(self._groups):
-            chosen = self.teachers.draw(self.members, step=step, name="recovering members", unit=number)
-            for member, weight in zip(chosen, self.teachers.weights(chosen), strict=True):
+            chosen = self._members_of(number, step)
+            weights = self.teachers.weights(chosen, temperature=self.temperature)
+            for member, weight in zip(chosen, weights, strict=True):
                 reading = self.statistics(self.teachers[member], images[rows])
                 if reading.output.ndim != 2 or reading.output.shape[1] < self.synthetic.classes:
                     got = f"logits {tuple(reading.output.shape)} of member {member}"
@@ -122,6 +133,12 @@ class Recovery(nn.Module):
     def after_step(self) -> None:
         """See :meth:`Synthetic.after_step`; :func:`distillrs.fit` calls it after each step of the optimiser."""
         self.synthetic.after_step()
+
+    def _members_of(self, group: int, step: Step) -> tuple[int, ...]:
+        if isinstance(self.members, Sequence):
+            return (self.members[group % len(self.members)],)
+        drawn_at = step if self.redraw else step.at(0)
+        return self.teachers.draw(self.members, step=drawn_at, name="recovering members", unit=group)
 
     def _seen(self, images: Tensor, step: Step) -> Tensor:
         if self.augmentation is None:

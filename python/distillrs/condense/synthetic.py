@@ -42,11 +42,14 @@ class Synthetic(nn.Module):
         average: Decay d of a moving average ``mean <- d mean + (1 - d) images`` that starts at the first images;
             ``None`` keeps none. What is evaluated and saved is then the average.
         factors: How the stored images become examples; ``None`` takes them as they are.
+        learn_images: Whether the stored images are trained; ``False`` leaves only the parameters of ``factors`` to the
+            group "images".
 
     Raises:
         ArgumentError: Arguments that are not allowed or do not fit each other.
     """
 
+    images: Tensor
     inner_lr: Tensor
 
     def __init__(
@@ -60,6 +63,7 @@ class Synthetic(nn.Module):
         box: tuple[Bound, Bound] | None = None,
         average: float | None = None,
         factors: Factors | None = None,
+        learn_images: bool = True,
     ) -> None:
         super().__init__()
         if not images.is_floating_point() or images.ndim < 2 or not len(images):
@@ -80,7 +84,12 @@ class Synthetic(nn.Module):
         self.inner_lr_bounds = (float(low), float(high))
         self.learn_inner_lr = learn_inner_lr
         self.decay = average
-        self.images = nn.Parameter(images.detach().clone())
+        if not learn_images and (factors is None or not list(factors.parameters())):
+            raise argument_error("learn_images", learn_images, "True for a set without factors that could be trained")
+        if learn_images:
+            self.images = nn.Parameter(images.detach().clone())
+        else:
+            self.register_buffer("images", images.detach().clone())
         self.labels = labels
         self.factors = factors
         rate = torch.tensor(inner_lr, dtype=images.dtype, device=images.device)
@@ -181,7 +190,8 @@ class Synthetic(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by what they are: "images", "labels" if learned, "inner_lr" if learned."""
-        groups = {"images": [self.images, *(self.factors.parameters() if self.factors is not None else ())]}
+        images = [self.images] if isinstance(self.images, nn.Parameter) else []
+        groups = {"images": [*images, *(self.factors.parameters() if self.factors is not None else ())]}
         if learned := list(self.labels.parameters()):
             groups["labels"] = learned
         if isinstance(self.inner_lr, nn.Parameter):
@@ -265,10 +275,10 @@ class Synthetic(nn.Module):
         """
         self.condensed(transform=transform, training=training, classes=classes).save(path)
 
-    def _averaged(self) -> list[tuple[str, nn.Parameter]]:
+    def _averaged(self) -> list[tuple[str, Tensor]]:
         if self.decay is None:
             return []
-        parts = [("images", self.images)]
+        parts: list[tuple[str, Tensor]] = [("images", self.images)]
         if self.factors is not None:
             parts += [(f"factors.{name}", parameter) for name, parameter in self.factors.named_parameters()]
         # Dots separate modules in a state_dict, so a buffer's name may not hold one.

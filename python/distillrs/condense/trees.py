@@ -22,6 +22,7 @@ from distillrs.select._frequent_trees import Level, expand, nodes_of, only
 from distillrs.step import Step
 
 FORMAT = "distillrs.tree_sets"
+FILE_NAME = "condensed.safetensors"
 VERSION = 1
 _DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.int64}
 _PARTS = ("labels", "offsets", "children", "edge_labels")
@@ -163,13 +164,15 @@ def load_tree_sets(path: str | os.PathLike[str], *, max_bytes: int = 1 << 30) ->
     """Reads what :meth:`TreeSets.save` wrote.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a condensation of graphs.
         max_bytes: Largest file that is accepted.
 
     Raises:
         DataError: There is no such file, or it is no sound one; the message says what is wrong.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
     if not path.is_file():
         raise DataError(f"{path}: no such file; allowed is what TreeSets.save wrote")
     if path.stat().st_size > max_bytes:

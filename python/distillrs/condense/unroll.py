@@ -129,7 +129,7 @@ class Unroll:
             start: [P] theta_0.
             images: [N, ...] Examples, floating.
             labels: [N] int64 classes, or [N, C] floating probabilities.
-            rate: Learning rate of the inner steps, a scalar.
+            rate: Learning rate of the inner steps, a scalar; or one for each parameter, [P].
             targets: For steps from 1 to T the points to pass; at least one.
             batches: One int64 tensor of rows for each step; ``None`` takes all examples in every step.
             transform: ``transform(examples [n, ...], i)``, applied to the batch of step i, differentiable. It may be
@@ -204,8 +204,10 @@ class Unroll:
             raise argument_error("images", str(images.dtype), f"the type of start, {start.dtype}")
         if len(labels) != len(images):
             raise argument_error("labels", f"{len(labels)} rows", f"as many as images, {len(images)}")
-        if isinstance(rate, Tensor) and rate.ndim != 0:
-            raise argument_error("rate", tuple(rate.shape), "a scalar")
+        if isinstance(rate, Tensor) and rate.ndim != 0 and rate.shape != start.shape:
+            raise argument_error(
+                "rate", tuple(rate.shape), f"a scalar, or one for each parameter, {tuple(start.shape)}"
+            )
         if not targets:
             raise argument_error("targets", dict(targets), "a target for at least one step")
         for step, target in targets.items():

@@ -41,6 +41,9 @@ class ViewPlan:
             ICCV 2019); "mixup": a weighted mean with another image, the weight uniform (Zhang et al., ICLR 2018).
         temperature: T at which teacher and student are compared.
         seed: Of all draws.
+        batch: Views that are labelled together, and that a student sees together, in an order drawn for each view: for
+            teachers whose answer depends on the batch. ``None``: the whole set at once, for those whose answer does
+            not.
 
     Raises:
         ArgumentError: A value that is not allowed.
@@ -52,6 +55,7 @@ class ViewPlan:
     mix: Literal["none", "cutmix", "mixup"] = "cutmix"
     temperature: float = 20.0
     seed: int = 0
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int) or not 1 <= self.count <= _MOST_VIEWS:
@@ -68,14 +72,22 @@ class ViewPlan:
             raise argument_error("area", self.area, "a share above 0, at most 1")
         if not isinstance(self.augmentation, str):
             raise argument_error("augmentation", self.augmentation, "the name of a strategy")
+        if self.batch is not None and (
+            isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1
+        ):
+            raise argument_error("batch", self.batch, "None or a positive integer")
         # Labels are found again by how the plan is written, and equal plans must also look equal.
         for name in ("area", "temperature"):
             object.__setattr__(self, name, float(getattr(self, name)))
         self._augmentation()
 
+    def describe(self) -> dict[str, Any]:
+        """The plan as JSON holds it; a batch that is not there is left out, as in files from before there was one."""
+        return {name: value for name, value in asdict(self).items() if name != "batch" or value is not None}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ViewPlan:
-        """The plan that ``dataclasses.asdict`` described.
+        """The plan that :meth:`describe` gave.
 
         Raises:
             UnknownNameError: A key that no plan has.
@@ -107,16 +119,61 @@ class ViewPlan:
         seen = augmentation.apply(images, plan)
         if self.mix == "none":
             return seen
-        # Another image of the set: a shift of a random order has no image mixed with itself.
-        order = random.permutation(count, step=step, name="mix/partner").to(images.device)
-        partner = torch.empty_like(order)
-        partner[order] = order.roll(1)
-        share = random.uniform(count, step=step, name="mix/share")
+        partner, share = self.mixture(count, view)
+        partner = partner.to(images.device)
         if self.mix == "mixup":
             own = share.to(images)[:, None, None, None]
             return own * seen + (1 - own) * seen[partner]
         inside = self._rectangle(share, step, images.shape[2], images.shape[3])
         return torch.where(inside.to(images.device), seen[partner], seen)
+
+    def mixture(self, images: int, view: int) -> tuple[Tensor, Tensor]:
+        """With which other image each is mixed in a view, and how much of it stays: a pure function of (seed, view).
+
+        Args:
+            images: Number of images in the set.
+            view: From 0 to ``count`` - 1.
+
+        Returns:
+            int64 [images], and float32 [images]: under "mixup" the weight of the image itself; under "cutmix" 1 minus
+            the share of the rectangle from the other one, before it is cut at the image's rim.
+        """
+        step = Step(view, seed=self.seed)
+        # Another image of the set: a shift of a random order has no image mixed with itself.
+        order = random.permutation(images, step=step, name="mix/partner")
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(1)
+        return partner, random.uniform(images, step=step, name="mix/share")
+
+    def order(self, images: int, view: int) -> Tensor:
+        """The order in which a view's images are cut into batches: a pure function of (seed, view).
+
+        Args:
+            images: Number of images in the set.
+            view: From 0 to ``count`` - 1.
+
+        Returns:
+            int64 [images], each of 0 to ``images`` - 1 once.
+        """
+        return random.permutation(images, step=Step(view, seed=self.seed), name="label/order")
+
+    def ask(self, teacher: Vote, seen: Tensor, view: int) -> Tensor:
+        """A teacher's logits of a view, batch by batch if the plan has batches.
+
+        Args:
+            teacher: From images [n, ...] to logits [n, C]; a module is asked in evaluation mode and left in the mode
+                that it had, so that one that is to normalise by its batch is given as a function that sees to it.
+            seen: [N, C, H, W], what :meth:`make` gave.
+            view: From 0 to ``count`` - 1.
+
+        Returns:
+            [N, C], in the order of the set.
+        """
+        if self.batch is None:
+            return _asked(teacher, seen)
+        order = self.order(len(seen), view)
+        answers = torch.cat([_asked(teacher, seen[rows.to(seen.device)]) for rows in torch.split(order, self.batch)])
+        return torch.empty_like(answers).index_copy_(0, order.to(answers.device), answers)
 
     def _rectangle(self, share: Tensor, step: Step, height: int, width: int) -> Tensor:
         """Bool [N, 1, height, width], of the draws alone: neither the images' type nor their device moves a side."""
@@ -151,6 +208,15 @@ class ViewLabels:
         """T of the labels, and of the student that learns them."""
         return self.plan.temperature
 
+    @property
+    def batch(self) -> int | None:
+        """Views that were labelled together; ``None`` where a label does not depend on its batch."""
+        return self.plan.batch
+
+    def order(self, images: int, epoch: int) -> Tensor:
+        """In which an epoch's views are cut into batches, int64 [images]."""
+        return self.plan.order(images, epoch % self.plan.count)
+
     def at(self, images: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """What an epoch sees.
 
@@ -170,7 +236,8 @@ class ViewLabels:
             found = self.source.gather(self.source.index(torch.arange(len(images)), view), temperature=self.temperature)
             assert isinstance(found, Tensor)
             return seen, found.exp().to(images)
-        return seen, (_asked(self.source, seen).to(images) / self.temperature).softmax(1)
+        logits = self.plan.ask(self.source, seen, view)
+        return seen, (logits.to(images) / self.temperature).softmax(1)
 
     def by(self, teacher: Vote) -> ViewLabels:
         """The same views with the labels of a teacher at hand: how other images are labelled alike."""
@@ -179,6 +246,82 @@ class ViewLabels:
     def label_bytes(self, images: int, classes: int) -> int:
         """Bytes of the labels of all views, 16 bits for each class."""
         return self.plan.count * images * classes * 2
+
+
+class MixedLabels:
+    """Views that are mixtures of images, with the same mixtures of the images' own labels.
+
+    An image is labelled once and not once for each view, so that labels take as many bytes less as there are views.
+
+    Args:
+        plan: How views are made; its ``mix`` must be "mixup" or "none", and without ``batch``.
+        source: Logits [N, C] of the set's images; or a function from images [n, ...] to logits, which is asked once for
+            each set of images; a module is asked in evaluation mode and left in the mode that it had.
+
+    Raises:
+        ArgumentError: A plan that is not allowed.
+    """
+
+    def __init__(self, plan: ViewPlan, source: Tensor | Vote) -> None:
+        if plan.mix == "cutmix" or plan.batch is not None:
+            got = f"mix {plan.mix!r}, batch {plan.batch}"
+            raise argument_error("plan", got, "mix 'mixup' or 'none' without batch: labels are mixed as images are")
+        self.plan = plan
+        self.source = source
+        self._answered: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def temperature(self) -> float:
+        """T of the labels, and of the student that learns them."""
+        return self.plan.temperature
+
+    @property
+    def batch(self) -> None:
+        """A label does not depend on its batch."""
+        return
+
+    def order(self, images: int, epoch: int) -> Tensor:
+        """As a plan with batches would have it, int64 [images]."""
+        return self.plan.order(images, epoch % self.plan.count)
+
+    def at(self, images: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """What an epoch sees.
+
+        Args:
+            images: [N, C, H, W] The whole set, in its order.
+            epoch: From 0.
+
+        Returns:
+            The views [N, C, H, W], and mixed probabilities [N, classes] at the plan's temperature.
+
+        Raises:
+            ArgumentError: There are not as many labels as images.
+        """
+        view = epoch % self.plan.count
+        probabilities = (self._logits(images).to(images) / self.temperature).softmax(1)
+        if len(probabilities) != len(images):
+            raise argument_error("source", f"{len(probabilities)} labels", f"one for each image, {len(images)}")
+        seen = self.plan.make(images, view)
+        if self.plan.mix == "none":
+            return seen, probabilities
+        partner, share = (each.to(images.device) for each in self.plan.mixture(len(images), view))
+        share = share.to(images)[:, None]
+        return seen, share * probabilities + (1 - share) * probabilities[partner]
+
+    def by(self, teacher: Vote) -> MixedLabels:
+        """The same mixtures with labels of a teacher at hand: how other images are labelled alike."""
+        return MixedLabels(self.plan, teacher)
+
+    def label_bytes(self, images: int, classes: int) -> int:
+        """Bytes of one label for each image, 16 bits for each class."""
+        return images * classes * 2
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if isinstance(self.source, Tensor):
+            return self.source
+        if self._answered is None or self._answered[0] is not images:
+            self._answered = images, _asked(self.source, images)
+        return self._answered[1]
 
 
 def write_labels(
@@ -216,14 +359,14 @@ def write_labels(
     if overwrite:
         _remove(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    words = json.dumps(asdict(plan) | {"images": _digest(images)}, sort_keys=True)
+    words = json.dumps(plan.describe() | {"images": _digest(images)}, sort_keys=True)
     kind = UNCHECKED if fingerprint is None else fingerprint
     numbers = torch.arange(len(images))
     with LabelCache.create(place, classes, kind, augmentation=words, exist_ok=True) as cache:
         for view in range(plan.count):
             missing = cache.missing(numbers, view)
             if len(missing):
-                logits = _asked(teacher, plan.make(images, view))
+                logits = plan.ask(teacher, plan.make(images, view), view)
                 if logits.shape != (len(images), classes):
                     raise argument_error("teacher", tuple(logits.shape), f"logits {(len(images), classes)}")
                 cache.append(missing, view, logits.cpu()[missing], seed=plan.seed)
@@ -245,7 +388,7 @@ def read_labels(plan: ViewPlan, path: str | os.PathLike[str], *, images: int | T
         ArgumentError: It is of other views, images or classes, or lacks labels.
     """
     cache = LabelCache.open(path, UNCHECKED)
-    words = asdict(plan)
+    words = plan.describe()
     found = _described(cache.augmentation)
     digest = found.pop("images", None)
     if found != words or cache.classes != classes:

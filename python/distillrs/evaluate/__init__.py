@@ -12,10 +12,21 @@ beside random real examples of the same count, labels, views and tuning budget, 
 
 from __future__ import annotations
 
-from distillrs.evaluate import accounting, beds, data, generation, graph_networks, networks, scores, statistics
+from distillrs.evaluate import (
+    accounting,
+    beds,
+    data,
+    generation,
+    graph_networks,
+    graph_sets,
+    networks,
+    scores,
+    statistics,
+)
 from distillrs.evaluate.comparison import Comparison, compare
 from distillrs.evaluate.data.bundle import DataBundle
 from distillrs.evaluate.measure import accuracy, area_under_curve, predictions
+from distillrs.evaluate.retrieval import recall
 from distillrs.evaluate.small_sets import RealSet, SmallSet, random_real, train
 from distillrs.evaluate.statistics import Paired, Summary
 from distillrs.evaluate.validation import Choice, Validation, choose_best
@@ -38,9 +49,11 @@ __all__ = [
     "data",
     "generation",
     "graph_networks",
+    "graph_sets",
     "networks",
     "predictions",
     "random_real",
+    "recall",
     "scores",
     "statistics",
     "train",

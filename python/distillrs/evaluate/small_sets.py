@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -63,6 +64,20 @@ class LabelledViews(Protocol):
 
     def label_bytes(self, images: int, classes: int) -> int:
         """Bytes of the labels of all views."""
+        ...
+
+
+@runtime_checkable
+class BatchedViews(LabelledViews, Protocol):
+    """Views some of which may have been labelled together."""
+
+    @property
+    def batch(self) -> int | None:
+        """Views that were labelled together and are to be seen together; ``None`` if that does not matter."""
+        ...
+
+    def order(self, images: int, epoch: int) -> Tensor:
+        """Where it matters: the order, int64 [images], that is cut into such batches in an epoch."""
         ...
 
 
@@ -141,7 +156,8 @@ def train(
     Args:
         network: Gives logits [n, C].
         data: A condensed set, or any other :class:`SmallSet`.
-        settings: How; by default the settings that the set brings.
+        settings: How; by default the settings that the set brings. Where the labels of its views belong to batches,
+            those are the batches, whatever the settings say.
         seed: Of order and augmentation.
 
     Returns:
@@ -157,7 +173,10 @@ def train(
     views: LabelledViews | None = getattr(data, "views", None)
     if views is None:
         return train_on_arrays(network, data.images, data.target(), chosen, seed=seed)
-    images = data.images
+    images, found = data.images, views
+    orders: Callable[[int], Tensor] | None = None
+    if isinstance(views, BatchedViews) and views.batch is not None:
+        chosen, orders = replace(chosen, batch_size=views.batch), partial(views.order, len(images))
     return train_on_arrays(
         network,
         images,
@@ -165,5 +184,6 @@ def train(
         chosen,
         seed=seed,
         loss=tempered_loss(views.temperature),
-        views=lambda epoch: views.at(images, epoch),
+        views=lambda epoch: found.at(images, epoch),
+        orders=orders,
     )

@@ -20,7 +20,15 @@ from distillrs.ops._divergences import (
     TotalVariation,
 )
 from distillrs.ops._energy import energy
-from distillrs.ops._kernels import Gaussian, InverseMultiquadric, Laplacian, NegativeDistance, PairKernel, Polynomial
+from distillrs.ops._kernels import (
+    Gaussian,
+    Geodesic,
+    InverseMultiquadric,
+    Laplacian,
+    NegativeDistance,
+    PairKernel,
+    Polynomial,
+)
 from distillrs.ops._linear import linear_row_divergence
 from distillrs.ops._mixture import mixture_denoiser, mixture_log_density
 from distillrs.ops._ranking import plackett_luce
@@ -36,6 +44,7 @@ __all__ = [
     "DivergenceStatistics",
     "ForwardKL",
     "Gaussian",
+    "Geodesic",
     "InverseMultiquadric",
     "JensenShannon",
     "Laplacian",

@@ -173,6 +173,38 @@ class Polynomial(PairKernel):
         return self.degree * self.scale * (self.scale * u + self.offset) ** (self.degree - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Geodesic(PairKernel):
+    """``exp(-angle(x, y)^2 / (2 b^2))`` of two unit vectors: the Gaussian along the sphere.
+
+    Products beyond -1 and 1, where rounding may lead, count as these. Where the points are opposite, the slope has no
+    limit and is taken as one that is finite.
+
+    Attributes:
+        bandwidth: b, positive, in radians.
+    """
+
+    bandwidth: float = 1.0
+
+    of_product = True
+
+    def __post_init__(self) -> None:
+        _check_positive("bandwidth", self.bandwidth)
+
+    def value(self, u: Tensor) -> Tensor:
+        """``exp(-arccos(u)^2 / (2 b^2))``."""
+        return (u.clamp(-1, 1).acos().square() / (-2 * self.bandwidth**2)).exp()
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """``exp(-arccos(u)^2 / (2 b^2)) arccos(u) / (b^2 sqrt(1 - u^2))``."""
+        u = u.clamp(-1, 1)
+        # Towards 1 both arccos and root vanish, and their quotient is 1 + (1 - u) / 3 + ...
+        near = 1 - u < torch.finfo(u.dtype).eps ** 0.5
+        root = (1 - u.square()).clamp_min(torch.finfo(u.dtype).eps).sqrt()
+        slope = torch.where(near, 1 + (1 - u) / 3, u.acos() / root)
+        return self.value(u) * slope / self.bandwidth**2
+
+
 def _inverse_root(u: Tensor) -> Tensor:
     return torch.where(u == 0, 0.0, u.clamp(min=torch.finfo(u.dtype).tiny).rsqrt())
 

@@ -25,3 +25,16 @@ def real_initial(x: Tensor, y: Tensor, per_class: int, *, seed: int = 0, inner_l
         DataError: A class has fewer than ``per_class`` examples.
     """
     return Synthetic.from_real(x, y, per_class, "hard", seed, inner_lr=inner_lr, learn_inner_lr=False)
+
+
+def channel_box(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each channel, between which an image is a possible one.
+
+    Args:
+        x: [n, C, ...] Real examples.
+
+    Returns:
+        Two tensors [C, 1, ...] that broadcast to an example.
+    """
+    axes, shape = [0, *range(2, x.ndim)], (-1, *(1,) * (x.ndim - 2))
+    return x.amin(axes).reshape(shape), x.amax(axes).reshape(shape)

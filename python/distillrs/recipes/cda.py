@@ -14,6 +14,7 @@ from distillrs.augment import Augmentation
 from distillrs.condense import Committee, HardLabels, Recovery, Synthetic, ViewPlan
 from distillrs.condense.labels import check_classes
 from distillrs.errors import argument_error
+from distillrs.recipes._signals import channel_box
 from distillrs.registry import recipe
 from distillrs.step import Step
 
@@ -86,9 +87,7 @@ def cda_initial(x: Tensor, y: Tensor, per_class: int, *, seed: int = 0, inner_lr
     count = int(y.max()) + 1
     classes = torch.arange(count, device=y.device).repeat_interleave(per_class)
     noise = random.normal(len(classes), *x.shape[1:], step=Step(0, seed=seed), name="initial noise").to(x)
-    axes = [0, *range(2, x.ndim)]
-    low, high = (bound.reshape(-1, *(1,) * (x.ndim - 2)) for bound in (x.amin(axes), x.amax(axes)))
-    return Synthetic(noise, HardLabels(classes, count), inner_lr=inner_lr, learn_inner_lr=False, box=(low, high))
+    return Synthetic(noise, HardLabels(classes, count), inner_lr=inner_lr, learn_inner_lr=False, box=channel_box(x))
 
 
 def cda_views(

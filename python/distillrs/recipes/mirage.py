@@ -20,7 +20,7 @@ from distillrs.registry import recipe
         "Sets are found depth first over bits instead of by FP-growth: the result of both is all frequent sets.",
         "The default support is a share of the class; the paper has a number for each data set and class.",
     ],
-    engine="select",
+    engine="graphs",
 )
 def mirage(
     depth: int = 2,

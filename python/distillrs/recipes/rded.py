@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from distillrs.condense import Committee, SoftLabels, Synthetic
-from distillrs.condense.patches import mosaic, realistic_patches
-from distillrs.errors import argument_error
+from distillrs.condense.patches import realistic_images
 from distillrs.registry import recipe
 
 
@@ -64,22 +63,17 @@ def rded(
         ArgumentError: A value that is not allowed.
         DataError: A class has too few examples.
     """
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-        raise argument_error("factor", factor, "a positive integer")
-    patches, _ = realistic_patches(
+    images, _ = realistic_images(
         x,
         y,
-        per_class * factor**2,
+        per_class,
         teachers,
-        candidates=max(candidates, per_class * factor**2),
-        crops=crops if x.ndim == 4 else 0,
+        factor=factor,
+        candidates=candidates,
+        crops=crops,
         area=area,
         seed=seed,
         batch=batch,
     )
-    # The surest patches are spread over the images, so that no image has all the doubtful ones.
-    classes = int(y.max()) + 1
-    ranked = patches.reshape(classes, factor**2, per_class, *patches.shape[1:]).transpose(1, 2)
-    images = mosaic(ranked.reshape(-1, *patches.shape[1:]), factor)
     logits = teachers.vote(images, batch=batch)
     return Synthetic(images, SoftLabels(logits.to(torch.float32), learn=False), inner_lr=inner_lr, learn_inner_lr=False)
