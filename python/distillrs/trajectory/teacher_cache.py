@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distillrs import _core
+from distillrs.checks import check_flag, device_of
 from distillrs.errors import KeyNotFound, argument_error
 from distillrs.ops import TopK
 from distillrs.trajectory.buffers import describe, memory
@@ -102,6 +103,10 @@ class TeacherCache(Documents):
             ArgumentError: An argument is not allowed.
         """
         check_fingerprint(fingerprint)
+        for name, flag in (("sampled", sampled), ("offsets", offsets)):
+            check_flag(name, flag)
+        if code not in ("u8", "f16"):
+            raise argument_error("code", code, '"u8" or "f16"')
         form = {
             "format": cls._FORMAT,
             "vocabulary": _count("vocabulary", vocabulary),
@@ -185,11 +190,9 @@ class TeacherCache(Documents):
             keys: Keys of documents.
 
         Raises:
-            ArgumentError: A string, which would be taken for one key a letter.
+            ArgumentError: Something that is no sequence of strings; a string would be taken for one key a letter.
         """
-        if isinstance(keys, str):
-            raise argument_error("keys", keys, "a sequence of keys")
-        return [key for key in keys if key not in self]
+        return [key for key in _checked_keys(keys) if key not in self]
 
     def index(self, keys: Sequence[str]) -> Tensor:
         """Number of the first row of each document; the row of its position p is that number plus p.
@@ -269,10 +272,9 @@ class TeacherCache(Documents):
             ArgumentError: The cache keeps none, or a row is not there.
             StoreCorrupt: The bytes contradict their checksum or the format.
         """
-        numbers = row_numbers(rows)
+        numbers, target = row_numbers(rows), device_of("device", device)
         ids, log_probs = torch.empty(numbers.shape, dtype=torch.int64), torch.empty(numbers.shape)
         self._retried(lambda: self._rows.gather_sampled(memory(numbers), memory(ids), memory(log_probs)))
-        target = "cpu" if device is None else device
         return Sampled(ids.to(target), log_probs.to(target))
 
     def offsets(self, key: str) -> Tensor:
@@ -366,8 +368,7 @@ class TeacherCache(Documents):
         return found
 
     def _found(self, keys: Sequence[str], part: int) -> Tensor:
-        if isinstance(keys, str) or not isinstance(keys, Sequence):
-            raise argument_error("keys", keys, "a sequence of keys")
+        keys = _checked_keys(keys)
         if any(key in self._written for key in keys):
             self._see_written()
         found = [self._rows.find(key) for key in keys]
@@ -382,6 +383,17 @@ def _count(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise argument_error(name, value, "a whole number from 0")
     return value
+
+
+def _checked_keys(keys: Iterable[str]) -> list[str]:
+    allowed = "a sequence of keys, which are strings"
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise argument_error("keys", keys, allowed)
+    found = list(keys)
+    for place, key in enumerate(found):
+        if not isinstance(key, str):
+            raise argument_error(f"keys[{place}]", key, "a string")
+    return found
 
 
 def _checked_key(key: str) -> str:
