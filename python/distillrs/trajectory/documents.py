@@ -129,6 +129,7 @@ class Documents:
             raise StoreVersionError(
                 f"{store.path} has {cls._WHAT} format {form['format']}; this build reads {cls._FORMAT}"
             )
+        cls._check_form(store, form)
         there: dict[str, Any] | None = form["fingerprint"]
         try:
             found = None if there is None else Fingerprint(**there)
@@ -142,6 +143,21 @@ class Documents:
                 )
             found.check(fingerprint, str(store.path))
         return there
+
+    @classmethod
+    def _check_form(cls, store: Store, form: dict[str, Any]) -> None:
+        """Refuses settings that no cache can have; the core looks at those of a row's layout.
+
+        Raises:
+            SchemaMismatch: A stranger wrote them.
+        """
+        try:
+            is_right = checked_temperatures(form["temperatures"]) == form["temperatures"]
+        except ArgumentError:
+            is_right = False
+        if not is_right:
+            got = f"{form['temperatures']!r:.80}"
+            raise SchemaMismatch(f"{store.path} has temperatures={got}, which are not 1 and then others, each once")
 
     @property
     def path(self) -> Path:
