@@ -44,8 +44,8 @@ demo: build
 check: build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	$(PY) -m ruff format --check python tests benchmarks tools
-	$(PY) -m ruff check python tests benchmarks tools
+	$(PY) -m ruff format --check python tests benchmarks tools examples
+	$(PY) -m ruff check python tests benchmarks tools examples
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest distillrs._core --allowlist tests/stubtest-allowlist.txt
 

@@ -1,11 +1,13 @@
-"""Refusals of numbers that are none, or out of their range, by the argument's name."""
+"""Refusals of what is no number, truth value or name, or out of its range, by the argument's name."""
 
 from __future__ import annotations
 
 import math
+import os
 from typing import TypeGuard
 
 import numpy as np
+import torch
 
 from distillrs.errors import argument_error
 
@@ -59,3 +61,83 @@ def check_whole(name: str, value: object, allowed: str, *, least: int, most: int
         raise argument_error(name, value, allowed)
     if value < least or (most is not None and value > most):
         raise argument_error(name, value, allowed)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuses what is neither true nor false; "no" would count as true.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+
+    Raises:
+        ArgumentError: It is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise argument_error(name, value, "True or False")
+
+
+def check_text(name: str, value: object, allowed: str = "a string that is not empty") -> None:
+    """Refuses what is not a string with at least one character.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+        allowed: What would have been accepted, in words.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if not isinstance(value, str) or not value:
+        raise argument_error(name, value, allowed)
+
+
+def check_names(name: str, value: object, allowed: str = "a list of names") -> None:
+    """Refuses what is not a sequence of strings; a single string would count as one name a letter.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+        allowed: What would have been accepted, in words.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(each, str) for each in value):
+        raise argument_error(name, value, allowed)
+
+
+def check_path(name: str, value: object) -> None:
+    """Refuses what cannot be the path of a file or folder.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+
+    Raises:
+        ArgumentError: It cannot.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise argument_error(name, value, "a path: a string or a pathlib.Path")
+
+
+def device_of(name: str, value: object) -> torch.device:
+    """The device that was named; ``None`` is the CPU.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+
+    Raises:
+        ArgumentError: It names none.
+    """
+    if value is None:
+        return torch.device("cpu")
+    if isinstance(value, torch.device):
+        return value
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise argument_error(name, value, "None or a device, such as 'cpu' or 'cuda:0'")
+    try:
+        return torch.device(value)
+    except RuntimeError as failure:
+        raise argument_error(name, value, "None or a device, such as 'cpu' or 'cuda:0'") from failure

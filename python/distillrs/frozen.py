@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from distillrs.errors import argument_error
+
 
 class Frozen(nn.Module):
     """Holds a network that follows ``.to()`` but is neither trained nor saved.
@@ -17,10 +19,15 @@ class Frozen(nn.Module):
 
     Args:
         module: The network. It is put into evaluation mode and its parameters stop requiring gradients.
+
+    Raises:
+        ArgumentError: Something else than a module.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        if not isinstance(module, nn.Module):
+            raise argument_error("module", type(module).__name__, "a torch.nn.Module")
         # Kept outside the module registry: that is what hides it from parameters() and state_dict().
         object.__setattr__(self, "_held", module.eval().requires_grad_(False))
 

@@ -125,6 +125,41 @@ def test_sparse_divergence_has_no_race_and_one_result(consume, dtype):
     assert_equal(checked(run))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-5), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize("divergence", ALL, ids=["one", "mixture"])
+def test_linear_row_divergence_in_chunks_is_the_reference(divergence, dtype, tolerance, reduction):
+    """Every chunk's logits go through the kernel, which writes the slopes over them."""
+    sides = [(logits(*shape, seed=seed) / 3).to(dtype) for seed, shape in enumerate([(3, 5), (45, 5), (3, 7), (43, 7)])]
+    biases = [logits(45, seed=4).to(dtype), logits(43, seed=5).to(dtype)]
+    upstream = torch.tensor([0.5, -2.0, 1.5]) if reduction == "none" else torch.tensor(0.7)
+
+    def run(sides, biases, backend):
+        leaves = [value.clone().requires_grad_() for value in (sides[0], sides[1], biases[0])]
+        loss = ops.linear_row_divergence(
+            *leaves[:2],
+            *sides[2:],
+            divergence,
+            student_bias=leaves[2],
+            teacher_bias=biases[1],
+            temperature=2.0,
+            labels=torch.tensor([4, -100, 42]),
+            label_weight=0.5,
+            vocabulary=43,
+            reduction=reduction,
+            chunk_bytes=1,
+            backend=backend,
+        )
+        return [loss.detach(), *torch.autograd.grad(loss, leaves, upstream.to(loss))]
+
+    results = checked(lambda: run(sides, biases, "cuda"))
+    assert_equal(results)
+    exact = run([value.double() for value in sides], [value.double() for value in biases], "torch")
+    for found, true in zip(results[0], exact, strict=True):
+        assert found.shape == true.shape
+        assert float((found.double() - true).abs().max()) <= tolerance * (1 + float(true.abs().max()))
+
+
 @pytest.mark.parametrize(("types", "weighted"), [(DTYPES[:2], False), (DTYPES[::-2], True)])
 def test_mixture_denoiser_has_no_race_and_one_result(types, weighted):
     x, data = logits(35, 40, dtype=types[0]), logits(150, 40, seed=1, dtype=types[1])

@@ -10,6 +10,7 @@ from hypothesis import given
 from distillrs import ops, select
 from distillrs.trajectory import UNCHECKED, TeacherCache
 from property import test_energy_properties as energies
+from property import test_linear_row_divergence_properties as linears
 from property import test_mixture_properties as mixtures
 from property import test_row_divergence_properties as divergences
 from property import test_row_statistics_properties as statistics
@@ -56,6 +57,62 @@ def test_row_divergence(case):
         divergences.assert_close(found, exact, 1.0 + divergences.scale_of(exact), tolerance)
         tolerance *= divergences.rounding(student, teacher, arguments)
         divergences.assert_close(gradient, exact_gradient, 0.1 + divergences.scale_of(exact_gradient), tolerance)
+
+
+@given(case=linears.cases())
+def test_linear_row_divergence(case):
+    sides, biases, divergence, arguments, chunk_bytes = case
+    student, head, teacher, other = (value.float() for value in sides)
+    bias, other_bias = (None if value is None else value.float() for value in biases)
+
+    def on_device(x, w, b):
+        return ops.linear_row_divergence(
+            *moved({"x": x, "w": w, "teacher": teacher, "other": other}).values(),
+            moved(divergence),
+            student_bias=moved(b),
+            teacher_bias=moved(other_bias),
+            chunk_bytes=chunk_bytes,
+            backend="cuda",
+            **moved(arguments),
+        ).cpu()
+
+    def exactly(x, w, b):
+        sides = (x, w, teacher.double(), other.double())
+        guide = None if other_bias is None else other_bias.double()
+        return ops.linear_row_divergence(
+            *sides, divergence, student_bias=b, teacher_bias=guide, backend="torch", **arguments
+        )
+
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        found, gradients = linears.outcome(on_device, student, head, bias)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+    exact, exact_gradients = linears.outcome(
+        exactly, *(None if v is None else v.double() for v in (student, head, bias))
+    )
+    for mine, true in zip([found, *gradients], [exact, *exact_gradients], strict=True):
+        scale = float(true.abs().max()) if true.numel() else 0.0
+        error = float((mine.double() - true).abs().max()) if true.numel() else 0.0
+        assert error <= 5e-5 * (1 + scale), (error, scale)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's tracer
+@pytest.mark.parametrize("consume", [False, True])
+def test_between_compiled_graphs(consume):
+    linear = torch.nn.Linear(64, 5000, device="cuda")
+    x, teacher = torch.randn(32, 64, device="cuda"), torch.randn(32, 5000, device="cuda")
+
+    def loss(x):
+        logits = linear(x).tanh()
+        return 2 * ops.row_divergence(logits * 3, teacher, ops.JensenShannon(), consume_logits=consume, backend="cuda")
+
+    expected = loss(x)
+    (gradient,) = torch.autograd.grad(expected, linear.weight)
+    found = torch.compile(loss, backend="aot_eager")(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, linear.weight)[0], gradient)
 
 
 @given(case=statistics.cases())

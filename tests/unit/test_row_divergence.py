@@ -2,6 +2,7 @@
 
 import math
 import types
+from inspect import signature
 
 import pytest
 import torch
@@ -506,6 +507,30 @@ def test_under_torch_compile(backend):
     found.backward()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(linear.weight.grad, gradient)
+
+
+def test_one_whole_graph_is_refused_with_the_reason():
+    teacher = logits(5, 20, seed=1)
+    whole = torch.compile(lambda x: ops.row_divergence(x, teacher, ops.ForwardKL()), backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported) as refused:
+        whole(logits(5, 20))
+    assert (
+        "between compiled parts" in str(refused.value) or "reason" not in signature(torch.compiler.disable).parameters
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda x: ops.row_divergence(x, x.detach(), ops.ForwardKL()), "student"),
+        (lambda x: ops.sparse_row_divergence(x, ops.TopK.from_logits(logits(3, 9), 2), ops.ForwardKL()), "student"),
+        (lambda x: ops.row_statistics(x).entropy.sum(), "logits"),
+    ],
+    ids=["dense", "sparse", "statistics"],
+)
+def test_transforms_of_torch_func_are_refused_by_name(call, name):
+    with pytest.raises(ArgumentError, match=rf"^{name}: got .* inside a transform of torch\.func"):
+        torch.func.grad(call)(logits(3, 9))
 
 
 # Backends

@@ -311,7 +311,7 @@ def test_a_cache_of_sampled_tokens_alone(tmp_path):
 def test_a_support_that_the_student_chose(tmp_path):
     ids = logits(4, 9).topk(K).indices
     ids[2, 5:] = -1
-    with make(tmp_path / "c") as cache:
+    with make(tmp_path / "c", support="student") as cache:
         cache.append("a", logits(4), ids=ids)
     with TeacherCache.open(tmp_path / "c", UNCHECKED) as cache:
         topk = cache.gather(cache.index(["a"]) + torch.arange(4))

@@ -133,7 +133,9 @@ def _show_cache(cache: Mapping[str, Any], stored: int, facts: Table) -> None:
     if cache["rows"]:
         each = f"{stored / cache['rows']:.1f} bytes a {unit}, {cache['row_bytes']} of them payload"
         facts.add_row("", f"{each}; framing {stored / max(1, cache['payload_bytes']) - 1:.1%}")
-    kept = f"the likeliest {settings['k']} of {settings['vocabulary']:,}" if settings["k"] else "sampled tokens only"
+    chosen_by = {"student": "the student's", "union": "the teacher's and the student's,"}
+    whose = chosen_by.get(settings.get("support", "teacher"), "the likeliest")
+    kept = f"{whose} {settings['k']} of {settings['vocabulary']:,}" if settings["k"] else "sampled tokens only"
     if settings.get("dense"):
         kept = f"all {settings['vocabulary']:,} classes"
     facts.add_row("keeps", f"{kept}, code {settings['code']}" + (", sampled tokens" if settings["sampled"] else ""))

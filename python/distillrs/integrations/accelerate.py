@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distillrs.errors import argument_error
 from distillrs.integrations.bookkeeping import (
     average_gradients,
     count_items,
@@ -46,10 +47,12 @@ class Distil:
         total: Length of the run in optimiser steps, for ramps.
 
     Raises:
-        ArgumentError: The objective has several turns.
+        ArgumentError: No accelerator, no objective, or one with several turns.
     """
 
     def __init__(self, accelerator: Any, objective: Any, *, seed: int = 0, total: int | None = None) -> None:
+        if not callable(getattr(accelerator, "register_for_checkpointing", None)):
+            raise argument_error("accelerator", type(accelerator).__name__, "an accelerate.Accelerator")
         single_turn(objective)
         self.accelerator = accelerator
         self.objective = objective.to(accelerator.device) if isinstance(objective, nn.Module) else objective

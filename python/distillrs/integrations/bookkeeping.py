@@ -45,7 +45,13 @@ def examples_of(batch: Any) -> int:
 
 
 def single_turn(objective: Any) -> None:
-    """Refuses an objective that needs more optimisers than the trainer has."""
+    """Refuses what is no objective, and one that needs more optimisers than the trainer has.
+
+    Raises:
+        ArgumentError: It is either.
+    """
+    if not callable(objective) or not callable(getattr(objective, "turns", None)):
+        raise argument_error("objective", type(objective).__name__, "an objective, such as a knowledge.Objective")
     turns = objective.turns(0)
     if len(turns) != 1:
         raise argument_error("objective", f"turns {', '.join(turns)}", "one with a single turn; see distillrs.fit")

@@ -47,7 +47,7 @@ def distil(objective: Any, *, seed: int = 0) -> Any:
         seed: Of the run.
 
     Raises:
-        ArgumentError: The objective has several turns.
+        ArgumentError: No objective, one with several turns, or a seed that is none.
         ModuleNotFoundError: lightning is not installed.
     """
     try:
@@ -55,6 +55,7 @@ def distil(objective: Any, *, seed: int = 0) -> Any:
     except ModuleNotFoundError as failure:
         raise ModuleNotFoundError("lightning is not installed: pip install 'distillrs[lightning]'") from failure
     single_turn(objective)
+    Step(0, seed=seed)
     kind = type("Distil", (_Hooks, Callback), {"__doc__": _Hooks.__doc__})
     return kind(objective, seed)
 

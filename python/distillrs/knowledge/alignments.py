@@ -72,6 +72,9 @@ def aligned(alignment: Alignment, student: Side, teacher: Side, inputs: Inputs) 
         student: The student's side.
         teacher: The teacher's.
         inputs: The batch.
+
+    Raises:
+        ArgumentError: It gives something else than both sides.
     """
     if isinstance(alignment, Chain):
         found = Aligned(student, teacher)
@@ -81,8 +84,20 @@ def aligned(alignment: Alignment, student: Side, teacher: Side, inputs: Inputs) 
             found = after._replace(present=both[0] & both[1] if len(both) == 2 else (both[0] if both else None))
         return found
     if isinstance(alignment, BatchAlignment):
-        return alignment.of_batch(student, teacher, inputs)
-    return Aligned(*alignment(student, teacher))
+        given: Any = alignment.of_batch(student, teacher, inputs)
+        if not isinstance(given, Aligned):
+            got = f"a {type(given).__name__} from {type(alignment).__name__}.of_batch"
+            raise argument_error("align", got, "one whose of_batch gives an Aligned")
+        return given
+    pair: Any = alignment(student, teacher)
+    if not isinstance(pair, tuple) or len(pair) not in (2, 3):
+        got = f"a {type(pair).__name__} from {_name_of(alignment)}"
+        raise argument_error("align", got, "a function that gives both sides: (student, teacher)")
+    return Aligned(*pair)
+
+
+def _name_of(alignment: object) -> str:
+    return str(getattr(alignment, "__name__", type(alignment).__name__))
 
 
 def identity(student: Side, teacher: Side) -> tuple[Side, Side]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_number, check_text
 from distillrs.errors import argument_error
 from distillrs.knowledge.numerics import is_number
 from distillrs.knowledge.taps import find_module
@@ -46,6 +47,8 @@ class LossRatio:
     epsilon: float = 1e-12
 
     def __post_init__(self) -> None:
+        check_text("reference", self.reference, "the name of a term")
+        check_number("epsilon", self.epsilon, "a number above 0", above=0)
         ratios = self.ratio.values() if isinstance(self.ratio, Mapping) else [self.ratio]
         if not all(is_number(ratio) and ratio >= 0 for ratio in ratios):
             raise argument_error("ratio", self.ratio, "finite numbers from 0")
@@ -78,6 +81,10 @@ class GradientBalance:
 
     layer: str
     epsilon: float = 1e-12
+
+    def __post_init__(self) -> None:
+        check_text("layer", self.layer, "the path of a module, such as 'model.layers.5'")
+        check_number("epsilon", self.epsilon, "a number from 0", least=0)
 
     def __call__(self, values: Mapping[str, Tensor], student: nn.Module) -> dict[str, float | Tensor]:
         """See :class:`Balance`."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distillrs import _core
+from distillrs.checks import check_text
 from distillrs.errors import argument_error
 from distillrs.knowledge.alignments import Aligned, BatchAlignment, Side
 from distillrs.knowledge.inputs import Inputs
@@ -99,6 +100,8 @@ def token_chunks(
     log_threshold = _log_threshold(threshold)
     given = None
     if boundary is not None:
+        if not isinstance(boundary, Tensor):
+            raise argument_error("boundary", type(boundary).__name__, "None or a tensor of log-probabilities")
         if boundary.shape != other.shape[:2]:
             raise argument_error("boundary", f"shape {tuple(boundary.shape)}", f"{other.shape[:2]}, as the teacher's")
         given = np.ascontiguousarray(boundary.detach().to("cpu", torch.float32).numpy())
@@ -213,6 +216,9 @@ class Chunks(BatchAlignment):
         teacher_chunks: str = "teacher_chunks",
         boundary: Boundary | None = None,
     ) -> None:
+        named = (("student_ids", student_ids), ("teacher_ids", teacher_ids))
+        for name, entry in (*named, ("student_chunks", student_chunks), ("teacher_chunks", teacher_chunks)):
+            check_text(name, entry, "the name of an entry of the batch")
         if boundary is not None and not isinstance(boundary, Boundary):
             raise argument_error("boundary", type(boundary).__name__, "None or a Boundary")
         self.names = ((student_ids, student_chunks), (teacher_ids, teacher_chunks))
@@ -264,6 +270,8 @@ class ChunkEnds(BatchAlignment):
     """
 
     def __init__(self, student_chunks: str = "chunks", teacher_chunks: str = "teacher_chunks") -> None:
+        for name, entry in (("student_chunks", student_chunks), ("teacher_chunks", teacher_chunks)):
+            check_text(name, entry, "the name of an entry of the batch")
         self.names = (student_chunks, teacher_chunks)
 
     def of_batch(self, student: Side, teacher: Side, inputs: Inputs) -> Aligned:

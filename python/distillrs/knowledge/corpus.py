@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_number, check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import IGNORED
 from distillrs.knowledge.numerics import is_number
@@ -45,6 +46,16 @@ class Example:
     unit: int = 0
     attempt: int = 0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.fields, Mapping) or not all(
+            isinstance(name, str) and isinstance(text, str) for name, text in self.fields.items()
+        ):
+            raise argument_error("fields", self.fields, "a mapping from names to texts")
+        check_number("weight", self.weight, "a number above 0", above=0)
+        check_text("source", self.source)
+        for name in ("unit", "attempt"):
+            check_whole(name, getattr(self, name), "a whole number from 0", least=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
@@ -57,6 +68,12 @@ class Corpus:
 
     examples: tuple[Example, ...]
     rejected: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.examples, tuple) or not all(isinstance(each, Example) for each in self.examples):
+            raise argument_error("examples", self.examples, "a tuple of Example")
+        if not isinstance(self.rejected, tuple) or not all(isinstance(each, int) for each in self.rejected):
+            raise argument_error("rejected", self.rejected, "a tuple of inputs' numbers")
 
     @staticmethod
     def written(
@@ -122,6 +139,11 @@ class Task:
 
     prompt: str
     answer: str
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "answer"):
+            if not isinstance(getattr(self, name), str):
+                raise argument_error(name, getattr(self, name), "a template, such as '{question}'")
 
     def texts(self, fields: Fields) -> tuple[str, str]:
         """The prompt and the answer of an example.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_names, check_text
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
@@ -85,8 +86,11 @@ class Objective(nn.Module):
         for name, given in (("balance", balance), ("inputs", inputs)):
             if given is not None and not callable(given):
                 raise argument_error(name, given, "None or a function; see the parts of distillrs.knowledge")
-        if isinstance(withheld, str):
-            raise argument_error("withheld", withheld, "a list of names")
+        for name, entry in (("labels", labels), ("ids", ids)):
+            check_text(name, entry, "the name of an entry of the batch")
+        entries: Any = withheld
+        withheld = entries if isinstance(entries, str) or not isinstance(entries, Iterable) else tuple(entries)
+        check_names("withheld", withheld)
         self.balance = balance
         self.inputs = inputs
         self.labels = labels
@@ -140,7 +144,7 @@ class Objective(nn.Module):
         inputs = self._read(batch)
         number, local = stage_at(self.stages, step)
         self._enter(number, network)
-        scales = {id(term): at_step(term.scale, local) for term in self.stages[number].terms}
+        scales = {id(term): at_step("scale", term.scale, local) for term in self.stages[number].terms}
         terms = [term for term in self.stages[number].terms if scales[id(term)] != 0]
         begin_step(network, step)
         found, answers = self._run(terms, inputs, step, network)
@@ -158,7 +162,12 @@ class Objective(nn.Module):
         return self._sum(terms, values, scales, found, inputs, step, network)
 
     def turns(self, step: Step | int) -> tuple[str, ...]:
-        """One turn, "student", steps all groups."""
+        """One turn, "student", steps all groups.
+
+        Raises:
+            ArgumentError: No step.
+        """
+        Step.of(step)
         return (TURN,)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -261,7 +270,12 @@ class Objective(nn.Module):
         return self._counted(self._read(batch))
 
     def _read(self, batch: Any) -> Inputs:
-        return self.inputs(batch) if self.inputs else read_batch(batch, self.labels, self.ids, self.withheld)
+        if self.inputs is None:
+            return read_batch(batch, self.labels, self.ids, self.withheld)
+        found: Any = self.inputs(batch)
+        if not isinstance(found, Inputs):
+            raise argument_error("inputs", f"a function that gives {type(found).__name__}", "one that gives Inputs")
+        return found
 
     def _counted(self, inputs: Inputs) -> Tensor:
         labels = inputs.fields.get(self.labels)

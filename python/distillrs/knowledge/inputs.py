@@ -78,7 +78,9 @@ class Prefixed:
     names: tuple[str, ...] = ("input_ids", "attention_mask")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.names, tuple) or not self.names:
+        if not isinstance(self.prefix, str):
+            raise argument_error("prefix", self.prefix, "a string")
+        if not isinstance(self.names, tuple) or not self.names or not all(isinstance(each, str) for each in self.names):
             raise argument_error("names", self.names, "a tuple of at least one name of an argument")
 
     @property

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import IGNORED
 from distillrs.knowledge.numerics import is_number
@@ -32,6 +33,8 @@ class RowPart(Protocol):
         ...
 
 
+_ENTRY = "the name of an entry of the batch"
+
 Rows: TypeAlias = RowPart | Callable[[View], Tensor] | Sequence[RowPart | Callable[[View], Tensor]] | None
 
 
@@ -46,6 +49,9 @@ class Shifted:
 
     name: str = "labels"
     ignore_index: int = IGNORED
+
+    def __post_init__(self) -> None:
+        _check_labels_of(self.name, self.ignore_index)
 
     def labels(self, view: View) -> Tensor:
         """The label of each row, -100 where it is ignored and for the last.
@@ -77,6 +83,9 @@ class Labelled:
     name: str = "labels"
     ignore_index: int = IGNORED
 
+    def __post_init__(self) -> None:
+        _check_labels_of(self.name, self.ignore_index)
+
     def labels(self, view: View) -> Tensor:
         """The label of each row, -100 where it is ignored."""
         labels = view.inputs.tensor(self.name)
@@ -97,6 +106,9 @@ class Mask:
 
     name: str = "attention_mask"
 
+    def __post_init__(self) -> None:
+        check_text("name", self.name, _ENTRY)
+
     def __call__(self, view: View) -> Tensor:
         """Booleans, shaped as the entry."""
         return view.inputs.tensor(self.name) != 0
@@ -113,6 +125,11 @@ class Where:
 
     name: str
     value: int
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name, _ENTRY)
+        if not isinstance(self.value, bool):
+            check_whole("value", self.value, "a whole number", least=-(2**63), most=2**63 - 1)
 
     def __call__(self, view: View) -> Tensor:
         """Booleans, shaped as the entry."""
@@ -147,7 +164,7 @@ class EntropyFilter:
     def __call__(self, view: View) -> Tensor:
         """Zeros and ones, shaped as the rows."""
         entropy = view.statistics(self.of).entropy
-        kept = (entropy >= at_step(self.low, view.local)) & (entropy <= at_step(self.high, view.local))
+        kept = (entropy >= at_step("low", self.low, view.local)) & (entropy <= at_step("high", self.high, view.local))
         return kept.to(entropy.dtype)
 
 
@@ -171,7 +188,7 @@ class SelfPaced:
     def __call__(self, view: View) -> Tensor:
         """Numbers from 0 to 1, shaped as the rows."""
         assert view.losses is not None
-        limit = at_step(self.threshold, view.local)
+        limit = at_step("threshold", self.threshold, view.local)
         if not limit > 0:
             raise argument_error("threshold", limit, "a number above 0 at every step")
         if self.hard:
@@ -206,9 +223,30 @@ class PerRow:
         return given.detach()
 
 
-def at_step(value: float | Ramp, step: Step) -> float:
-    """A number, or a ramp's value at a step."""
-    return float(value(step)) if callable(value) else float(value)
+def at_step(name: str, value: float | Ramp, step: Step) -> float:
+    """A number, or a ramp's value at a step.
+
+    Args:
+        name: The argument's, for the message.
+        value: The number or the ramp.
+        step: Of the stage.
+
+    Raises:
+        ArgumentError: The ramp gives something else than a number.
+    """
+    if not callable(value):
+        return float(value)
+    given: Any = value(step)
+    one = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+    if isinstance(one, bool) or not isinstance(one, Real) or math.isnan(one):
+        allowed = f"a function of the step that gives a number; this is step {step.index}"
+        raise argument_error(name, one, allowed)
+    return float(one)
+
+
+def _check_labels_of(name: str, ignore_index: int) -> None:
+    check_text("name", name, _ENTRY)
+    check_whole("ignore_index", ignore_index, "a whole number", least=-(2**63), most=2**63 - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -211,8 +211,12 @@ def acceptance(draft_logits: Tensor, target_logits: Tensor, temperature: float =
         temperature: Of both; 0 for the most likely token of each.
 
     Raises:
-        ArgumentError: Shapes that differ, or a temperature that is not allowed.
+        ArgumentError: Something else than tensors, shapes that differ, or a temperature that is not allowed.
     """
+    for name, logits in (("draft_logits", draft_logits), ("target_logits", target_logits)):
+        if not isinstance(logits, Tensor) or not logits.is_floating_point() or not logits.ndim:
+            got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise argument_error(name, got, "a floating tensor [..., vocabulary]")
     if draft_logits.shape != target_logits.shape:
         got = f"shapes {tuple(draft_logits.shape)} and {tuple(target_logits.shape)}"
         raise argument_error("draft_logits", got, "one shape")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_text
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
@@ -151,6 +152,8 @@ class SnapshotTable(Teacher):
         for name, value in (("examples", examples), ("classes", classes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise argument_error(name, value, "a positive integer")
+        for name, entry in (("ids", ids), ("labels", labels)):
+            check_text(name, entry, "the name of an entry of the batch")
         self.ids = ids
         self.labels = labels
         self.ranks = Ranks(process_group)

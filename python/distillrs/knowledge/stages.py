@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from distillrs.checks import check_names, check_text
 from distillrs.errors import argument_error
 from distillrs.knowledge.taps import find_module, plain_parameters
 from distillrs.knowledge.terms import Term
@@ -44,8 +45,9 @@ class Stage:
             isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1
         ):
             raise argument_error("steps", self.steps, "None or a positive number of steps")
-        if isinstance(self.trainable, str):
-            raise argument_error("trainable", self.trainable, "a sequence of names, or None")
+        if self.trainable is not None:
+            check_names("trainable", self.trainable, "a sequence of names, or None")
+        check_text("name", self.name)
 
     def trains(self, student: nn.Module) -> set[str]:
         """Names of the parameters that this stage trains, without wrappers.

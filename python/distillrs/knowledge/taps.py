@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from distillrs.checks import check_text
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.knowledge.heads import Head, StandIn, standing_in
 from distillrs.knowledge.inputs import Inputs
@@ -48,6 +49,8 @@ class Tap:
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
             raise argument_error("path", self.path, "the path of a module, such as 'model.layers.5'")
+        if isinstance(self.field, bool) or not (self.field is None or isinstance(self.field, str | int)):
+            raise argument_error("field", self.field, "None, the name of an entry, or an index of a tuple")
         if self.side not in ("output", "input"):
             raise argument_error("side", self.side, "'output' or 'input'")
         if self.call is not None and (isinstance(self.call, bool) or not isinstance(self.call, int) or self.call < 0):
@@ -72,6 +75,12 @@ class Output:
     field: str | int = "logits"
     index: int | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.field, bool) or not isinstance(self.field, str | int) or self.field == "":
+            raise argument_error("field", self.field, "the name of an entry, or an index of a tuple")
+        if self.index is not None and (isinstance(self.index, bool) or not isinstance(self.index, int)):
+            raise argument_error("index", self.index, "None or the index of an entry")
+
     def __str__(self) -> str:
         return f"{self.field}" if self.index is None else f"{self.field}[{self.index}]"
 
@@ -85,6 +94,9 @@ class Entry:
     """
 
     name: str = "labels"
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name, "the name of an entry of the batch")
 
     def __call__(self, run: Run) -> Tensor:
         """The entry as it is.
@@ -165,10 +177,19 @@ def record(network: nn.Module, taps: Iterable[OneTap], inputs: Inputs, *, who: s
 
     Raises:
         UnknownNameError: A module's path or an output's field that is not there.
-        ArgumentError: A module that was not called, or several times, or whose output has no such entry; a head that
-            cannot be left out.
+        ArgumentError: No module, taps or inputs; a module that was not called, or several times, or whose output has no
+            such entry; a head that cannot be left out.
     """
+    _check_network(who, network)
+    given: Any = taps
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise argument_error("taps", taps, "a list of taps, such as [Tap('model.layers.5')]")
     wanted = tuple(dict.fromkeys(taps))
+    for tap in wanted:
+        if not isinstance(tap, Tap | Output | Head) and not callable(tap):
+            raise argument_error("taps", tap, "a Tap, an Output, a Head or a function of a Run for each")
+    if not isinstance(inputs, Inputs):
+        raise argument_error("inputs", type(inputs).__name__, "Inputs(args, kwargs, fields)")
     places: dict[tuple[str, str], nn.Module] = {
         (tap.path, tap.side): find_module(network, tap.path, who) for tap in wanted if isinstance(tap, Tap)
     }
@@ -272,10 +293,19 @@ def release(network: nn.Module) -> None:
 
     Args:
         network: The network, or any module that holds it.
+
+    Raises:
+        ArgumentError: Something else.
     """
+    _check_network("network", network)
     for module in network.modules():
         for handle in _kept.pop(module, {}).values():
             handle.remove()
+
+
+def _check_network(name: str, network: object) -> None:
+    if not isinstance(network, nn.Module):
+        raise argument_error(name, type(network).__name__, "a torch.nn.Module")
 
 
 class _Calls:

@@ -102,6 +102,9 @@ class Mix(Target):
 
     def __post_init__(self) -> None:
         _check_share(self.share)
+        for name in ("first", "second"):
+            if not isinstance(getattr(self, name), Target):
+                raise argument_error(name, getattr(self, name), "a target, such as Labels()")
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]  # a property where the others have a constant
@@ -177,8 +180,11 @@ def optimal_weight(truth: Tensor, truth_only: Tensor, teacher_only: Tensor) -> f
         The share of the truth; 1 if both fits predict the same.
 
     Raises:
-        ArgumentError: Shapes that differ.
+        ArgumentError: Something else than tensors, or shapes that differ.
     """
+    for name, each in (("truth", truth), ("truth_only", truth_only), ("teacher_only", teacher_only)):
+        if not isinstance(each, Tensor):
+            raise argument_error(name, type(each).__name__, "a tensor")
     if truth.shape != truth_only.shape or truth.shape != teacher_only.shape:
         got = f"shapes {tuple(truth.shape)}, {tuple(truth_only.shape)}, {tuple(teacher_only.shape)}"
         raise argument_error("truth", got, "three tensors of one shape")
@@ -226,7 +232,7 @@ def _share(share: Share, view: View, like: Tensor) -> Tensor:
         if value.device.type == "cpu" and not ((value >= 0) & (value <= 1)).all():
             raise argument_error("share", f"{float(value.min()):g} to {float(value.max()):g}", allowed)
     else:
-        number = at_step(share, view.local)
+        number = at_step("share", share, view.local)
         if not 0 <= number <= 1:
             raise argument_error("share", number, f"{allowed} at every step; this is step {view.local.index}")
         value = torch.tensor(number)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_text
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
@@ -108,11 +109,18 @@ def random_teacher(factory: Callable[[], nn.Module], seed: int = 0) -> FrozenTea
     Args:
         factory: Makes the network, drawing from torch's global generator, which is left as it was.
         seed: Of the draw.
+
+    Raises:
+        ArgumentError: Something that makes no network.
     """
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise argument_error("factory", factory, "a function that makes a network")
     with torch.random.fork_rng(devices=[]):
         # The CPU's alone: torch.manual_seed would seed every device, and nothing gives those back.
         torch.default_generator.manual_seed(random.generator_seed(Step(0, seed=seed), "random teacher"))
         network = factory()
+    if not isinstance(network, nn.Module):
+        raise argument_error("factory", f"a function that gives {type(network).__name__}", "one that gives a module")
     return FrozenTeacher(Frozen(network))
 
 
@@ -252,6 +260,7 @@ class Cached(Teacher):
         super().__init__()
         if not isinstance(cache, TeacherCache):
             raise argument_error("cache", type(cache).__name__, "a trajectory.TeacherCache")
+        check_text("rows", rows, "the name of an entry of the batch")
         self.cache = cache
         self.rows = rows
         self.withheld = (rows,)

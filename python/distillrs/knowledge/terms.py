@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_text
 from distillrs.errors import argument_error
 from distillrs.knowledge.alignments import Alignment, Side, aligned, identity
 from distillrs.knowledge.divergences import Divergence
@@ -143,7 +144,9 @@ class Term:
             raise argument_error("scale", self.scale, "a finite number or a ramp")
         if self.normaliser not in ("rows", "weights") and not (is_number(self.normaliser) and self.normaliser > 0):
             raise argument_error("normaliser", self.normaliser, "'rows', 'weights' or a positive number")
-
+        check_text("teacher_name", self.teacher_name, "the name of one of the objective's teachers")
+        if self.name is not None:
+            check_text("name", self.name, "None or a string that is not empty")
         if any(isinstance(tap, Head) for tap in (*self.student_taps, *self.teacher_taps)):
             self._check_heads()
 
@@ -290,8 +293,8 @@ class Term:
         student, temperature = view.student, view.temperature
         if isinstance(self.target, FromTeacher):
             if isinstance(view.teacher, TopK):
-                several = isinstance(temperature, Tensor) or isinstance(view.teacher_temperature, Tensor)
-                if several or view.teacher_temperature != temperature:
+                other = view.teacher_temperature
+                if isinstance(temperature, Tensor) or isinstance(other, Tensor) or other != temperature:
                     raise argument_error("temperature", "one for each row or side", "one number for a cached teacher")
                 factor = temperature**2 if self.temperature_rule == "squared" else 1.0
                 sparse: Tensor = sparse_row_divergence(
@@ -426,7 +429,7 @@ def _temperature(name: str, value: Temperature, view: View) -> float | Tensor:
         if given.device.type == "cpu" and not ((given > 0) & given.isfinite()).all():
             raise argument_error(name, f"values down to {float(given.min())}", "positive, finite numbers")
         return given
-    number = at_step(value, view.local)
+    number = at_step(name, value, view.local)
     if not 0 < number < math.inf:
         raise argument_error(name, number, f"positive numbers at every step; this is step {view.local.index}")
     return number

@@ -12,6 +12,7 @@ from distillrs.ops import _backends
 from distillrs.ops._distributions import Dense, Sampled
 from distillrs.ops._divergences import RowDivergence
 from distillrs.ops._estimates import Drawer, check_drawn
+from distillrs.ops._opaque import opaque
 from distillrs.ops._row_divergence import apply, row_divergence
 from distillrs.ops._rows import Reduction, Rows, TemperatureRule, prepare
 from distillrs.ops._sampled import DrawnRows, KnownSlopes, drawn_rows, known_rows
@@ -23,7 +24,7 @@ Distribution: TypeAlias = Tensor | Dense | TopK | Sampled
 _KINDS = "logits, an ops.Dense, an ops.TopK or an ops.Sampled"
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
+@opaque
 def divergence(
     student: Distribution,
     teacher: Distribution,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number, is_number
 from distillrs.errors import argument_error
 
 
@@ -98,9 +99,8 @@ class JensenShannon(RowDivergence):
     beta: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < 1:
-            allowed = "a number above 0 and below 1 (at the ends it is 0: see ForwardKL and ReverseKL)"
-            raise argument_error("beta", self.beta, allowed)
+        allowed = "a number above 0 and below 1 (at the ends it is 0: see ForwardKL and ReverseKL)"
+        check_number("beta", self.beta, allowed, above=0, below=1)
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """``beta p log(p / M) + (1 - beta) q log(q / M)``."""
@@ -193,7 +193,7 @@ class Alpha(RowDivergence):
     a: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.a) or self.a in (0, 1):
+        if not is_number(self.a) or self.a in (0, 1):
             allowed = "a finite number other than 0 (ReverseKL) and 1 (ForwardKL)"
             raise argument_error("a", self.a, allowed)
 
@@ -227,9 +227,8 @@ class Mixture(RowDivergence):
         for part, weight in self.weights.items():
             if not isinstance(part, RowDivergence) or isinstance(part, Mixture):
                 raise argument_error("weights", part, "divergences other than mixtures as keys")
-            if not isinstance(weight, int | float | Tensor) or (
-                not isinstance(weight, Tensor) and not math.isfinite(weight)
-            ):
+            is_real = not weight.is_complex() if isinstance(weight, Tensor) else is_number(weight)
+            if not is_real:
                 raise argument_error("weights", weight, "finite numbers or tensors with one number for each row")
         detached = {part: w.detach() if isinstance(w, Tensor) else float(w) for part, w in self.weights.items()}
         object.__setattr__(self, "weights", detached)
@@ -286,5 +285,4 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
 
 
 def _check_skew(alpha: float) -> None:
-    if not 0 <= alpha < 1:
-        raise argument_error("alpha", alpha, "a number from 0 to below 1")
+    check_number("alpha", alpha, "a number from 0 to below 1", least=0, below=1)

@@ -12,6 +12,7 @@ from distillrs.errors import argument_error
 from distillrs.ops import _backends
 from distillrs.ops._cuda import _energy as _cuda_energy
 from distillrs.ops._kernels import PairKernel
+from distillrs.ops._opaque import opaque
 from distillrs.ops._row_divergence import refuse_second_derivative
 from distillrs.ops._rows import LOGIT_DTYPES
 
@@ -19,7 +20,7 @@ _ROWS_AT_ONCE = 256
 _PAIRS_AT_ONCE = 2**19
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
+@opaque
 def energy(
     x: Tensor,
     y: Tensor,

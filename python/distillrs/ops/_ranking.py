@@ -11,12 +11,13 @@ from torch import Tensor
 from distillrs.errors import argument_error
 from distillrs.ops import _backends, _rust, _sparse_rust
 from distillrs.ops._divergences import ForwardKL
+from distillrs.ops._opaque import opaque
 from distillrs.ops._row_divergence import apply
 from distillrs.ops._rows import Reduction, Rows, check_logits, prepare
 
 
 # What torch compiles may not hold the core's call.
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
+@opaque
 def plackett_luce(
     student: Tensor,
     teacher: Tensor,

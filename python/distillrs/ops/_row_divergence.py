@@ -8,10 +8,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_flag
 from distillrs.errors import DistillrsError, argument_error
 from distillrs.ops import _backends
 from distillrs.ops._divergences import RowDivergence
 from distillrs.ops._layout import row_layout
+from distillrs.ops._opaque import apply as apply_function
+from distillrs.ops._opaque import opaque
 from distillrs.ops._rows import DivergenceStatistics, Reduction, TemperatureRule, prepare
 
 # Of a temporary in float32 beside a gradient in half precision.
@@ -65,7 +68,7 @@ def row_divergence(
 # The kernels are opaque to the compiler. An autograd.Function outside of its graphs, not a custom operator, because an
 # operator's result may not share memory with its arguments: the gradient formed on the way forward would be copied on
 # the way back, and could not take the logits' place.
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
+@opaque
 def row_divergence(
     student: Tensor,
     teacher: Tensor,
@@ -95,7 +98,8 @@ def row_divergence(
 
     With "mean" and "sum" the gradient is formed on the way forward and scaled on the way back; with "none" it is formed
     on the way back, from the logits. Both are exact under any upstream gradient. A second derivative is refused. Under
-    ``torch.compile`` the call runs as it is, between compiled parts.
+    ``torch.compile`` the call runs as it is, between compiled parts; ``fullgraph=True`` and transforms of
+    ``torch.func`` are refused.
 
     Args:
         student: ``[..., vocabulary]``: logits; float64, float32, bfloat16 or float16, in any layout.
@@ -105,7 +109,7 @@ def row_divergence(
         teacher_temperature: Divides the teacher's; ``None`` takes the student's.
         temperature_rule: "squared" multiplies each row's divergence, not its cross-entropy, by T^2, which keeps the
             size of its gradient (Hinton et al., 2015); it needs equal temperatures.
-        weight: A number for each row; ``None`` is 1.
+        weight: A number for each row, from 0 where they are the normaliser; ``None`` is 1.
         labels: int64, shaped as the leading axes.
         label_weight: Weight of the cross-entropy with ``labels``, for all rows or each. With 0, labels only say which
             rows are ignored.
@@ -114,7 +118,7 @@ def row_divergence(
             different numbers of columns.
         reduction: "mean" and "sum" give a number, "none" a loss for each row.
         normaliser: What "mean" divides by: the rows that are not ignored ("rows" or ``None``), the sum of their weights
-            ("weights"), or a number, such as the count over all ranks and accumulated batches.
+            ("weights"), or a positive, finite number, such as the count over all ranks and accumulated batches.
         consume_logits: Write the gradient over the student's logits, which nobody may use afterwards. They must not be
             a leaf. What an earlier backward pass through the same loss gave for the logits changes with a later one.
         return_statistics: Also give :class:`DivergenceStatistics`.
@@ -159,6 +163,7 @@ def _evaluate(
     backend: _backends.Backend,
     **arguments: Any,
 ) -> tuple[Tensor, DivergenceStatistics | None]:
+    check_flag("return_statistics", with_statistics)
     rows = prepare(student, teacher, divergence, **arguments)
     chosen = _backends.choose(backend, student, rows)
     call = _Call(rows, chosen, arguments["reduction"] == "none", consume, with_statistics)
@@ -183,9 +188,10 @@ def apply(student: Tensor, rows: Any, evaluate: Callable[..., Any], per_row: boo
 
 
 def _run(student: Tensor, call: _Call) -> Tensor:
+    check_flag("consume_logits", call.consume)
     if call.consume and student.requires_grad and torch.is_grad_enabled() and student.is_leaf:
         raise argument_error("consume_logits", "True with a leaf", "False, or logits that a network computed")
-    loss: Tensor = _RowDivergence.apply(student, call)
+    loss: Tensor = apply_function(_RowDivergence, "student", student, call)
     return loss
 
 

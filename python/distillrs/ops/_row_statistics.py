@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number
 from distillrs.errors import DistillrsError, argument_error
 from distillrs.ops import _backends, _cuda, _rust
 from distillrs.ops._layout import CORE_DTYPES, row_layout
+from distillrs.ops._opaque import apply, opaque
 from distillrs.ops._reference import entropy as reference_entropy
 from distillrs.ops._rows import check_logits
 
@@ -41,7 +43,7 @@ class RowStatistics(NamedTuple):
     top_log_probs: Tensor
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
+@opaque
 def row_statistics(
     logits: Tensor,
     index: Tensor | None = None,
@@ -82,10 +84,7 @@ def row_statistics(
         columns = vocabulary
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 <= top_k <= columns:
         raise argument_error("top_k", top_k, f"an integer from 0 to {columns}")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise argument_error("temperature", temperature, "a positive, finite number")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise argument_error("temperature", temperature, "a positive, finite number")
+    check_number("temperature", temperature, "a positive, finite number", above=0)
     if index is not None:
         _check_index(index, shape, columns, logits.device)
     refusal = _cuda.statistics_refusal(logits, top_k)
@@ -99,7 +98,7 @@ def row_statistics(
         summary = _by_kernels
     elif can_serve and backend != "torch":
         summary = _by_core
-    values = _Statistics.apply(logits, index, top_k, float(temperature), columns, summary)
+    values = apply(_Statistics, "logits", logits, index, top_k, float(temperature), columns, summary)
     logsumexp, entropy, chosen, top_log_probs, argmax, top_ids = values
     return RowStatistics(logsumexp, entropy, argmax, chosen if index is not None else None, top_ids, top_log_probs)
 

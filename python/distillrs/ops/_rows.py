@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number
 from distillrs.errors import argument_error
 from distillrs.ops._divergences import Mixture, RowDivergence
 
@@ -158,6 +160,9 @@ def prepare(
     if normaliser is not None and reduction != "mean":
         raise argument_error("normaliser", normaliser, f"None with reduction={reduction!r}; it divides the mean only")
     _check_mixture(divergence, shape)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
+        raise argument_error("ignore_index", ignore_index, "a whole number")
+    label_scale = _per_row("label_weight", label_weight, shape, like)
     active = None
     if labels is not None:
         labels, active = _labels(labels, shape, ignore_index, columns, student.device)
@@ -171,9 +176,7 @@ def prepare(
         scale = torch.where(active, scale, 0.0)
     if reduction == "mean":
         scale = _normalised(scale, active, normaliser)
-    label_scale = (
-        torch.zeros_like(scale) if labels is None else scale * _per_row("label_weight", label_weight, shape, like)
-    )
+    label_scale = torch.zeros_like(scale) if labels is None else scale * label_scale
     if temperature_rule == "squared":
         if not equal and not torch.equal(student_temperature, teacher_rows):
             got = "'squared' with different temperatures for student and teacher"
@@ -234,14 +237,21 @@ def _vocabulary(student: Tensor, teacher: Tensor, vocabulary: int | None) -> int
 def _per_row(name: str, value: float | Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """[n] One number for each row."""
     if isinstance(value, Tensor):
+        if value.is_complex():
+            raise argument_error(name, value.dtype, "real numbers")
         if tuple(value.shape) not in ((), shape):
             raise argument_error(
                 name, f"the shape {tuple(value.shape)}", f"a number or one for each row, shape {shape}"
             )
         return value.detach().to(like).expand(shape).reshape(-1)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise argument_error(name, value, f"a number or a tensor with one for each row, shape {shape}")
-    return like.new_full((math.prod(shape),), value)
+    allowed = f"a number or a tensor with one for each row, shape {shape}"
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise argument_error(name, value, allowed)
+    try:
+        number = float(value)
+    except OverflowError as failure:
+        raise argument_error(name, value, allowed) from failure
+    return like.new_full((math.prod(shape),), number)
 
 
 def _positive(name: str, value: float | Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -275,25 +285,30 @@ def _labels(
 
 
 def _normalised(scale: Tensor, active: Tensor | None, normaliser: float | Tensor | str | None) -> Tensor:
+    allowed = "None, 'rows', 'weights' or a positive, finite number"
     if isinstance(normaliser, str) and normaliser not in ("rows", "weights"):
-        raise argument_error("normaliser", normaliser, "None, 'rows', 'weights' or a positive number")
+        raise argument_error("normaliser", normaliser, allowed)
     if normaliser is None or normaliser == "rows":
         count = active.sum() if active is not None else scale.new_tensor(len(scale))
         # Without a row that counts the loss is 0, not 0 / 0.
         return scale / count.clamp(min=1)
     if isinstance(normaliser, str):
+        # On a GPU a look at the values would wait for it.
+        if scale.device.type == "cpu" and bool((scale < 0).any()):
+            got = f"weights down to {float(scale.min()):g}"
+            raise argument_error("weight", got, "numbers from 0 with normaliser='weights', whose sum may vanish else")
         total = scale.sum()
         return torch.where(scale == 0, 0.0, scale / total)
     if isinstance(normaliser, Tensor):
-        if normaliser.dim():
-            raise argument_error(
-                "normaliser", f"the shape {tuple(normaliser.shape)}", "a number or a tensor without axes"
-            )
+        if normaliser.dim() or normaliser.is_complex() or normaliser.dtype == torch.bool:
+            got = f"{normaliser.dtype} of shape {tuple(normaliser.shape)}"
+            raise argument_error("normaliser", got, "a number or a tensor of one without axes")
         divisor = normaliser.detach().to(scale)
     else:
+        check_number("normaliser", normaliser, allowed, above=0)
         divisor = scale.new_tensor(float(normaliser))
-    if divisor.device.type == "cpu" and not float(divisor) > 0:
-        raise argument_error("normaliser", float(divisor), "a positive number")
+    if divisor.device.type == "cpu" and not 0 < float(divisor) < math.inf:
+        raise argument_error("normaliser", float(divisor), "a positive, finite number")
     return scale / divisor
 
 

@@ -12,12 +12,13 @@ from distillrs.errors import argument_error
 from distillrs.ops import _backends, _cuda, _rust, _sparse_rust
 from distillrs.ops._chunks import in_chunks
 from distillrs.ops._divergences import Mixture, RowDivergence
+from distillrs.ops._opaque import opaque
 from distillrs.ops._row_divergence import apply
 from distillrs.ops._rows import DivergenceStatistics, Reduction, Rows, TemperatureRule, prepare
 from distillrs.ops._top_k import TopK
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
+@opaque
 def sparse_row_divergence(
     student: Tensor,
     teacher: TopK,

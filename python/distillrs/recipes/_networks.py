@@ -28,7 +28,13 @@ def task(logits: AnyTap, scale: float) -> list[Term]:
 
 
 def frozen(teacher: nn.Module) -> Frozen:
-    """The teacher, frozen if it is not yet."""
+    """The teacher, frozen if it is not yet.
+
+    Raises:
+        ArgumentError: Something else than a module.
+    """
+    if not isinstance(teacher, nn.Module):
+        raise argument_error("teacher", type(teacher).__name__, "a torch.nn.Module")
     return teacher if isinstance(teacher, Frozen) else Frozen(teacher)
 
 

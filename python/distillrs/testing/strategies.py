@@ -115,6 +115,44 @@ def logits(
     )
 
 
+def points(
+    *,
+    maximum_count: int = 30,
+    maximum_width: int = 5,
+    minimum_count: int = 1,
+    dtype: torch.dtype = torch.float32,
+    repeated: bool = True,
+) -> st.SearchStrategy[Tensor]:
+    """Points ``[n, width]`` of any spread, some far from the origin, some on a grid, where distances tie.
+
+    Args:
+        maximum_count: Most points.
+        maximum_width: Most columns.
+        minimum_count: Fewest points.
+        dtype: float64, float32, bfloat16 or float16.
+        repeated: Whether a point may come several times.
+    """
+
+    def build(count: int, width: int, seed: int, scale: float, offset: float, form: str) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn(count, width, generator=generator, dtype=torch.float64)
+        if form == "grid":
+            values = (2 * values).round()
+        elif form == "repeated":
+            values = values[torch.randint(0, (count + 1) // 2, (count,), generator=generator)]
+        return (scale * values + offset).to(dtype)
+
+    return st.builds(
+        build,
+        st.integers(minimum_count, maximum_count),
+        st.integers(1, maximum_width),
+        st.integers(0, 2**32 - 1),
+        st.sampled_from([1.0, 1e-3, 100.0]),
+        st.sampled_from([0.0, 0.0, 50.0]),
+        st.sampled_from(["free", "grid", "repeated"] if repeated else ["free"]),
+    )
+
+
 @st.composite
 def top_k(draw: Draw, *shape: int, maximum_k: int = 8, temperatures: tuple[float, ...] = (1.0,)) -> TopK:
     """Top-k distributions of random rows of logits.

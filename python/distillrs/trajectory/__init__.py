@@ -12,6 +12,7 @@ from distillrs.trajectory.reports import CodecError, Damage, RepairReport, SealR
 from distillrs.trajectory.ring import Ring
 from distillrs.trajectory.schema import Column, Schema
 from distillrs.trajectory.store import Ragged, Store
+from distillrs.trajectory.support import union_support
 from distillrs.trajectory.teacher_cache import Sampled, TeacherCache, key_of
 from distillrs.trajectory.transfer import export_safetensors, import_replay_buffers, import_safetensors
 from distillrs.trajectory.writer import Writer
@@ -48,4 +49,5 @@ __all__ = [
     "import_safetensors",
     "key_of",
     "random_sample",
+    "union_support",
 ]

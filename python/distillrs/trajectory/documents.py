@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from distillrs import _core
+from distillrs.checks import check_flag, check_path, device_of, is_number
 from distillrs.errors import (
     ArgumentError,
     KeyConflict,
@@ -79,6 +80,8 @@ class Documents:
         exist_ok: bool,
     ) -> Self:
         """Makes or joins the store; documents that dead writers left are completed."""
+        check_path("path", path)
+        check_flag("exist_ok", exist_ok)
         row_bytes = _core.teacher_row_bytes(layout_of(form))
         columns = {
             "rows": Column((row_bytes,), "uint8", ragged=True),
@@ -126,6 +129,7 @@ class Documents:
             raise StoreVersionError(
                 f"{store.path} has {cls._WHAT} format {form['format']}; this build reads {cls._FORMAT}"
             )
+        cls._check_form(store, form)
         there: dict[str, Any] | None = form["fingerprint"]
         try:
             found = None if there is None else Fingerprint(**there)
@@ -139,6 +143,21 @@ class Documents:
                 )
             found.check(fingerprint, str(store.path))
         return there
+
+    @classmethod
+    def _check_form(cls, store: Store, form: dict[str, Any]) -> None:
+        """Refuses settings that no cache can have; the core looks at those of a row's layout.
+
+        Raises:
+            SchemaMismatch: A stranger wrote them.
+        """
+        try:
+            is_right = checked_temperatures(form["temperatures"]) == form["temperatures"]
+        except ArgumentError:
+            is_right = False
+        if not is_right:
+            got = f"{form['temperatures']!r:.80}"
+            raise SchemaMismatch(f"{store.path} has temperatures={got}, which are not 1 and then others, each once")
 
     @property
     def path(self) -> Path:
@@ -212,7 +231,7 @@ class Documents:
     def _gather_top_k(
         self, numbers: Tensor, device: torch.device | str | None, out: TopK | None, dtype: torch.dtype
     ) -> TopK:
-        target = torch.device("cpu" if device is None else device)
+        target = device_of("device", device)
         if out is not None and not isinstance(out, TopK):
             raise argument_error("out", type(out).__name__, "a TopK")
         if dtype not in (torch.int32, torch.int64):
@@ -424,11 +443,13 @@ def check_fingerprint(fingerprint: object) -> None:
 def checked_temperatures(temperatures: Sequence[float]) -> list[float]:
     """Temperatures as floats, 1 before all others."""
     allowed = "positive numbers, each once"
-    try:
-        found = [float(each) for each in temperatures]
-    except TypeError as failure:
-        raise argument_error("temperatures", temperatures, allowed) from failure
-    if len(set(found)) != len(found) or not all(0 < each < float("inf") for each in found):
+    given: Any = temperatures
+    if isinstance(given, Tensor | np.ndarray):
+        given = given.tolist()
+    if not isinstance(given, Sequence) or not all(is_number(each) and each > 0 for each in given):
+        raise argument_error("temperatures", temperatures, allowed)
+    found = [float(each) for each in given]
+    if len(set(found)) != len(found):
         raise argument_error("temperatures", temperatures, allowed)
     return [1.0, *(each for each in found if each != 1.0)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_number
 from distillrs.errors import SchemaMismatch, argument_error
 from distillrs.frozen import Frozen
 from distillrs.trajectory.layout import _canonical, _is_sharded
@@ -58,9 +58,9 @@ class Fingerprint:
         for name in ("teacher", "tokenizer", "template"):
             if not isinstance(getattr(self, name), str):
                 raise argument_error(name, getattr(self, name), "a string; Fingerprint.of(...) makes it")
-        value = self.sampling_temperature
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise argument_error("sampling_temperature", value, "a number from 0")
+        check_number("sampling_temperature", self.sampling_temperature, "a number from 0", least=0)
+        # A number of numpy would not go into the store's metadata.
+        object.__setattr__(self, "sampling_temperature", float(self.sampling_temperature))
 
     @classmethod
     def of(
@@ -88,7 +88,7 @@ class Fingerprint:
         if template is not None and not isinstance(template, str):
             raise argument_error("template", type(template).__name__, "the template's text, or None")
         text = "none" if template is None else _digest(template.encode())
-        return cls(_teacher(teacher), _tokenizer(tokenizer), text, float(sampling_temperature))
+        return cls(_teacher(teacher), _tokenizer(tokenizer), text, sampling_temperature)
 
     def check(self, other: Fingerprint, what: str) -> None:
         """Compares with the fingerprint in use.

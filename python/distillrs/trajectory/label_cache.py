@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distillrs import _core
 from distillrs.augment import Augmentation
+from distillrs.checks import device_of
 from distillrs.errors import (
     ArgumentError,
     KeyConflict,
@@ -294,7 +295,7 @@ class LabelCache(Documents):
             return self._gather_top_k(numbers, device, None, torch.int64).at(temperature)
         if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
             raise argument_error("temperature", temperature, "a positive, finite number")
-        target = torch.device("cpu" if device is None else device)
+        target = device_of("device", device)
         out = filled("out", None, (*numbers.shape, self.classes), torch.float32, target.type == "cuda")
         self._retried(lambda: self._rows.gather_dense(memory(numbers), memory(out)))
         out = out.to(target, non_blocking=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_whole
 from distillrs.errors import argument_error
 from distillrs.ops import TopK
 from distillrs.step import Step
@@ -38,8 +39,8 @@ def random_sample(logits: Tensor, draws: int, *, key: str, seed: int = 0, first:
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         raise argument_error("logits", getattr(logits, "shape", logits), "a floating tensor [tokens, vocabulary]")
-    if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
-        raise argument_error("draws", draws, "a number from 1")
+    check_whole("draws", draws, "a whole number from 1", least=1)
+    check_whole("first", first, "the position of the first row in its document, a whole number from 0", least=0)
     if not isinstance(key, str):
         raise argument_error("key", key, "the document's key, a string")
     tokens = len(logits)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from distillrs import _core
+from distillrs.checks import check_flag, check_path
 from distillrs.errors import SchemaMismatch, StoreError, StoreMissing, argument_error
 from distillrs.random import Units
 from distillrs.step import Step
@@ -91,6 +92,8 @@ class Store:
         """
         if not isinstance(schema, Schema):
             raise argument_error("schema", schema, "a Schema(name=Column(...), ...)")
+        check_path("path", path)
+        check_flag("exist_ok", exist_ok)
         try:
             text = json.dumps(dict(metadata or {}), allow_nan=False)
         except (TypeError, ValueError) as failure:
@@ -122,6 +125,7 @@ class Store:
         """
         if verify not in _VERIFY:
             raise argument_error("verify", verify, f"one of {', '.join(_VERIFY)}")
+        check_path("path", path)
         return cls(_core.TrajectoryStore.open(os.fspath(path), verify), verify)
 
     @staticmethod
@@ -135,6 +139,7 @@ class Store:
             StoreLocked: Somebody writes to it.
             StoreMissing: There is none.
         """
+        check_path("path", path)
         return RepairReport.of(_core.repair_store(os.fspath(path)))
 
     @property

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from distillrs import _core
-from distillrs.errors import KeyNotFound, argument_error
+from distillrs.checks import check_flag, check_path, device_of
+from distillrs.errors import KeyNotFound, SchemaMismatch, StoreMissing, argument_error
 from distillrs.ops import TopK
 from distillrs.trajectory.buffers import describe, memory
 from distillrs.trajectory.documents import Documents, check_fingerprint, checked_temperatures
 from distillrs.trajectory.fingerprint import Fingerprint, _Unchecked
 from distillrs.trajectory.packed_rows import integers, row_numbers, token_count
 from distillrs.trajectory.schema import Column
+from distillrs.trajectory.store import Store
+from distillrs.trajectory.support import SUPPORTS, Support, check_ids, check_same_support, check_support, top_k_of
 
 _LOGITS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -79,6 +82,7 @@ class TeacherCache(Documents):
         *,
         temperatures: Sequence[float] = (1.0,),
         code: Literal["u8", "f16"] = "u8",
+        support: Support = "teacher",
         sampled: bool = False,
         offsets: bool = False,
         exist_ok: bool = False,
@@ -92,6 +96,8 @@ class TeacherCache(Documents):
             fingerprint: What the answers depend on, or ``UNCHECKED``.
             temperatures: Divergences' temperatures that will be used; 1 is always among them.
             code: ``"u8"``: eight bits a log-probability with a scale for each row; ``"f16"``: sixteen.
+            support: Who chooses the tokens of a row: ``"teacher"``, its ``k`` largest; ``"student"``, whose ids come
+                with every document; ``"union"``, the ids of both (:func:`union_support`).
             sampled: Also keep the sampled token and its log-probability.
             offsets: Also keep each document's byte offsets.
             exist_ok: Join a cache of the same settings and fingerprint.
@@ -102,7 +108,11 @@ class TeacherCache(Documents):
             ArgumentError: An argument is not allowed.
         """
         check_fingerprint(fingerprint)
-        form = {
+        for name, flag in (("sampled", sampled), ("offsets", offsets)):
+            check_flag(name, flag)
+        if code not in ("u8", "f16"):
+            raise argument_error("code", code, '"u8" or "f16"')
+        form: dict[str, Any] = {
             "format": cls._FORMAT,
             "vocabulary": _count("vocabulary", vocabulary),
             "k": _count("k", k),
@@ -112,6 +122,17 @@ class TeacherCache(Documents):
             "offsets": bool(offsets),
             "fingerprint": fingerprint.to_dict() if isinstance(fingerprint, Fingerprint) else None,
         }
+        check_support(support, form["k"])
+        if support != "teacher":
+            # Caches from before there was a choice have the teacher's and say nothing; so do those of today.
+            form["support"] = support
+        if exist_ok:
+            check_path("path", path)
+            try:
+                with Store.open(path) as there:
+                    check_same_support(there, cls._METADATA, support)
+            except StoreMissing:
+                pass
         columns = {"offsets": Column((), "int64", ragged=True)} if offsets else {}
         return cls._create(path, form, columns, fingerprint, exist_ok)
 
@@ -119,6 +140,12 @@ class TeacherCache(Documents):
     def vocabulary(self) -> int:
         """Size of the teacher's vocabulary."""
         return int(self._form["vocabulary"])
+
+    @property
+    def support(self) -> Support:
+        """Who chose the tokens that a row keeps: "teacher", "student" or "union"."""
+        support: Support = self._form.get("support", "teacher")
+        return support
 
     @property
     def tokens(self) -> int:
@@ -148,8 +175,9 @@ class TeacherCache(Documents):
                 shape [tokens, k] with the log-partitions of this cache's temperatures; a :class:`Sampled` if the cache
                 has ``k=0`` and there are no logits.
             sampled: [tokens] The sampled tokens, if the cache keeps them; beside a TopK a :class:`Sampled`.
-            ids: [tokens, k] int64; the ids to keep instead of the k largest (the student's, or the union of both), -1
-                where there are fewer. With logits only.
+            ids: [tokens, k] int64; beside logits in a cache of support "student" (the student's) or "union"
+                (:func:`union_support`), and only there: the ids to keep, -1 where there are fewer. A TopK has its own,
+                which nobody can compare with the support.
             offsets: [tokens + 1] First byte of each token in the text, then the text's length, if the cache keeps them.
 
         Returns:
@@ -185,11 +213,9 @@ class TeacherCache(Documents):
             keys: Keys of documents.
 
         Raises:
-            ArgumentError: A string, which would be taken for one key a letter.
+            ArgumentError: Something that is no sequence of strings; a string would be taken for one key a letter.
         """
-        if isinstance(keys, str):
-            raise argument_error("keys", keys, "a sequence of keys")
-        return [key for key in keys if key not in self]
+        return [key for key in _checked_keys(keys) if key not in self]
 
     def index(self, keys: Sequence[str]) -> Tensor:
         """Number of the first row of each document; the row of its position p is that number plus p.
@@ -269,10 +295,9 @@ class TeacherCache(Documents):
             ArgumentError: The cache keeps none, or a row is not there.
             StoreCorrupt: The bytes contradict their checksum or the format.
         """
-        numbers = row_numbers(rows)
+        numbers, target = row_numbers(rows), device_of("device", device)
         ids, log_probs = torch.empty(numbers.shape, dtype=torch.int64), torch.empty(numbers.shape)
         self._retried(lambda: self._rows.gather_sampled(memory(numbers), memory(ids), memory(log_probs)))
-        target = "cpu" if device is None else device
         return Sampled(ids.to(target), log_probs.to(target))
 
     def offsets(self, key: str) -> Tensor:
@@ -329,9 +354,11 @@ class TeacherCache(Documents):
         logits = answers.detach()
         tokens = token_count(logits.shape[0])
         chosen = integers("ids", ids, (tokens, self.k))
+        if self.k > 0 or ids is not None:
+            check_ids(chosen, self.support, self.vocabulary)
         drawn = integers("sampled", sampled, (tokens,))
-        if logits.device.type != "cpu" and self.k > 0 and chosen is None:
-            return self._pack_on_device(logits, drawn)
+        if logits.device.type != "cpu" and self.k > 0:
+            return self._pack_on_device(logits, chosen, drawn)
         logits = logits.cpu().contiguous()
         packed = _core.teacher_pack_logits(
             self._layout,
@@ -343,14 +370,26 @@ class TeacherCache(Documents):
         )
         return packed, tokens
 
-    def _pack_on_device(self, logits: Tensor, drawn: Tensor | None) -> tuple[bytes, int]:
+    def _pack_on_device(self, logits: Tensor, chosen: Tensor | None, drawn: Tensor | None) -> tuple[bytes, int]:
         """Selects where the logits are, so that a few hundred numbers a row cross the bus and not the vocabulary."""
-        rows = TopK.from_logits(logits, self.k, self.temperatures)
+        if chosen is None:
+            rows = TopK.from_logits(logits, self.k, self.temperatures)
+        else:
+            rows = top_k_of(logits, chosen, self.temperatures)
         token = None
         if drawn is not None:
             there = drawn.to(logits.device)
             token = Sampled(drawn, torch.log_softmax(logits.float(), -1).gather(-1, there[:, None]).squeeze(-1))
         return self._pack_top_k(rows, token)
+
+    @classmethod
+    def _check_form(cls, store: Store, form: dict[str, Any]) -> None:
+        super()._check_form(store, form)
+        kept, support = form["offsets"], form.get("support", "teacher")
+        if not isinstance(kept, bool) or kept != ("offsets" in store.schema):
+            raise SchemaMismatch(f"{store.path} has offsets={kept!r:.80}, and columns {', '.join(store.schema)}")
+        if not isinstance(support, str) or support not in SUPPORTS or (form["k"] == 0 and support != "teacher"):
+            raise SchemaMismatch(f"{store.path} has support={support!r:.80}, which is none")
 
     def _offsets(self, offsets: Tensor | Sequence[int] | None, tokens: int) -> Tensor | None:
         kept = self._form["offsets"]
@@ -366,8 +405,7 @@ class TeacherCache(Documents):
         return found
 
     def _found(self, keys: Sequence[str], part: int) -> Tensor:
-        if isinstance(keys, str) or not isinstance(keys, Sequence):
-            raise argument_error("keys", keys, "a sequence of keys")
+        keys = _checked_keys(keys)
         if any(key in self._written for key in keys):
             self._see_written()
         found = [self._rows.find(key) for key in keys]
@@ -382,6 +420,17 @@ def _count(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise argument_error(name, value, "a whole number from 0")
     return value
+
+
+def _checked_keys(keys: Iterable[str]) -> list[str]:
+    allowed = "a sequence of keys, which are strings"
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise argument_error("keys", keys, allowed)
+    found = list(keys)
+    for place, key in enumerate(found):
+        if not isinstance(key, str):
+            raise argument_error(f"keys[{place}]", key, "a string")
+    return found
 
 
 def _checked_key(key: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_path, device_of
 from distillrs.errors import DataError, argument_error
 from distillrs.trajectory import Fingerprint, TeacherCache, key_of
 
@@ -196,9 +197,14 @@ def load(
         dtype: Of its parameters; ``None`` takes that of the files.
 
     Raises:
+        ArgumentError: No path, device or type.
         DataError: The folder has no model or no tokenizer.
         ModuleNotFoundError: transformers is not installed.
     """
+    check_path("folder", folder)
+    target = device_of("device", device)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise argument_error("dtype", dtype, "None or a torch.dtype")
     try:
         import transformers
     except ModuleNotFoundError as failure:
@@ -212,7 +218,7 @@ def load(
     except (OSError, ValueError) as failure:
         raise DataError(f"{os.fspath(folder)} has no causal language model with a tokenizer: {failure}") from failure
     module: nn.Module = model
-    return module.to(device).eval(), tokenizer
+    return module.to(target).eval(), tokenizer
 
 
 def _vocabulary(model: nn.Module) -> int:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from distillrs.checks import check_path, check_text
 from distillrs.errors import DataError
 
 
@@ -18,8 +19,11 @@ def read_texts(path: str | os.PathLike[str], *, field: str = "text") -> list[str
         field: The text's name in an object of a ``.jsonl`` file; lines that are strings are taken as they are.
 
     Raises:
+        ArgumentError: No path, or no name.
         DataError: There is no file, it is no UTF-8, has no text, or a line is not of this form or has half a character.
     """
+    check_path("path", path)
+    check_text("field", field, "the name of an entry")
     file = Path(path)
     try:
         content = file.read_text(encoding="utf-8-sig")

@@ -109,7 +109,11 @@ class Router(nn.Module):
 
     def budget_at(self, step: Step) -> int:
         """The number of the budget that a step draws; every rank and micro-batch draws the same."""
-        weights = [1.0] * len(self.budgets) if self.weights is None else [at_step(each, step) for each in self.weights]
+        weights = (
+            [1.0] * len(self.budgets)
+            if self.weights is None
+            else [at_step("weights", each, step) for each in self.weights]
+        )
         if min(weights) < 0 or not 0 < sum(weights) < math.inf:
             raise argument_error("weights", weights, "numbers from 0, not all 0, at every step")
         drawn = float(random.uniform(range(1), step=step, name="elastic budget", dtype=torch.float64)) * sum(weights)
@@ -225,7 +229,7 @@ class Router(nn.Module):
         return Sizes(found["channels"][0], tuple(found["heads"]), tuple(found["neurons"]), found["layers"][0])
 
     def _drawn(self, place: int, step: Step) -> Masks:
-        temperature = at_step(self.temperature, step)
+        temperature = at_step("temperature", self.temperature, step)
         if not temperature > 0:
             raise argument_error("temperature", temperature, "a number above 0 at every step")
         found = {}
