@@ -38,9 +38,9 @@ INNER = 8
 STARTS = range(3)
 BATCH = 20
 MATCHING = {
-    "images": {"lr": 100.0, "momentum": 0.5},
-    "texts": {"lr": 100.0, "momentum": 0.5},
-    "similarities": {"lr": 5.0, "momentum": 0.5},
+    "images": {"lr": 10.0, "momentum": 0.5},
+    "texts": {"lr": 10.0, "momentum": 0.5},
+    "similarities": {"lr": 0.5, "momentum": 0.5},
     "rates": {"lr": 0.01, "momentum": 0.5},
 }
 
