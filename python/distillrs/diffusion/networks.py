@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distillrs.diffusion.conditions import Condition
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Clock, Path
+from distillrs.schedule.path import check_path
 
 Times: TypeAlias = Literal["t", "r", "t_r", "t_gap"]
 """Which times a network is given: the first; the second, for maps that all begin at pure noise; both; the first and the
@@ -66,6 +67,8 @@ class _Clocked:
             raise unknown_name_error("times", self.times, list(get_args(Times)))
         if self.clock not in get_args(Clock):
             raise unknown_name_error("clock", self.clock, list(get_args(Clock)))
+        if self.path is not None:
+            check_path("path", self.path)
         if self.path is None and (self.scale_input or self.clock not in ("time", "thousand")):
             raise argument_error("path", None, f"a path, which the clock {self.clock!r} or the input's scale is of")
         if self.times == "t_gap" and self.clock not in ("time", "thousand"):
