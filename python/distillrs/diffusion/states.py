@@ -115,6 +115,11 @@ class States(ABC):
         """
 
     @property
+    def moves_times(self) -> bool:
+        """Whether states stand at other times than those that were drawn."""
+        return False
+
+    @property
     def knows_noise(self) -> bool:
         """Whether states are noised data, for :class:`Data`."""
         return False
@@ -188,6 +193,11 @@ class PriorOnly(States):
         one = torch.ones_like(t)  # type: ignore[arg-type]  # the first two are never None
         return Drawn(float(path.sigma(1.0)) * noise, one, r, middle)  # type: ignore[arg-type]  # likewise
 
+    @property
+    def moves_times(self) -> bool:
+        """To 1."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class TeacherPath(States):
@@ -226,6 +236,11 @@ class TeacherPath(States):
 
     def _nearest(self, times: Tensor, known: Tensor) -> Tensor:
         return (times.to(known.device)[:, None] - known).abs().argmin(1)
+
+    @property
+    def moves_times(self) -> bool:
+        """To those of the grid."""
+        return True
 
     @property
     def may_know_ends(self) -> bool:
