@@ -22,6 +22,30 @@ def is_number(value: object) -> TypeGuard[float]:
         return False
 
 
+def numbers(name: str, values: object) -> tuple[float, ...]:
+    """A sequence of finite numbers as Python's own; a text is not read letter by letter.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        values: What was passed: a sequence, or a tensor of one axis.
+
+    Raises:
+        ArgumentError: It is no such sequence.
+    """
+    try:
+        items: tuple[object, ...] = tuple(values)  # type: ignore[arg-type]  # what has no items is refused below
+        # Not float() alone: it reads texts, too.
+        texts = any(isinstance(value, str) for value in items)
+        found = None if texts else tuple(map(float, items))  # type: ignore[arg-type]  # likewise
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor's of several numbers
+        found = None
+    if found is None:
+        raise argument_error(name, values, "a sequence of numbers")
+    for value in found:
+        check_number(name, value, "a sequence of finite numbers")
+    return found
+
+
 def check_number(
     name: str,
     value: object,

@@ -127,16 +127,16 @@ def argument_error(name: str, got: object, allowed: str) -> ArgumentError:
     return ArgumentError(f"{name}: got {got!r}, allowed is {allowed}")
 
 
-def unknown_name_error(kind: str, name: str, known: list[str]) -> UnknownNameError:
+def unknown_name_error(kind: str, name: object, known: list[str]) -> UnknownNameError:
     """An :class:`UnknownNameError` that suggests the nearest known name.
 
     Args:
         kind: What the name was to name ("data set", "configuration key").
-        name: The unknown name.
+        name: The unknown name, or whatever stood in its place.
         known: All names that would have been accepted.
     """
     import difflib
 
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"{kind}: got {name!r}, allowed is one of {', '.join(sorted(known))}{hint}")

@@ -123,6 +123,7 @@ def integers(
     step = Step.of(step)
     ids, count = _units(units, step)
     high = _whole("high", high, 1, 2**63)
+    _check_name(name)
     per_unit = _values_per_unit(shape)
     out = np.empty(count * per_unit, np.int64)
     _core.random_integers(high, step.seed, name, step.index, ids, per_unit, out.data)
@@ -165,6 +166,7 @@ def choice(n: int, k: int, *, step: Step | int, name: str) -> Tensor:
     """
     step = Step.of(step)
     n = _whole("n", n, 0, 2**33)
+    _check_name(name)
     out = np.empty(_whole("k", k, 0, n), np.int64)
     _core.random_choice(n, step.seed, name, step.index, out.data)
     return torch.from_numpy(out)
@@ -181,6 +183,7 @@ def generator_seed(step: Step | int, name: str) -> int:
         An integer from 0 to 2^64 - 1.
     """
     step = Step.of(step)
+    _check_name(name)
     return _core.random_seed(step.seed, name, step.index)
 
 
@@ -191,10 +194,16 @@ def _real(
         raise argument_error("dtype", dtype, "torch.float64, float32, float16 or bfloat16")
     step = Step.of(step)
     ids, count = _units(units, step)
+    _check_name(name)
     per_unit = _values_per_unit(shape)
     out = np.empty(count * per_unit, np.float64 if dtype == torch.float64 else np.float32)
     _core.random_real(is_normal, step.seed, name, step.index, ids, per_unit, out.data)
     return torch.from_numpy(out).reshape(count, *shape)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise argument_error("name", name, "a text: what the draw is for")
 
 
 def _units(units: Units, step: Step) -> tuple[tuple[int, int] | memoryview, int]:

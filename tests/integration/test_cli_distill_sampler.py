@@ -330,7 +330,7 @@ def test_help_explains_each_flag(capsys):
     ("words", "message"),
     [
         (("--method", "flowmap"), "method: got 'flowmap'"),
-        (("--method", "mf_rae"), "method: got 'mf_rae', allowed is 'flow-map'"),
+        (("--method", "mf-rae"), "method: got 'mf-rae', allowed is 'flow-map'"),
         (("--steps", "0"), "steps: got 0"),
         (("--steps", "60"), "steps: got 60, allowed is at most the teacher's 50"),
         (("--network", "unot"), "network: got 'unot'"),

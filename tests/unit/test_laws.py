@@ -300,7 +300,7 @@ def test_clipped_tails_are_an_atom_at_the_end_and_cut_ones_are_gone():
         (lambda: BinnedLogNormal((0.5,)), "^times"),
         (lambda: BinnedLogNormal((0.0, 0.5)), "^times: got 0.0"),
         (lambda: BinnedLogNormal((0.5, 0.6), mean=1e6), "^mean"),
-        (lambda: Uniform().draw(3, step=0, low=0.7, high=0.2), "^high: got -0.49.*at least low"),
+        (lambda: Uniform().draw(3, step=0, low=0.7, high=0.2), "^high: got 0.2, allowed is times from low, 0.7"),
         (lambda: Uniform().draw(3, step=0, low=-0.1), "^low: got -0.1"),
         (lambda: Uniform().draw(-3, step=0), "^units: got -3"),
         (lambda: Uniform().cdf(1.5), "^t: got 1.5"),

@@ -205,7 +205,7 @@ FLOW = recorded(steps=4)
         (lambda: optimise_mixed(FLOW, FLOW.velocities, 2, 3), "^second_steps: got 3"),
         (lambda: optimise_mixed(FLOW, FLOW.velocities, 9, 3), "^steps: got 9"),
         (lambda: optimise_mixed(FLOW, FLOW.velocities, 2, 1, solver="heun"), "^solver"),
-        (lambda: optimise_mixed(FLOW, FLOW.velocities[1:], 2, 1), "^velocities"),
+        (lambda: optimise_mixed(FLOW, FLOW.velocities[1:], 2, 1), "^second: got 'shape"),
         (lambda: Trajectories(FLOW.grid, FLOW.states[1:], FLOW.velocities), "^states: got 'shape"),
         (lambda: Trajectories(FLOW.grid, FLOW.states * math.nan, FLOW.velocities), "^states: got.*not finite"),
         (lambda: Trajectories(FLOW.grid, FLOW.states.half(), FLOW.velocities), "^states: got torch.float16"),

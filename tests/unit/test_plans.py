@@ -60,7 +60,7 @@ def test_an_autoregressive_rollout_fills_the_cache_after_each_unit_without_a_gra
         (lambda: Move(0, 0, 0.5, 0.5, cache="keep"), "cache operation.*'keep'"),
         (lambda: RolloutPlan.trajectory(GRID, "first"), "^gradient: got 'first'"),
         (lambda: RolloutPlan.autoregressive(GRID, 0, step=0), "^units: got 0"),
-        (lambda: RolloutPlan.autoregressive(GRID, 2, step=0, context_level=2.0), "^level: got 2.0"),
+        (lambda: RolloutPlan.autoregressive(GRID, 2, step=0, context_level=2.0), "^context_level: got 2.0"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(call, message):

@@ -483,9 +483,9 @@ def test_recipes_train_a_map():
 def test_recipes_of_few_step_generators_have_cards_that_say_where_they_belong():
     cards = {card.id: card for card in recipe_cards("diffusion")}
     assert set(cards) == {
-        "boot", "consistency_distillation", "consistency_training", "flow_map_self_distillation", "freeflow",
-        "guided_distillation", "ict", "instaflow", "mean_flow", "mf_rae", "progressive_distillation", "rcm", "rfpp",
-        "shortcut", "diff_instruct", "dmd2", "f_distill", "sid", "swiftbrush", "tdm", "uni_instruct",
+        "boot", "consistency_distillation", "consistency_training", "flow-map-self-distillation", "freeflow",
+        "guided-distillation", "ict", "instaflow", "mean_flow", "mf-rae", "progressive_distillation", "rcm", "rfpp",
+        "shortcut", "diff_instruct", "dmd2", "f_distill", "sid", "swiftbrush", "tdm", "uni-instruct",
     }  # fmt: skip
     assert all(card.engine != "diffusion" for card in recipe_cards() if card.id not in cards)
 

@@ -16,6 +16,7 @@ from distillrs.schedule import (
     karras,
     momentum_displacement,
     spaced,
+    stages,
 )  # fmt: skip
 
 MEAN, DEVIATION = 0.7, 0.6
@@ -132,3 +133,32 @@ def test_momentum_displacement_is_the_integral_and_eulers_step_in_the_limit():
 def test_wrong_arguments_are_refused_by_name(call, message):
     with pytest.raises(ArgumentError, match=message):
         call()
+
+
+@pytest.mark.parametrize("path", [RectifiedFlow(), VP()], ids=str)
+@pytest.mark.parametrize("solver", ["heun", "midpoint"])
+@pytest.mark.parametrize("end", [0.1, 0.0])
+def test_two_stages_are_the_steps_that_are_taken(path, solver, end):
+    denoise, _ = gaussian(path)
+    grid = spaced(5, path, start=0.9, end=end)
+    two, times = stages(grid, solver), grid.times
+
+    def velocity(x, t):
+        return path.convert(denoise(x, t), x, t, kind="x0", to="velocity")
+
+    x = X
+    for index in range(5):
+        step = times[index + 1] - times[index]
+        first = velocity(x, times[index])
+        slope = two.first[index] * first
+        if two.second[index] != 0:
+            slope = slope + two.second[index] * velocity(x + two.share[index] * step * first, two.time[index])
+        x = x + step * slope
+    found = integrate(grid, X, denoise, solver=solver, kind="x0")
+    assert torch.allclose(found, x, rtol=1e-13, atol=0)
+    assert evaluations(grid, solver) == 5 + int((two.second != 0).sum()) == 10 - (solver == "heun" and end == 0)
+    # Of first order each: the weights of the velocities sum to one; of second: the second one's place makes up half.
+    assert torch.allclose(two.first + two.second, torch.ones(5, dtype=torch.float64))
+    full = two.second != 0
+    assert torch.allclose((two.second * two.share)[full], torch.full((int(full.sum()),), 0.5, dtype=torch.float64))
+    assert torch.allclose(two.time[full], (times[:-1] + two.share * times.diff())[full])

@@ -17,6 +17,7 @@ from distillrs.diffusion.balance import (
     TangentNormalisation,
     Weighted,
 )
+from distillrs.diffusion.combined_states import Blend, Mix
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.derivatives import JVP, Central, Derivative, Solver
 from distillrs.diffusion.few_step import FewStepSampler
@@ -52,7 +53,7 @@ from distillrs.diffusion.matching.tally import Evaluations
 from distillrs.diffusion.matching.terms import Match
 from distillrs.diffusion.matching.weights import GapWeight, LevelWeight, MeanAbsolute
 from distillrs.diffusion.metrics import Cosine, InKinds, KindMetric, Metric, PseudoHuber, SquaredError
-from distillrs.diffusion.networks import DiffusersNetwork, Network, NetworkAdapter
+from distillrs.diffusion.networks import DiffusersNetwork, FunctionModule, Network, NetworkAdapter
 from distillrs.diffusion.residuals import (
     Compared,
     Diagonal,
@@ -71,6 +72,7 @@ from distillrs.diffusion.shared_base import LowRank, SharedBase
 from distillrs.diffusion.sources import Averaged, Call, Data, Guided, Self, Source
 from distillrs.diffusion.state_map import StateMap
 from distillrs.diffusion.states import Batch, Drawn, NoisedData, PriorOnly, States, TeacherPath
+from distillrs.diffusion.stored_paths import StoredPaths
 from distillrs.diffusion.translated import Translated
 from distillrs.schedule import Prediction
 
@@ -86,6 +88,7 @@ __all__ = [
     "Averaged",
     "Balance",
     "Batch",
+    "Blend",
     "Call",
     "Central",
     "Checkpoints",
@@ -108,6 +111,7 @@ __all__ = [
     "FewStepSampler",
     "FisherGap",
     "FlowMap",
+    "FunctionModule",
     "Gap",
     "GapView",
     "GapWeight",
@@ -131,6 +135,7 @@ __all__ = [
     "MeanAbsolute",
     "MeanVariance",
     "Metric",
+    "Mix",
     "Network",
     "NetworkAdapter",
     "Noised",
@@ -161,6 +166,7 @@ __all__ = [
     "SquaredError",
     "StateMap",
     "States",
+    "StoredPaths",
     "TangentNormalisation",
     "Teacher",
     "TeacherPath",

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from distillrs.checks import check_number, check_whole
+from distillrs.errors import argument_error
 from distillrs.schedule import Kind, LossWeight, Path
+from distillrs.schedule.path import check_kind
 
 
 class Rows(NamedTuple):
@@ -69,6 +71,11 @@ class Weighted(_Plain):
 
     weight: LossWeight | Callable[[Rows], Tensor]
     kind: Kind = "x0"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weight, LossWeight) and not callable(self.weight):
+            raise argument_error("weight", self.weight, "a LossWeight (MinSNR(), ...), or a function of Rows")
+        check_kind("kind", self.kind)
 
     def weigh(self, loss: Tensor, rows: Rows) -> Tensor:
         """Times the weight."""

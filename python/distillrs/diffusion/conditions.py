@@ -14,6 +14,12 @@ Condition: TypeAlias = Mapping[str, Any] | None
 """Keyword arguments of a network; tensors have the batch as their first axis, other values belong to the call."""
 
 
+def check_condition(name: str, value: object) -> None:
+    """Refuses what is neither a dictionary nor ``None``."""
+    if value is not None and not isinstance(value, Mapping):
+        raise argument_error(name, type(value).__name__, "the network's keyword arguments by name, or None")
+
+
 def rows_of(value: Tensor | None, rows: Tensor) -> Tensor | None:
     """Some rows of what may not be there."""
     return None if value is None else value[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from distillrs.checks import check_number
 from distillrs.diffusion.heads import Head
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Kind, Path
+from distillrs.schedule.path import check_kind
 
 Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``metric(prediction, target)``: two ``[n, ...]`` to ``[n]``. Any function of that form is one, a perceptual distance
@@ -114,8 +115,11 @@ class KindMetric:
     weight: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise unknown_name_error("kind", self.kind, list(get_args(Kind)))
+        check_kind("kind", self.kind)
+        if not callable(self.metric):
+            raise argument_error("metric", self.metric, "a function of prediction and target")
+        if self.weight is not None and not callable(self.weight):
+            raise argument_error("weight", self.weight, "None or a function of the times")
 
 
 @dataclass(frozen=True, slots=True)

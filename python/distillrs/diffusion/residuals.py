@@ -195,6 +195,8 @@ class Eulerian(Residual):
         _check_space(self.space)
         if not callable(self.scale) and self.scale not in ("solve", "state"):
             raise unknown_name_error("scale", self.scale, ["solve", "state"])
+        if self.warm_up is not None and not callable(self.warm_up):
+            raise argument_error("warm_up", self.warm_up, "None or a ramp (LinearRamp(...), ...)")
         if isinstance(self.derivative, Solver) and (self.warm_up is not None or self.scale != "solve"):
             raise argument_error("derivative", self.derivative, "JVP() or Central(h) where scale or warm_up are set")
         if self.differentiate and isinstance(self.derivative, Solver):

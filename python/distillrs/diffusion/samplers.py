@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from distillrs import random
-from distillrs.diffusion.conditions import Condition
+from distillrs.diffusion.conditions import Condition, check_condition
 from distillrs.diffusion.state_map import StateMap
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Grid, Path
+from distillrs.schedule.grids import check_grid
 from distillrs.step import Step
 
 SamplerMethod: TypeAlias = Literal["ode", "renoise", "anchor", "stochastic"]
@@ -64,8 +65,8 @@ def sample(
         raise unknown_name_error("method", method, list(get_args(SamplerMethod)))
     if gradient not in ("none", "last", "all"):
         raise argument_error("gradient", gradient, "'none', 'last' or 'all'")
-    if not isinstance(grid, Grid):
-        raise argument_error("grid", type(grid).__name__, "a Grid")
+    check_grid("grid", grid)
+    check_condition("condition", condition)
     if not isinstance(noise, Tensor):
         raise argument_error("noise", type(noise).__name__, "a tensor [n, ...]")
     if not isinstance(map, StateMap) and not (

@@ -13,6 +13,7 @@ from distillrs.diffusion.heads import AverageVelocity, Head
 from distillrs.diffusion.networks import NetworkAdapter
 from distillrs.errors import argument_error
 from distillrs.schedule import Path, Prediction, Residual
+from distillrs.schedule.path import check_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,7 @@ class StateMap:
 
     def __post_init__(self) -> None:
         check_adapter("network", self.network)
-        if not isinstance(self.path, Path):
-            raise argument_error("path", self.path, "a path (RectifiedFlow(), VP(), EDM(), ...)")
+        check_path("path", self.path)
         if not isinstance(self.head, Head):
             raise argument_error("head", self.head, "a head (Jump(kind), AverageVelocity(), ...)")
         if isinstance(self.path, Residual):

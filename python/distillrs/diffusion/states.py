@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from distillrs import random
 from distillrs.diffusion.checks import check_shape
-from distillrs.diffusion.conditions import Condition
+from distillrs.diffusion.conditions import Condition, check_condition
 from distillrs.errors import argument_error
 from distillrs.schedule import Grid, Path, Times
+from distillrs.schedule.grids import check_grid
 from distillrs.step import Step
 
 
@@ -60,8 +60,7 @@ class Batch:
             raise argument_error("noise", f"shape {tuple(self.noise.shape)}", f"that of x0, {tuple(self.x0.shape)}")
         for name in ("condition", "null_condition"):
             entries = getattr(self, name)
-            if entries is not None and not isinstance(entries, Mapping):
-                raise argument_error(name, type(entries).__name__, "the network's keyword arguments by name, or None")
+            check_condition(name, entries)
             for key, value in (entries or {}).items():
                 if isinstance(value, Tensor) and (value.dim() == 0 or len(value) != rows):
                     raise argument_error(name, f"{key!r} of shape {tuple(value.shape)}", f"tensors of {rows} rows")
@@ -114,6 +113,11 @@ class States(ABC):
             path: The path.
             step: Where in the run.
         """
+
+    @property
+    def moves_times(self) -> bool:
+        """Whether states stand at other times than those that were drawn."""
+        return False
 
     @property
     def knows_noise(self) -> bool:
@@ -189,6 +193,11 @@ class PriorOnly(States):
         one = torch.ones_like(t)  # type: ignore[arg-type]  # the first two are never None
         return Drawn(float(path.sigma(1.0)) * noise, one, r, middle)  # type: ignore[arg-type]  # likewise
 
+    @property
+    def moves_times(self) -> bool:
+        """To 1."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class TeacherPath(States):
@@ -203,8 +212,7 @@ class TeacherPath(States):
     grid: Grid
 
     def __post_init__(self) -> None:
-        if not isinstance(self.grid, Grid):
-            raise argument_error("grid", type(self.grid).__name__, "a Grid: the times of the stored states")
+        check_grid("grid", self.grid)
 
     def draw(self, batch: Batch, times: Times, path: Path, step: Step) -> Drawn:
         """See :class:`States`."""
@@ -228,6 +236,11 @@ class TeacherPath(States):
 
     def _nearest(self, times: Tensor, known: Tensor) -> Tensor:
         return (times.to(known.device)[:, None] - known).abs().argmin(1)
+
+    @property
+    def moves_times(self) -> bool:
+        """To those of the grid."""
+        return True
 
     @property
     def may_know_ends(self) -> bool:

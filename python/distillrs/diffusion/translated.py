@@ -13,6 +13,7 @@ from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.networks import NetworkAdapter
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Kind, Path
+from distillrs.schedule.path import check_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,7 @@ class Translated:
     def __post_init__(self) -> None:
         check_adapter("network", self.network)
         for name in ("own", "path"):
-            if not isinstance(getattr(self, name), Path):
-                raise argument_error(name, getattr(self, name), "a path (RectifiedFlow(), VP(), EDM(), ...)")
+            check_path(name, getattr(self, name))
         for name in ("kind", "to"):
             if getattr(self, name) not in get_args(Kind):
                 raise unknown_name_error(name, getattr(self, name), list(get_args(Kind)))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number
 from distillrs.errors import argument_error
 from distillrs.select import nearest
 
@@ -47,6 +48,8 @@ def paired_rmse(samples: Tensor, reference: Tensor) -> float:
     Raises:
         ArgumentError: For shapes that differ, or no element.
     """
+    _check_tensor("samples", samples)
+    _check_tensor("reference", reference)
     if samples.shape != reference.shape or not samples.numel():
         raise argument_error("samples", f"shape {tuple(samples.shape)}", f"that of reference, {tuple(reference.shape)}")
     return float((samples.double() - reference.double()).square().mean().sqrt())
@@ -140,8 +143,10 @@ def maximum_mean_discrepancy(
         ArgumentError: For rows of different size, fewer than two, bandwidths that are not positive, or values that are
             not finite.
     """
-    if not bandwidths or not all(math.isfinite(width) and width > 0 for width in bandwidths):
-        raise argument_error("bandwidths", tuple(bandwidths), "one or more positive numbers")
+    if not isinstance(bandwidths, Sequence) or not bandwidths:
+        raise argument_error("bandwidths", bandwidths, "a sequence of one or more positive numbers")
+    for width in bandwidths:
+        check_number("bandwidths", width, "a sequence of one or more positive numbers", above=0)
     x, y = _features(samples, real, least=2)
 
     def mean(a: Tensor, b: Tensor, same: bool) -> float:
@@ -170,6 +175,7 @@ def class_histogram(samples: Tensor, real: Tensor, labels: Tensor) -> Tensor:
         ArgumentError: For rows of different size, labels of another length, or values that are not finite.
     """
     x, y = _features(samples, real, least=1)
+    _check_tensor("labels", labels)
     if tuple(labels.shape) != (len(y),) or labels.dtype != torch.int64 or int(labels.min()) < 0:
         raise argument_error("labels", f"shape {tuple(labels.shape)} of {labels.dtype}", f"int64 [{len(y)}] from 0")
     found = labels.cpu()[nearest(x, y, 1).ids[:, 0]]
@@ -177,13 +183,30 @@ def class_histogram(samples: Tensor, real: Tensor, labels: Tensor) -> Tensor:
 
 
 def total_variation(first: Tensor, second: Tensor) -> float:
-    """``sum |p - q| / 2`` of two histograms of one length: from 0 to 1."""
+    """``sum |p - q| / 2`` of two histograms of one length: from 0 to 1.
+
+    Args:
+        first: ``p``, ``[classes]``.
+        second: ``q``, of the same shape.
+
+    Raises:
+        ArgumentError: For what is no tensor, or shapes that differ.
+    """
+    _check_tensor("first", first)
+    _check_tensor("second", second)
     if first.shape != second.shape:
         raise argument_error("first", f"shape {tuple(first.shape)}", f"that of second, {tuple(second.shape)}")
     return float((first.double() - second.double()).abs().sum() / 2)
 
 
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise argument_error(name, type(value).__name__, "a tensor")
+
+
 def _features(samples: Tensor, real: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    _check_tensor("samples", samples)
+    _check_tensor("real", real)
     if samples.shape[1:] != real.shape[1:]:
         allowed = f"rows of the shape of the real ones, {tuple(real.shape[1:])}"
         raise argument_error("samples", f"rows of shape {tuple(samples.shape[1:])}", allowed)

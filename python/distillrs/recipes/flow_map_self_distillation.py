@@ -30,7 +30,7 @@ Condition: TypeAlias = Literal["lagrangian", "eulerian", "midpoint", "uniform"]
 
 
 @recipe(
-    id="flow_map_self_distillation",
+    id="flow-map-self-distillation",
     source="Boffi, Albergo, Vanden-Eijnden: How to Build a Consistency Model: Learning Flow Maps via "
     "Self-Distillation, NeurIPS 2025",
     equation="|v(x, t, t) - (eps - x0)|^2 and, off the diagonal, |d_r X - sg v(X, r, r)|^2, "

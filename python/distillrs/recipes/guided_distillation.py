@@ -19,7 +19,7 @@ from distillrs.step import Step
 
 
 @recipe(
-    id="guided_distillation",
+    id="guided-distillation",
     source="Meng, Rombach, Gao, Kingma, Ermon, Ho, Salimans: On Distillation of Guided Diffusion Models, CVPR 2023",
     equation="max(SNR, 1) |x_eta(z_t, c, w) - sg((1 + w) x_T(z_t, c) - w x_T(z_t))|^2, w ~ U[0, 4]; then two "
     "DDIM steps of the student before in one",

@@ -26,7 +26,7 @@ from distillrs.schedule import AnyPair, Grid, LogitNormal, RectifiedFlow, Shifte
 
 
 @recipe(
-    id="mf_rae",
+    id="mf-rae",
     source="Hu et al.: MeanFlow Transformers with Representation Autoencoders, 2025",
     equation="|u(x_i, t_i, t_j) - (x_i - x_j) / (t_i - t_j)|^2 on a teacher's path, then "
     "|u - sg(v_T - (t - r) du/dt)|^4 / sg(. + c)",

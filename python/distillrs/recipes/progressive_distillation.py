@@ -9,6 +9,7 @@ from distillrs.errors import argument_error
 from distillrs.recipes._maps import adapted, teacher_score
 from distillrs.registry import recipe
 from distillrs.schedule import VP, Kind, Neighbouring, Path, TruncatedSNR
+from distillrs.schedule.path import check_path
 
 
 @recipe(
@@ -50,6 +51,7 @@ def progressive_distillation(
         ArgumentError: A value that is not allowed.
     """
     path = VP.cosine() if path is None else path
+    check_path("path", path)
     if isinstance(sampling_steps, bool) or not isinstance(sampling_steps, int) or sampling_steps < 1:
         raise argument_error("sampling_steps", sampling_steps, "a positive integer")
     if kind in ("noise", "score") and float(path.alpha(1.0)) == 0:

@@ -33,7 +33,7 @@ _RATIO = (
 
 
 @recipe(
-    id="uni_instruct",
+    id="uni-instruct",
     source="Wang, Bai, Luo, Chen, Sun: Uni-Instruct: One-step Diffusion Model through Unified Diffusion Divergence "
     "Instruction, 2025",
     equation="(phi - phi')|d|^2 + 2 phi d.(s_F - s(x_t|x)), d = s_R - s_F, phi = r^2 f''(r)",

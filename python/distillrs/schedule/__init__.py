@@ -37,11 +37,13 @@ from distillrs.schedule.residual import Residual
 from distillrs.schedule.solvers import (
     Coefficients,
     Solver,
+    Stages,
     Velocity,
     coefficients,
     evaluations,
     integrate,
     momentum_displacement,
+    stages,
 )
 from distillrs.schedule.tables import Table
 from distillrs.schedule.trajectories import Trajectories
@@ -107,6 +109,7 @@ __all__ = [
     "SigmoidWeight",
     "Signal",
     "Solver",
+    "Stages",
     "Stratified",
     "SubVP",
     "Table",
@@ -135,4 +138,5 @@ __all__ = [
     "shift_time",
     "shifted",
     "spaced",
+    "stages",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from distillrs import random
 from distillrs.errors import argument_error
 from distillrs.random import Units
-from distillrs.schedule.grids import Grid
+from distillrs.schedule.grids import Grid, check_grid
 from distillrs.step import Step
 
 
@@ -54,6 +54,7 @@ class MovingBuffer:
     chunk_frames: int = 1
 
     def __post_init__(self) -> None:
+        check_grid("grid", self.grid)
         for name in ("chunks", "chunk_frames"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from distillrs import random
-from distillrs.checks import check_number
+from distillrs.checks import check_number, numbers
 from distillrs.errors import argument_error
 from distillrs.random import Units
-from distillrs.schedule.laws import TimeLaw, Uniform, _check_law, _numbers
+from distillrs.schedule.laws import TimeLaw, Uniform, _check_law
 from distillrs.schedule.pair_laws import PairLaw, Segments, Times
 from distillrs.step import Step
 
@@ -22,7 +22,7 @@ def _check_pairs(name: str, law: object) -> None:
 
 
 def _sorted_times(values: tuple[float, ...]) -> tuple[float, ...]:
-    times = tuple(sorted(_numbers("times", values)))
+    times = tuple(sorted(numbers("times", values)))
     if len(times) < 2 or len(set(times)) < len(times) or not 0 <= times[0] < times[-1] <= 1:
         raise argument_error("times", values, "two or more distinct times from 0 to 1")
     return times

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distillrs.checks import check_number, check_whole
+from distillrs.checks import check_number, check_whole, numbers
 from distillrs.errors import argument_error
 from distillrs.schedule._times import as_time, check_range
 from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, positive
-from distillrs.schedule.laws import _numbers, shift_time
-from distillrs.schedule.path import Clock, Path
+from distillrs.schedule.laws import shift_time
+from distillrs.schedule.path import Clock, Path, check_clock, check_path
 
 
 class Grid:
@@ -34,9 +34,8 @@ class Grid:
     __slots__ = ("_times", "path")
 
     def __init__(self, times: Sequence[float] | Tensor, path: Path) -> None:
-        if not isinstance(path, Path):
-            raise argument_error("path", path, "a noise path")
-        values = _numbers("times", times)
+        check_path("path", path)
+        values = numbers("times", times)
         if len(values) < 2:
             raise argument_error("times", values, "two or more times")
         check_range("times", torch.tensor(values, dtype=torch.float64), 0.0, 1.0, "times")
@@ -92,9 +91,20 @@ class Grid:
         """The same levels of noise on another path.
 
         Raises:
-            ArgumentError: For a level that the other path does not reach.
+            ArgumentError: For what is no path, or a level that the other path does not reach.
         """
+        check_path("path", path)
         return Grid(path.time_of_log_snr(self.log_snr), path)
+
+
+def check_grid(name: str, value: object) -> None:
+    """Refuses what is no grid, plain times for example.
+
+    Raises:
+        ArgumentError: By the argument's name.
+    """
+    if not isinstance(value, Grid):
+        raise argument_error(name, type(value).__name__, "a Grid: times with the path that they are of")
 
 
 def _whole(name: str, value: int) -> None:
@@ -125,6 +135,7 @@ def karras(
     if sigma_min >= sigma_max:
         raise argument_error("sigma_min", sigma_min, f"below sigma_max, {sigma_max}")
     path = EDM(sigma_max) if path is None else path
+    check_path("path", path)
     share = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
     first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     ratios = (first + share * (last - first)) ** rho
@@ -150,6 +161,8 @@ def spaced(
         ArgumentError: For ends in the wrong order, or where the clock is infinite.
     """
     _whole("steps", steps)
+    check_path("path", path)
+    check_clock("of", of)
     for name, value in (("start", start), ("end", end)):
         check_number(name, value, "a time from 0 to 1", least=0, most=1)
     ends = as_time(torch.tensor([start, end], dtype=torch.float64))
@@ -181,6 +194,9 @@ def shifted(steps: int, shift: float, path: Path | None = None, *, start: float 
         path: What the times are of; a rectified flow by default.
         start: First time before the shift.
         end: Last time before the shift.
+
+    Raises:
+        ArgumentError: For a shift that is not positive, ends in the wrong order, or what is no path.
     """
     path = RectifiedFlow() if path is None else path
     return Grid(shift_time(spaced(steps, path, start=start, end=end).times, shift).clamp(0.0, 1.0), path)
@@ -212,6 +228,8 @@ def ddim(
         ArgumentError: For a path without a table, more steps than rows, or rows beyond the table.
     """
     _whole("steps", steps)
+    check_path("path", path)
+    check_whole("offset", offset, "a number of rows from 0", least=0)
     rows = path._rows()
     if steps > rows:
         raise argument_error("steps", steps, f"at most the table's {rows} rows")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillrs import random
-from distillrs.checks import check_number, check_whole, is_number
+from distillrs.checks import check_number, check_whole, is_number, numbers
 from distillrs.errors import argument_error
 from distillrs.random import Units
 from distillrs.schedule._times import Time, as_float64, as_time, check_range
 from distillrs.schedule.gaussian_paths import EDM, positive
-from distillrs.schedule.path import Clock, Path
+from distillrs.schedule.path import Clock, Path, check_clock, check_path
 from distillrs.step import Step
 
 
@@ -76,14 +76,16 @@ class TimeLaw(ABC):
             float64 ``[len(units), *shape]`` in [0, 1].
 
         Raises:
-            ArgumentError: For units or shapes that are not allowed, or bounds outside [0, 1] or in the wrong order.
+            ArgumentError: For units, shapes or a name that are not allowed, or bounds outside [0, 1], of another shape
+                or in the wrong order.
         """
         if low is None and high is None:
             return self._draw(units, shape, Step.of(step), name).to(device)
-        lower, upper = _bound("low", 0.0 if low is None else low), _bound("high", 1.0 if high is None else high)
-        check_range("high", upper - lower, 0.0, 1.0, "at least low: a distance above it")
         share = self._share(units, shape, Step.of(step), name)
-        return lanewise(self._between, share, lower.expand(share.shape), upper.expand(share.shape)).to(device)
+        lower = _bound("low", 0.0 if low is None else low, share.shape)
+        upper = _bound("high", 1.0 if high is None else high, share.shape)
+        _check_order(lower, upper)
+        return lanewise(self._between, share, lower, upper).to(device)
 
     def cdf_below(self, t: Time) -> Tensor:
         """The probability of a time below ``t``: :meth:`cdf`, except for laws that give single times a mass."""
@@ -135,10 +137,21 @@ def lanewise(function: Callable[..., Tensor], *values: Tensor, out: Tensor | Non
     return out.reshape(shape)
 
 
-def _bound(name: str, value: Time) -> Tensor:
+def _bound(name: str, value: Time, shape: torch.Size) -> Tensor:
     times = as_float64(name, value)
     check_range(name, times, 0.0, 1.0, "times")
-    return times.cpu()
+    try:
+        return times.cpu().expand(shape)
+    except RuntimeError as failure:
+        allowed = f"a time, or times whose shape broadcasts to that of the draw, {tuple(shape)}"
+        raise argument_error(name, f"shape {tuple(times.shape)}", allowed) from failure
+
+
+def _check_order(lower: Tensor, upper: Tensor) -> None:
+    if torch.compiler.is_compiling() or not bool((upper < lower).any()):
+        return
+    place = tuple((upper < lower).nonzero()[0].tolist())
+    raise argument_error("high", float(upper[place]), f"times from low, {float(lower[place]):.6g}, to 1")
 
 
 def _check_law(name: str, law: object) -> None:
@@ -168,6 +181,9 @@ class Uniform(TimeLaw):
     path: Path | None = None
 
     def __post_init__(self) -> None:
+        check_clock("of", self.of)
+        if self.path is not None:
+            check_path("path", self.path)
         if not (is_number(self.low) and is_number(self.high) and self.low < self.high):
             raise argument_error("high", (self.low, self.high), "finite ends, low below high")
         _times_of(torch.tensor([self.low, self.high], dtype=torch.float64), self.of, self.path)
@@ -225,6 +241,7 @@ class LogNormal(TimeLaw):
         positive("std", self.std)
         if self.of not in ("log_sigma", "log_snr"):
             raise argument_error("of", self.of, "'log_sigma' or 'log_snr'")
+        check_path("path", self.path)
         if self.tails not in ("clip", "cut"):
             raise argument_error("tails", self.tails, "'clip' or 'cut'")
 
@@ -412,11 +429,11 @@ class Levels(TimeLaw):
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        times = _numbers("times", self.times)
+        times = numbers("times", self.times)
         as_time(torch.tensor(times, dtype=torch.float64))
         if not times or len(set(times)) < len(times):
             raise argument_error("times", self.times, "one or more distinct times")
-        weights = (1.0,) * len(times) if self.weights is None else _numbers("weights", self.weights)
+        weights = (1.0,) * len(times) if self.weights is None else numbers("weights", self.weights)
         if len(weights) != len(times) or not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
             raise argument_error("weights", self.weights, f"{len(times)} finite numbers from 0, not all 0")
         object.__setattr__(self, "times", times)
@@ -448,20 +465,6 @@ class Levels(TimeLaw):
         edges = torch.tensor([weights[index] for index in order], dtype=torch.float64).cumsum(0)
         edges = edges / edges[-1].clone()
         return torch.tensor([self.times[index] for index in order], dtype=torch.float64), edges
-
-
-def _numbers(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
-    try:
-        # Not float() alone: it reads texts, too, letter by letter where the sequence itself is one.
-        items = tuple(values)
-        found = None if any(isinstance(value, str) for value in items) else tuple(map(float, items))
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor's of several numbers
-        found = None
-    if found is None:
-        raise argument_error(name, values, "a sequence of numbers")
-    for value in found:
-        check_number(name, value, "a sequence of finite numbers")
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from distillrs import _core
+from distillrs.checks import check_whole
 from distillrs.errors import argument_error, unknown_name_error
-from distillrs.schedule.grids import Grid
+from distillrs.schedule._times import check_values
+from distillrs.schedule.grids import Grid, check_grid
 from distillrs.schedule.path import Path
-from distillrs.schedule.solvers import Solver, Velocity, integrate
+from distillrs.schedule.solvers import Solver, Velocity, check_solver, integrate
 from distillrs.schedule.trajectories import Trajectories
 
 Method: TypeAlias = Literal["local", "propagated", "refined"]
@@ -88,23 +90,26 @@ def optimise_grid(
         The grid and its error for each number of steps.
 
     Raises:
-        ArgumentError: For another path, numbers of steps out of range, an unknown method or solver, or a missing
-            velocity.
+        ArgumentError: For what is no trajectories, another path, numbers of steps out of range, an unknown method or
+            solver, a start that is no grid, or a missing velocity.
     """
+    _check_trajectories(trajectories)
     fine = trajectories.grid
     if path is not None and path != fine.path:
         raise argument_error("path", path, f"that of the trajectories, {fine.path!r}")
-    counts = sorted(set(steps))
-    if not counts or not all(isinstance(count, int) and 1 <= count <= fine.steps for count in counts):
-        raise argument_error("steps", tuple(steps), f"numbers from 1 to the trajectories' {fine.steps}")
+    counts = _counts(steps, fine.steps)
     if method not in ("local", "propagated", "refined"):
         raise unknown_name_error("method", method, ["local", "propagated", "refined"])
     if method != "refined" and solver not in ("euler", "ddim"):
         raise argument_error("solver", solver, f"'euler' or 'ddim' for the method {method!r}, any for 'refined'")
+    check_solver(solver)
+    if start is not None:
+        check_grid("start", start)
     if method == "local":
         return {count: _found(fine, nodes, error) for count, nodes, error in _local(trajectories, counts, solver)}
-    if velocity is None:
-        raise argument_error("velocity", None, f"the teacher, which the method {method!r} evaluates")
+    if not callable(velocity):
+        allowed = f"the teacher, a function of states and time, which the method {method!r} evaluates"
+        raise argument_error("velocity", velocity, allowed)
     with torch.no_grad():
         if method == "refined":
             return _refined(trajectories, counts, velocity, solver, start)
@@ -135,15 +140,29 @@ def optimise_mixed(
     """
     if solver not in ("euler", "ddim"):
         raise argument_error("solver", solver, "'euler' or 'ddim'")
+    _check_trajectories(trajectories)
     fine = trajectories.grid
-    if not 1 <= steps <= fine.steps:
-        raise argument_error("steps", steps, f"a number from 1 to the trajectories' {fine.steps}")
-    if not 0 <= second_steps <= steps:
-        raise argument_error("second_steps", second_steps, f"a number from 0 to steps, {steps}")
+    check_whole("steps", steps, f"a number from 1 to the trajectories' {fine.steps}", least=1, most=fine.steps)
+    check_whole("second_steps", second_steps, f"a number from 0 to steps, {steps}", least=0, most=steps)
+    check_values("second", second, trajectories.velocities)
     other = Trajectories(fine, trajectories.states, second)
     costs = [_local_costs(each, solver).numpy() for each in (trajectories, other)]
     total, nodes, kinds = _core.shortest_paths_of_two(costs[0].data, costs[1].data, steps, second_steps)
     return MixedGrid(_grid(fine, nodes), tuple(kinds), _root(total, trajectories))
+
+
+def _check_trajectories(value: object) -> None:
+    if not isinstance(value, Trajectories):
+        raise argument_error("trajectories", type(value).__name__, "Trajectories: those of a teacher on a fine grid")
+
+
+def _counts(steps: object, most: int) -> list[int]:
+    allowed = f"one or more numbers from 1 to the trajectories' {most}"
+    if not isinstance(steps, Collection) or not steps:
+        raise argument_error("steps", steps, allowed)
+    for count in steps:
+        check_whole("steps", count, allowed, least=1, most=most)
+    return sorted({int(count) for count in steps})
 
 
 Row: TypeAlias = tuple[int, list[int], float]

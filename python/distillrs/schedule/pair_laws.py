@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from distillrs import random
-from distillrs.checks import check_number, check_whole
+from distillrs.checks import check_number, check_whole, numbers
 from distillrs.errors import argument_error
 from distillrs.random import Units
 from distillrs.schedule._times import check_range
 from distillrs.schedule.gaussian_paths import EDM, positive
-from distillrs.schedule.laws import TimeLaw, Uniform, _check_law, _numbers, lanewise
-from distillrs.schedule.path import Path
+from distillrs.schedule.laws import TimeLaw, Uniform, _check_law, lanewise
+from distillrs.schedule.path import Path, check_path
 from distillrs.step import Step
 
 
@@ -148,7 +148,7 @@ class Segments(PairLaw):
             check_whole("edges", self.edges, "a positive number of segments", least=1)
             edges = tuple(edge / self.edges for edge in range(self.edges + 1))
         else:
-            edges = _numbers("edges", self.edges)
+            edges = numbers("edges", self.edges)
         ascending = all(low < high for low, high in itertools.pairwise(edges))
         if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or not ascending:
             raise argument_error("edges", self.edges, "ascending times from 0 to 1, or a number of segments")
@@ -213,12 +213,13 @@ class BinnedLogNormal(PairLaw):
     path: Path = field(default_factory=EDM)
 
     def __post_init__(self) -> None:
-        times = tuple(sorted(_numbers("times", self.times)))
+        times = tuple(sorted(numbers("times", self.times)))
         if len(set(times)) < len(times) or len(times) < 2:
             raise argument_error("times", self.times, "two or more distinct times")
         check_range("times", torch.tensor(times, dtype=torch.float64), math.ulp(0.0), 1.0, "times above 0, up")
         check_number("mean", self.mean, "a finite number")
         positive("std", self.std)
+        check_path("path", self.path)
         object.__setattr__(self, "times", times)
         if not float(self._weights().sum()) > 0:
             raise argument_error("mean", (self.mean, self.std), "a normal distribution that reaches the levels")

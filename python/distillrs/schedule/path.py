@@ -173,8 +173,7 @@ class Path(ABC):
             ArgumentError: For an unknown clock, or a value that the path does not reach.
         """
         for name in (of, to):
-            if name not in get_args(Clock):
-                raise unknown_name_error("clock", name, list(get_args(Clock)))
+            check_clock("clock", name)
         return self._told(self._time(as_float64("value", value), of), to)
 
     def _time(self, value: Tensor, clock: Clock) -> Tensor:
@@ -276,8 +275,7 @@ class Path(ABC):
                 reference.
         """
         for name in (kind, to):
-            if name not in get_args(Kind):
-                raise unknown_name_error("kind", name, list(get_args(Kind)))
+            check_kind("kind", name)
         check_values("value", value)
         check_values("x_t", x_t, value)
         times = as_time(t)
@@ -324,6 +322,7 @@ class Path(ABC):
                 superfluous reference.
         """
         check_values("x_t", x_t)
+        check_path("to", to)
         times = as_time(t)
         there = to.time_of_log_snr(self._log_snr(times))
         here, other = self._drift(times), to._drift(there)
@@ -364,3 +363,33 @@ class Path(ABC):
             raise argument_error("reference", None, f"the other image, which {type(self).__name__} ends in")
         check_values("reference", reference, value)
         return value + sign * spread(weight, value, dtype) * reference
+
+
+def check_path(name: str, value: object) -> None:
+    """Refuses what is no path, its name for example.
+
+    Raises:
+        ArgumentError: By the argument's name.
+    """
+    if not isinstance(value, Path):
+        raise argument_error(name, value, "a noise path (RectifiedFlow(), VP(), EDM(), ...)")
+
+
+def check_kind(name: str, value: object) -> None:
+    """Refuses what is no kind of prediction.
+
+    Raises:
+        UnknownNameError: By the argument's name.
+    """
+    if value not in get_args(Kind):
+        raise unknown_name_error(name, value, list(get_args(Kind)))
+
+
+def check_clock(name: str, value: object) -> None:
+    """Refuses what is no clock.
+
+    Raises:
+        UnknownNameError: By the argument's name.
+    """
+    if value not in get_args(Clock):
+        raise unknown_name_error(name, value, list(get_args(Clock)))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from distillrs import random
-from distillrs.checks import check_number
+from distillrs.checks import check_number, check_whole
 from distillrs.errors import argument_error, unknown_name_error
-from distillrs.schedule.grids import Grid
+from distillrs.schedule.grids import Grid, check_grid
 from distillrs.step import Step
 
 CacheOperation: TypeAlias = Literal["none", "read", "write"]
@@ -60,8 +60,8 @@ class RolloutPlan:
     moves: tuple[Move, ...]
 
     def __post_init__(self) -> None:
-        if not self.moves:
-            raise argument_error("moves", self.moves, "one or more")
+        if not isinstance(self.moves, tuple) or not self.moves or not all(isinstance(m, Move) for m in self.moves):
+            raise argument_error("moves", self.moves, "a tuple of one or more Move")
         unit, step = 0, -1
         for move in self.moves:
             follows = (move.unit == unit and move.step == step + 1) or (move.unit == unit + 1 and move.step == 0)
@@ -94,8 +94,9 @@ class RolloutPlan:
             gradient: Which calls are differentiated.
 
         Raises:
-            ArgumentError: For another ``gradient``.
+            ArgumentError: For what is no grid, or another ``gradient``.
         """
+        check_grid("grid", grid)
         if gradient not in ("none", "last", "all"):
             raise argument_error("gradient", gradient, "'none', 'last' or 'all'")
         return cls(tuple(_unit(grid, 0, grid.steps, gradient, "none")))
@@ -111,7 +112,11 @@ class RolloutPlan:
             grid: The levels.
             step: Where in the run.
             name: What the draw is for.
+
+        Raises:
+            ArgumentError: For what is no grid, or a name that is no text.
         """
+        check_grid("grid", grid)
         return cls(tuple(_unit(grid, 0, _exit(grid, step, name), "last", "none", leave=True)))
 
     @classmethod
@@ -131,10 +136,11 @@ class RolloutPlan:
             context_level: Time of the calls that fill the cache.
 
         Raises:
-            ArgumentError: For fewer than one unit or a level outside [0, 1].
+            ArgumentError: For what is no grid, fewer than one unit, or a level outside [0, 1].
         """
-        if units < 1:
-            raise argument_error("units", units, "a positive number")
+        check_grid("grid", grid)
+        check_whole("units", units, "a positive number of units", least=1)
+        check_number("context_level", context_level, "a time from 0 to 1", least=0, most=1)
         calls = _exit(grid, step, name)
         moves: list[Move] = []
         for unit in range(units):

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 from torch import Tensor
 
 from distillrs.errors import unknown_name_error
-from distillrs.schedule._times import Time, as_float64, spread, work_dtype
+from distillrs.schedule._times import Time, as_float64, check_values, spread, work_dtype
 from distillrs.schedule.path import Kind
 
 Convention: TypeAlias = Literal["from_unconditional", "from_conditional"]
@@ -47,10 +47,12 @@ def guide(
         Of their shape.
 
     Raises:
-        ArgumentError: For an unknown convention.
+        ArgumentError: For an unknown convention, or predictions of other shapes.
     """
     if convention not in get_args(Convention):
         raise unknown_name_error("convention", convention, list(get_args(Convention)))
+    check_values("conditional", conditional)
+    check_values("unconditional", unconditional, conditional)
     weight = spread(as_float64("scale", scale), conditional, work_dtype(conditional))
     base = unconditional if convention == "from_unconditional" else conditional
     return base + (weight * (conditional - unconditional)).to(base.dtype)

@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from distillrs.errors import unknown_name_error
+from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule._times import check_values
-from distillrs.schedule.grids import Grid
-from distillrs.schedule.path import Kind
+from distillrs.schedule.grids import Grid, check_grid
+from distillrs.schedule.path import Kind, check_kind
 
 Solver: TypeAlias = Literal["euler", "heun", "midpoint", "ddim", "dpm++2m"]
 """Names of solvers; see :func:`integrate`."""
@@ -49,17 +49,18 @@ def coefficients(grid: Grid, solver: Solver) -> Coefficients:
 
     Args:
         grid: The times.
-        solver: The solver.
+        solver: The solver. ``heun`` and ``midpoint``, which ask twice in a step, have :func:`stages` in their place.
 
     Raises:
-        ArgumentError: For another solver.
+        ArgumentError: For what is no grid, or another solver.
     """
+    check_grid("grid", grid)
     times = grid.times
     one, none = torch.ones(grid.steps, dtype=torch.float64), torch.zeros(grid.steps, dtype=torch.float64)
     if solver == "euler":
         return Coefficients("velocity", one, times.diff(), none)
     if solver not in ("ddim", "dpm++2m"):
-        raise unknown_name_error("solver with one evaluation in each step", solver, ["euler", "ddim", "dpm++2m"])
+        raise unknown_name_error("solver", solver, ["euler", "ddim", "dpm++2m"])
     alpha, sigma = grid.alphas, grid.sigmas
     state = sigma[1:] / sigma[:-1]
     weight = alpha[1:] - alpha[:-1] * state
@@ -70,6 +71,51 @@ def coefficients(grid: Grid, solver: Solver) -> Coefficients:
     usable = steps[1:].isfinite() & steps[:-1].isfinite()
     share[1:] = torch.where(usable, steps[1:] / (2 * steps[:-1]), none[1:])
     return Coefficients("x0", state, weight * (1 + share), -weight * share)
+
+
+class Stages(NamedTuple):
+    """A solver with two velocities in a step of length ``h_i = t_(i+1) - t_i``.
+
+    With ``u_i`` the velocity at ``(x_i, t_i)`` and ``w_i`` that at ``(x_i + share_i h_i u_i, time_i)``, the step is
+    ``x_(i+1) = x_i + h_i (first_i u_i + second_i w_i)``. Where ``second_i`` is 0 the second one is not asked for.
+
+    Attributes:
+        time: float64 ``[steps]``.
+        share: float64 ``[steps]``.
+        first: float64 ``[steps]``.
+        second: float64 ``[steps]``.
+    """
+
+    time: Tensor
+    share: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def stages(grid: Grid, solver: Solver) -> Stages:
+    """The coefficients of a solver with two evaluations in each step.
+
+    - ``heun``: the mean of the velocities at both ends, the second one where Euler's step arrives; Euler's step alone
+      where it ends in the data, as Karras et al., "Elucidating the design space of diffusion-based generative models"
+      (2022), do, since many networks have no velocity there.
+    - ``midpoint``: the velocity in the middle of the step, where half a step of Euler's arrives.
+
+    Args:
+        grid: The times.
+        solver: The solver.
+
+    Raises:
+        ArgumentError: For what is no grid, or another solver.
+    """
+    check_grid("grid", grid)
+    times = grid.times
+    one, none = torch.ones(grid.steps, dtype=torch.float64), torch.zeros(grid.steps, dtype=torch.float64)
+    if solver == "midpoint":
+        return Stages((times[:-1] + times[1:]) / 2, one / 2, none, one)
+    if solver != "heun":
+        raise unknown_name_error("solver", solver, ["heun", "midpoint"])
+    second = torch.where(times[1:] > 0, one / 2, none)
+    return Stages(times[1:], one, 1 - second, second)
 
 
 def momentum_displacement(log_gain: Tensor, t: Tensor, r: Tensor, start: Tensor | None = None) -> Tensor:
@@ -101,13 +147,12 @@ def evaluations(grid: Grid, solver: Solver) -> int:
     """How often :func:`integrate` calls its network.
 
     Raises:
-        ArgumentError: For an unknown solver.
+        ArgumentError: For what is no grid, or an unknown solver.
     """
-    _check_solver(solver)
-    if solver == "midpoint":
-        return 2 * grid.steps
-    if solver == "heun":
-        return 2 * grid.steps - (float(grid.times[-1]) == 0.0)
+    check_grid("grid", grid)
+    check_solver(solver)
+    if solver in ("heun", "midpoint"):
+        return grid.steps + int((stages(grid, solver).second != 0).sum())
     return grid.steps
 
 
@@ -116,9 +161,7 @@ def integrate(
 ) -> Tensor:
     """Carries states along a grid.
 
-    ``euler``, ``ddim`` and ``dpm++2m`` as in :func:`coefficients`; ``midpoint`` takes the velocity in the middle of the
-    step; ``heun`` the mean of the velocities at both ends, and Euler's step where it ends in the data, as Karras et
-    al., "Elucidating the design space of diffusion-based generative models" (2022).
+    ``euler``, ``ddim`` and ``dpm++2m`` as in :func:`coefficients`, ``heun`` and ``midpoint`` as in :func:`stages`.
 
     Args:
         grid: The times, from noise to data.
@@ -132,10 +175,15 @@ def integrate(
         States at the last time, ``[n, ...]``; with ``every`` those at all of them, ``[steps + 1, n, ...]``.
 
     Raises:
-        ArgumentError: For an unknown solver, or a prediction of another shape than the states.
+        ArgumentError: For what is no grid or no network, an unknown solver or kind, or a prediction of another shape
+            than the states.
     """
-    _check_solver(solver)
+    check_grid("grid", grid)
+    check_solver(solver)
+    check_kind("kind", kind)
     check_values("x", x)
+    if not callable(predict):
+        raise argument_error("predict", predict, "a function of states and a time")
     path, states = grid.path, [x]
 
     def prediction(x: Tensor, t: Tensor, to: Kind) -> Tensor:
@@ -144,13 +192,15 @@ def integrate(
         return path.convert(value, x, t, kind=kind, to=to)
 
     if solver in ("heun", "midpoint"):
-        for t, r in itertools.pairwise(grid.times.unbind()):
+        two = stages(grid, solver)
+        for index, (t, r) in enumerate(itertools.pairwise(grid.times.unbind())):
             step = float(r - t)
             slope = prediction(x, t, "velocity")
-            if solver == "midpoint":
-                slope = prediction(x + step / 2 * slope, (t + r) / 2, "velocity")
-            elif float(r) > 0:
-                slope = (slope + prediction(x + step * slope, r, "velocity")) / 2
+            first, second = float(two.first[index]), float(two.second[index])
+            if second != 0:
+                there = prediction(x + float(two.share[index]) * step * slope, two.time[index], "velocity")
+                # Not 0 times the first velocity, which may be infinite.
+                slope = second * there if first == 0 else first * slope + second * there
             x = x + step * slope
             states.append(x)
     else:
@@ -166,6 +216,7 @@ def integrate(
     return torch.stack(states) if every else x
 
 
-def _check_solver(solver: str) -> None:
+def check_solver(solver: object) -> None:
+    """Refuses the name of no solver."""
     if solver not in get_args(Solver):
         raise unknown_name_error("solver", solver, list(get_args(Solver)))

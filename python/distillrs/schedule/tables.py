@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from distillrs.checks import numbers
 from distillrs.errors import argument_error
 
 
@@ -21,9 +21,9 @@ class Table:
     __slots__ = ("_device_values", "values")
 
     def __init__(self, name: str, values: Iterable[float]) -> None:
-        self.values = tuple(float(value) for value in values)
+        self.values = numbers(name, values)
         steps = [later - earlier for earlier, later in itertools.pairwise(self.values)]
-        if len(self.values) < 2 or not all(math.isfinite(value) for value in self.values):
+        if len(self.values) < 2:
             raise argument_error(name, f"{len(self.values)} values", "two or more finite numbers")
         if not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
             raise argument_error(name, "values that rise and fall or stand still", "strictly monotone values")

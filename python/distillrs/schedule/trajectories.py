@@ -17,7 +17,7 @@ from distillrs.checks import is_number
 from distillrs.errors import DataError, argument_error
 from distillrs.files import write_whole
 from distillrs.schedule._times import check_values
-from distillrs.schedule.grids import Grid
+from distillrs.schedule.grids import Grid, check_grid
 from distillrs.schedule.path import Kind, Path
 from distillrs.schedule.solvers import Solver, Velocity, integrate
 
@@ -40,6 +40,7 @@ class Trajectories:
     velocities: Tensor
 
     def __post_init__(self) -> None:
+        check_grid("grid", self.grid)
         check_values("states", self.states)
         check_values("velocities", self.velocities)
         points = self.grid.steps + 1

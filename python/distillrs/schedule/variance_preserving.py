@@ -6,13 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distillrs.checks import check_number, check_whole, is_number
+from distillrs.checks import check_number, check_whole, is_number, numbers
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule.gaussian_paths import positive
 from distillrs.schedule.path import Path, Row
@@ -21,6 +21,7 @@ from distillrs.schedule.tables import Table
 BetaTable: TypeAlias = Literal["linear", "scaled_linear", "cosine"]
 
 
+@runtime_checkable
 class Signal(Protocol):
     """How the weight of the data falls with time, from 1 at time 0; all on float64 tensors."""
 
@@ -161,6 +162,10 @@ class AlphaTable(_Logarithmic):
 
     logarithms: Table
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.logarithms, Table):
+            raise argument_error("logarithms", type(self.logarithms).__name__, "a Table; AlphaTable.of(...) makes one")
+
     @classmethod
     def of(cls, alphas_cumprod: Sequence[float] | Tensor) -> AlphaTable:
         """The table of strictly decreasing numbers between 0 and 1.
@@ -168,7 +173,7 @@ class AlphaTable(_Logarithmic):
         Raises:
             ArgumentError: For other numbers; a last one of 0 has no logarithm.
         """
-        values = [float(value) for value in alphas_cumprod]
+        values = numbers("alphas_cumprod", alphas_cumprod)
         if not values or not all(0 < value < 1 for value in values):
             raise argument_error("alphas_cumprod", f"{len(values)} values", "numbers between 0 and 1, ends excluded")
         return cls(Table("alphas_cumprod", [0.0, *(math.log(value) / 2 for value in values)]))
@@ -191,6 +196,14 @@ class AlphaTable(_Logarithmic):
         return self.logarithms.inverse(log_alpha)
 
 
+def _check_signal(value: object) -> None:
+    # A class has the methods of its instances.
+    if isinstance(value, type) or not isinstance(value, Signal):
+        raise argument_error(
+            "signal", value, "a signal (LinearBeta(), CosineAlpha(), AlphaTable.of(...)), or VP.cosine()"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class VP(Path):
     """``x_t = alpha x0 + sqrt(1 - alpha^2) eps``.
@@ -202,6 +215,9 @@ class VP(Path):
     """
 
     signal: Signal = field(default_factory=LinearBeta)
+
+    def __post_init__(self) -> None:
+        _check_signal(self.signal)
 
     @classmethod
     def linear(cls, beta_min: float = 0.1, beta_max: float = 20.0) -> VP:
@@ -303,6 +319,9 @@ class SubVP(Path):
     """
 
     signal: Signal = field(default_factory=LinearBeta)
+
+    def __post_init__(self) -> None:
+        _check_signal(self.signal)
 
     def _alpha(self, t: Tensor) -> Tensor:
         return self.signal.alpha(t)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from distillrs.checks import check_number
-from distillrs.errors import unknown_name_error
 from distillrs.schedule._times import Time, as_time
 from distillrs.schedule.gaussian_paths import positive
-from distillrs.schedule.path import Kind, Path
+from distillrs.schedule.path import Kind, Path, check_kind, check_path
 
 
 class LossWeight(ABC):
@@ -42,8 +40,9 @@ class LossWeight(ABC):
             float64, of the times' shape. At the ends of a path it may be 0 or infinite.
 
         Raises:
-            ArgumentError: For an unknown kind or times outside [0, 1].
+            ArgumentError: For what is no path, an unknown kind, or times outside [0, 1].
         """
+        check_path("path", path)
         times = as_time(t)
         return self.of_x0(path, times) * error_scale(path, times, kind=kind, to="x0").square()
 
@@ -61,12 +60,12 @@ def error_scale(path: Path, t: Time, *, kind: Kind, to: Kind) -> Tensor:
         float64, of the times' shape.
 
     Raises:
-        ArgumentError: For an unknown kind or times outside [0, 1].
+        ArgumentError: For what is no path, an unknown kind, or times outside [0, 1].
     """
+    check_path("path", path)
     times = as_time(t)
     for name in (kind, to):
-        if name not in get_args(Kind):
-            raise unknown_name_error("kind", name, list(get_args(Kind)))
+        check_kind("kind", name)
     given, wanted = path._row(kind, times), path._row(to, times)
     if kind == to:
         return torch.ones_like(times)
@@ -87,8 +86,7 @@ class UniformWeight(LossWeight):
     kind: Kind = "x0"
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise unknown_name_error("kind", self.kind, list(get_args(Kind)))
+        check_kind("kind", self.kind)
 
     def of_x0(self, path: Path, t: Tensor) -> Tensor:
         """The square of what an error of x0 is as an error of the kind."""

@@ -130,7 +130,7 @@ def _levels(steps: int, fewer: int) -> Grid:
 _METHODS = (
     Method(
         name="flow-map",
-        recipe="mf_rae",
+        recipe="mf-rae",
         begin=_flow_map,
         times="t_gap",
         way="ode",

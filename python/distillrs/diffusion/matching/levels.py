@@ -10,7 +10,9 @@ from torch import Tensor
 from distillrs import random
 from distillrs.diffusion.matching.rollouts import Rolled
 from distillrs.diffusion.state_map import per_row
+from distillrs.errors import argument_error
 from distillrs.schedule import Path, TimeLaw
+from distillrs.schedule.path import check_path
 from distillrs.step import Step
 
 Within: TypeAlias = Literal["all", "below"]
@@ -60,7 +62,13 @@ def noised(path: Path, rolled: Rolled, t: Tensor, noise: Tensor) -> Noised:
 
     Noise must be added to the state that the rollout ended in: ``alpha_t x + sigma_t eps`` of its estimate ``x`` is
     distributed otherwise.
+
+    Raises:
+        ArgumentError: For what is no path, or no rollout's result.
     """
+    check_path("path", path)
+    if not isinstance(rolled, Rolled):
+        raise argument_error("rolled", type(rolled).__name__, "Rolled: what a rollout gave")
     if rolled.state is None or rolled.end is None:
         return Noised(path.corrupt(rolled.x, noise, t), t, noise, path.sigma(t))
     scale, spread = transition(path, rolled.end.to(t.device), t)

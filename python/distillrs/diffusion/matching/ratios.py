@@ -48,10 +48,13 @@ def ratio_weights(divergence: RowDivergence, log_ratio: Tensor) -> RatioWeights:
         Both ``[n]``, differentiable.
 
     Raises:
-        ArgumentError: For a divergence whose f has no second derivative.
+        ArgumentError: For a divergence whose f has no second derivative, or ratios that are no tensor.
     """
     if not isinstance(divergence, RowDivergence) or isinstance(divergence, TotalVariation):
         raise argument_error("divergence", divergence, "a divergence of ops whose f is twice differentiable")
+    if not isinstance(log_ratio, Tensor) or not log_ratio.is_floating_point():
+        got = f"a tensor of {log_ratio.dtype}" if isinstance(log_ratio, Tensor) else type(log_ratio).__name__
+        raise argument_error("log_ratio", got, "a floating-point tensor [n]")
 
     def negative(log_p: Tensor) -> Tensor:
         return -divergence.derivative(log_p, torch.zeros_like(log_p))

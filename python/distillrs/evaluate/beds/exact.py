@@ -9,9 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number
 from distillrs.errors import argument_error
 from distillrs.random import Units
 from distillrs.schedule import Grid, Path, Prediction, Residual, Solver, guide, integrate, spaced
+from distillrs.schedule.grids import check_grid
+from distillrs.schedule.path import check_path
 from distillrs.step import Step
 
 
@@ -42,6 +45,8 @@ class ExactScore:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
+        check_path("path", self.path)
+        check_number("guidance", self.guidance, "a finite number")
         if isinstance(self.path, Residual):
             raise argument_error("path", self.path, "a path between data and noise")
 
@@ -55,8 +60,14 @@ class ExactScore:
 
         Returns:
             ``x0``, of the shape and type of ``x``.
+
+        Raises:
+            ArgumentError: For states that are no tensor, times of another length or outside [0, 1], or a condition that
+                the distribution does not know.
         """
-        times = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
+        if condition is not None and not isinstance(condition, Mapping):
+            raise argument_error("condition", type(condition).__name__, "{'label': int64 [n]}, or None")
+        times = row_times(x, t).to(x.device)
         alpha, sigma = self.path.alpha(times), self.path.sigma(times)
         found = self.distribution.denoise(x, alpha, sigma, condition)
         if condition is not None and self.guidance != 1:
@@ -98,11 +109,34 @@ class ExactScore:
 
         Returns:
             ``[n, ...]``.
+
+        Raises:
+            ArgumentError: For noise that is no tensor, times in the wrong order, or what is no grid.
         """
+        if not isinstance(noise, Tensor):
+            raise argument_error("noise", type(noise).__name__, "a tensor [n, ...]")
+        if grid is not None:
+            check_grid("grid", grid)
         grid = spaced(steps, self.path, start=start, end=end) if grid is None else grid
         state = float(grid.sigmas[0]) * noise
         with torch.no_grad():
             return integrate(grid, state, lambda x, t: self.predict(x, t, condition).value, solver=solver, kind="x0")
+
+
+def row_times(x: Tensor, t: float | Tensor) -> Tensor:
+    """One time for each row: float64 ``[n]``.
+
+    Raises:
+        ArgumentError: For states that are no tensor with rows, or times that are not one number or ``[n]``.
+    """
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        raise argument_error("x", type(x).__name__, "a tensor [n, ...]")
+    if not isinstance(t, Tensor):
+        check_number("t", t, "a time from 0 to 1, or float64 [n]", least=0, most=1)
+    times = torch.as_tensor(t, dtype=torch.float64)
+    if times.dim() > 1 or (times.dim() == 1 and len(times) not in (1, len(x))):
+        raise argument_error("t", f"shape {tuple(times.shape)}", f"one time, or one for each row, [{len(x)}]")
+    return times.expand(len(x))
 
 
 def per_row(coefficient: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,12 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import numbers
 from distillrs.errors import argument_error
-from distillrs.evaluate.beds.exact import ExactScore, per_row
+from distillrs.evaluate.beds.exact import ExactScore, per_row, row_times
 from distillrs.random import Units
 from distillrs.schedule import Path
+from distillrs.schedule.path import check_path
 from distillrs.step import Step
 
 
@@ -34,11 +35,10 @@ class Gaussian:
     deviation: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name in ("mean", "deviation"):
+            object.__setattr__(self, name, numbers(name, getattr(self, name)))
         if not self.mean or len(self.mean) != len(self.deviation):
             raise argument_error("deviation", self.deviation, f"a number for each of the {len(self.mean)} means")
-        for name, values in (("mean", self.mean), ("deviation", self.deviation)):
-            if not all(math.isfinite(value) for value in values):
-                raise argument_error(name, values, "finite numbers")
         if not all(value > 0 for value in self.deviation):
             raise argument_error("deviation", self.deviation, "positive numbers")
 
@@ -61,7 +61,8 @@ class Gaussian:
             r: Likewise.
             path: The path.
         """
-        t, r = (torch.as_tensor(time, dtype=torch.float64).expand(len(x)) for time in (t, r))
+        check_path("path", path)
+        t, r = row_times(x, t), row_times(x, r)
         mean, _ = self._parts(x)
         here, there = self._spread(path.alpha(t), path.sigma(t), x), self._spread(path.alpha(r), path.sigma(r), x)
         return per_row(path.alpha(r), x) * mean + there / here * (x - per_row(path.alpha(t), x) * mean)

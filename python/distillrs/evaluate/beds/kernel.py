@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_number
 from distillrs.errors import argument_error
 from distillrs.evaluate.beds.exact import ExactScore
 from distillrs.ops import mixture_denoiser
@@ -33,11 +33,14 @@ class KernelDensity:
     __slots__ = ("_rows", "bandwidth", "data", "labels")
 
     def __init__(self, data: Tensor, bandwidth: float, labels: Tensor | None = None) -> None:
+        if not isinstance(data, Tensor):
+            raise argument_error("data", type(data).__name__, "finite floating-point examples [n, ...], one or more")
         if data.dim() < 2 or not len(data) or not data.is_floating_point() or not bool(data.isfinite().all()):
             got = f"shape {tuple(data.shape)} of {data.dtype}"
             raise argument_error("data", got, "finite floating-point examples [n, ...], one or more")
-        if not (math.isfinite(bandwidth) and bandwidth >= 0):
-            raise argument_error("bandwidth", bandwidth, "a number from 0")
+        check_number("bandwidth", bandwidth, "a number from 0", least=0)
+        if labels is not None and not isinstance(labels, Tensor):
+            raise argument_error("labels", type(labels).__name__, f"int64 [{len(data)}]")
         if labels is not None and (labels.shape != data.shape[:1] or labels.dtype != torch.int64):
             raise argument_error("labels", f"shape {tuple(labels.shape)} of {labels.dtype}", f"int64 [{len(data)}]")
         self.data, self.bandwidth, self.labels = data, bandwidth, labels
@@ -94,6 +97,8 @@ class KernelDensity:
         if self.labels is None:
             raise argument_error("condition", sorted(condition), "None: these data have no labels")
         label: Tensor = condition["label"]
+        if not isinstance(label, Tensor):
+            raise argument_error("condition", f"a label of {type(label).__name__}", f"int64 [{count}]")
         if tuple(label.shape) != (count,) or label.dtype != torch.int64:
             raise argument_error(
                 "condition", f"a label of shape {tuple(label.shape)} {label.dtype}", f"int64 [{count}]"

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_whole, numbers
 from distillrs.errors import argument_error
-from distillrs.evaluate.beds.exact import ExactScore, per_row
+from distillrs.evaluate.beds.exact import ExactScore, per_row, row_times
 from distillrs.random import Units
 from distillrs.schedule import Path
+from distillrs.schedule.path import check_path
 from distillrs.step import Step
 
 # Halvings of a bracket that is some hundred deviations wide, down to the last bit of a double.
@@ -42,16 +44,16 @@ class LineMixture:
     dimensions: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("means", "deviations", "weights"):
+            if getattr(self, name) is not None or name != "weights":
+                object.__setattr__(self, name, numbers(name, getattr(self, name)))
         count = len(self.means)
         for name, values in (("deviations", self.deviations), ("weights", self.weights)):
-            if values is not None and (
-                len(values) != count or not all(math.isfinite(value) and value > 0 for value in values)
-            ):
+            if values is not None and (len(values) != count or not all(value > 0 for value in values)):
                 raise argument_error(name, values, f"{count} positive numbers, one for each mean")
-        if not self.means or not all(math.isfinite(value) for value in self.means):
+        if not self.means:
             raise argument_error("means", self.means, "one or more finite numbers")
-        if isinstance(self.dimensions, bool) or not isinstance(self.dimensions, int) or self.dimensions < 1:
-            raise argument_error("dimensions", self.dimensions, "a positive integer")
+        check_whole("dimensions", self.dimensions, "a positive integer", least=1)
 
     def on(self, path: Path) -> ExactScore:
         """Its exact score on a path."""
@@ -125,7 +127,8 @@ class LineMixture:
         return like.new_tensor(self.means), like.new_tensor(self.deviations), (weights / weights.sum()).log()
 
     def _marginal(self, x: Tensor, t: float | Tensor, path: Path) -> tuple[Tensor, Tensor, Tensor]:
-        time = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
+        check_path("path", path)
+        time = row_times(x, t)
         means, deviations, logarithms = self._parts(x)
         a, s = (per_row(value, x)[..., None] for value in (path.alpha(time), path.sigma(time)))
         return a * means, torch.sqrt((a * deviations) ** 2 + s**2), logarithms
