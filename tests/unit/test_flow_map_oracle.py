@@ -12,12 +12,14 @@ from distillrs.diffusion import (
     AverageVelocity,
     Batch,
     Central,
+    ConsistencyBoundary,
     Diagonal,
     Endpoint,
     Eulerian,
     FlowMap,
     Jump,
     Lagrangian,
+    LatentBoundary,
     Network,
     OnAndOff,
     PriorOnly,
@@ -100,6 +102,18 @@ CASES = [
 ]
 
 
+# The other paths and kinds by a few modes, one of each way to differentiate.
+FEW = ("diagonal", "eulerian jvp", "eulerian state", "lagrangian full", "semigroup state")
+COSINE, TABLE = VP.cosine(), VP.betas(steps=50)
+CASES += [(mode, AverageVelocity(), path) for mode in FEW for path in (COSINE, TABLE)]
+CASES += [
+    (mode, Jump("v"), path)
+    for mode in FEW
+    for path in (RectifiedFlow(), VP(), COSINE, TABLE, EDM(5.0))
+    if mode not in DIVIDING
+]
+
+
 @pytest.mark.parametrize(("mode", "head", "path"), CASES, ids=str)
 def test_residuals_vanish_for_the_exact_flow_alone(mode, head, path):
     residual, pairs = MODES[mode]
@@ -135,6 +149,46 @@ def test_stored_paths_and_the_prior_give_residuals_of_the_same_flow(path):
         exact = root_of_loss(BED, path, head, 1.0, residual, states=prior, batch=Batch(size=24))
         assert exact < 1e-3, residual
         assert root_of_loss(BED, path, head, 1.01, residual, states=prior, batch=Batch(size=24)) > 10 * exact
+
+
+class ExactEnd(nn.Module):
+    """The network whose map by a head that ends at one time is the exact flow to there, times a factor."""
+
+    def __init__(self, path, head, factor):
+        super().__init__()
+        self.path, self.head = path, head
+        self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+
+    def forward(self, x, t):
+        end = torch.full_like(t, self.head.end(self.path))
+        state, network = (weight[:, None] for weight in self.head.weights(self.path, t, end))
+        return self.factor * (BED.flow(x, t, end, self.path) - state * x) / network
+
+
+@pytest.mark.parametrize(
+    ("head", "path"),
+    [
+        (ConsistencyBoundary(), EDM(5.0)),
+        (ConsistencyBoundary(0.05), VP()),
+        (LatentBoundary("noise"), VP()),
+        (LatentBoundary("v"), COSINE),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("residual", "bound"), [(Eulerian(JVP(), scale="state"), 1e-7), (Eulerian(Solver(0.01, "heun")), 1e-3)], ids=str
+)
+def test_maps_that_end_at_one_time_have_no_residual_for_the_exact_flow(head, path, residual, bound):
+    def root(factor):
+        network = Network(ExactEnd(path, head, factor), times="t")
+        objective = FlowMap(
+            network, path=path, head=head, residual=residual, pairs=WIDE, source=BED.on(path)
+        )  # fmt: skip
+        return math.sqrt(float(objective(Batch(BED.sample(24, step=7)), 5).terms["loss"]))
+
+    exact = root(1.0)
+    assert exact < bound
+    assert root(1.01) > max(10 * exact, 1e-6)
 
 
 def test_the_head_of_trigonometric_flow():
