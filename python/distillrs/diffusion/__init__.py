@@ -53,7 +53,7 @@ from distillrs.diffusion.matching.tally import Evaluations
 from distillrs.diffusion.matching.terms import Match
 from distillrs.diffusion.matching.weights import GapWeight, LevelWeight, MeanAbsolute
 from distillrs.diffusion.metrics import Cosine, InKinds, KindMetric, Metric, PseudoHuber, SquaredError
-from distillrs.diffusion.networks import DiffusersNetwork, Network, NetworkAdapter
+from distillrs.diffusion.networks import DiffusersNetwork, FunctionModule, Network, NetworkAdapter
 from distillrs.diffusion.residuals import (
     Compared,
     Diagonal,
@@ -111,6 +111,7 @@ __all__ = [
     "FewStepSampler",
     "FisherGap",
     "FlowMap",
+    "FunctionModule",
     "Gap",
     "GapView",
     "GapWeight",

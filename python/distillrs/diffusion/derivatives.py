@@ -14,6 +14,7 @@ from distillrs.checks import check_number
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.forward import slope_along
 from distillrs.diffusion.heads import Jump
+from distillrs.diffusion.precision import warn_of_tf32
 from distillrs.diffusion.randomness import Replay
 from distillrs.diffusion.scores import Score, velocity_of
 from distillrs.diffusion.state_map import per_row
@@ -64,6 +65,7 @@ class JVP(Derivative):
         self, function: Function, point: Point, direction: Point, module: nn.Module, replay: Replay, graph: bool
     ) -> Sloped:
         """See :class:`Derivative`."""
+        warn_of_tf32(point[0], module)
         try:
             found: Any = replay(lambda: slope_along(function, point, direction))
         except (RuntimeError, NotImplementedError) as failure:
@@ -94,6 +96,7 @@ class Central(Derivative):
         self, function: Function, point: Point, direction: Point, module: nn.Module, replay: Replay, graph: bool
     ) -> Sloped:
         """See :class:`Derivative`."""
+        warn_of_tf32(point[0], module)
         value = replay(lambda: function(*point))
         ahead = torch.full_like(point[1], self.step)
         behind = ahead.clone()

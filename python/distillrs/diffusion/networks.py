@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -16,6 +17,38 @@ from distillrs.schedule.path import check_path
 Times: TypeAlias = Literal["t", "r", "t_r", "t_gap"]
 """Which times a network is given: the first; the second, for maps that all begin at pure noise; both; the first and the
 way to the second, ``t - r``."""
+
+
+class FunctionModule(nn.Module):
+    """A plain function as a module: for networks that are called in another order, or by other keywords.
+
+    ::
+
+        Network(FunctionModule(lambda net, x, t, r, label: net(t, r, image=x, y=label), net))
+
+    The function is given the modules and does not close over them, so that a copy (of a moving average, of a worker)
+    calls its own ones.
+
+    Args:
+        function: ``function(*modules, x, *times, **condition)``, of the shape of ``x``.
+        *modules: What it calls; none for a function in closed form.
+
+    Raises:
+        ArgumentError: For what cannot be called, or no modules.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *modules: nn.Module) -> None:
+        super().__init__()
+        if isinstance(function, nn.Module) or not callable(function):
+            raise argument_error("function", type(function).__name__, "a function of the modules, a state and times")
+        for module in modules:
+            _check_module("modules", module, "torch modules")
+        self.function = function
+        self.parts = nn.ModuleList(modules)
+
+    def forward(self, x: Tensor, *times: Tensor, **condition: Any) -> Tensor:
+        """The function's value."""
+        return self.function(*self.parts, x, *times, **condition)
 
 
 class NetworkAdapter(Protocol):
@@ -61,8 +94,8 @@ class _Clocked:
     scale_input: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.module, nn.Module):
-            raise argument_error("module", type(self.module).__name__, "a torch module")
+        allowed = "a torch module; FunctionModule(function, module) makes one of a plain function"
+        _check_module("module", self.module, allowed)
         if self.times not in get_args(Times):
             raise unknown_name_error("times", self.times, list(get_args(Times)))
         if self.clock not in get_args(Clock):
@@ -103,6 +136,11 @@ class _Clocked:
         return self.path.clock(time, to=self.clock)
 
 
+def _check_module(name: str, value: object, allowed: str) -> None:
+    if not isinstance(value, nn.Module):
+        raise argument_error(name, type(value).__name__, allowed)
+
+
 def _output(value: Any, x: Tensor, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != x.shape:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -115,7 +153,7 @@ class Network(_Clocked):
     """A plain module: ``module(x, t, r, **condition)``.
 
     Times come as ``[n]`` in the type of ``x``: ``t``, then ``r`` or ``t - r`` if the network takes two. The condition's
-    entries are keyword arguments.
+    entries are keyword arguments. A network with another order or other keywords goes through :class:`FunctionModule`.
     """
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor, condition: Condition = None) -> Tensor:
