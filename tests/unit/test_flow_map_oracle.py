@@ -172,7 +172,6 @@ class ExactEnd(nn.Module):
         (ConsistencyBoundary(0.05), VP()),
         (LatentBoundary("noise"), VP()),
         (LatentBoundary("v"), COSINE),
-        (LatentBoundary("noise"), TABLE),
     ],
     ids=str,
 )
