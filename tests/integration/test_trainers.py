@@ -225,6 +225,9 @@ def test_two_processes_have_the_loss_of_one(tmp_path):
 
 
 class TwoTurns:
+    def __call__(self, batch, step, *, turn=None, student=None):
+        raise AssertionError("it is refused before")
+
     def turns(self, step):
         return ("critic", "generator")
 
