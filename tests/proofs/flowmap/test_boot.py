@@ -19,7 +19,7 @@ SEEDS = [1, 2, 3, 4, 5]
 STORED = 6000
 CALLS = STORED * (2 * 40 - 1)
 SPENT = 0.5
-ROWS = 256
+ROWS = 128
 HELD_OUT = 512
 GAP, SHARE = 1 / 8, 1 / 8
 

@@ -23,6 +23,7 @@ SEEDS = [1, 2, 3, 4, 5]
 UPDATES = 3000
 MID_TRAINING = 1000
 ROWS = 64
+SHIFT = 1.0
 PATHS = 4096
 DIFFERENCE = 5e-3
 HELD_OUT = 512
@@ -72,7 +73,7 @@ def measure(arm: str, seed: int) -> dict[str, float]:
         bed.train(begun, MID_TRAINING, on_paths(seed), seed=seed, clip=1.0)
         updates -= MID_TRAINING
     stage = "tune" if arm == "MF" else "distil"
-    objective = recipes.mf_rae(network, stage, teacher=exact, seed=seed)
+    objective = recipes.mf_rae(network, stage, teacher=exact, shift=SHIFT, seed=seed)
     norms = bed.train(objective, updates, lambda step: diffusion.Batch(draw(step)), seed=seed, clip=1.0)
     made = bed.one_call(objective.map, bed.start(HELD_OUT, seed))
     return {
