@@ -298,8 +298,8 @@ def test_boot_leaves_the_first_step_to_the_boundary():
     assert 0 < int(on.sum()) < ROWS
     assert 0.1 <= float(s[~on].min()) < float(s[~on].max()) <= 0.8
     assert torch.equal(t[~on], s[~on] + 0.2)
-    for least, greatest in ((0.5, 0.5), (-0.1, 1.0), (0.0, 1.2)):
-        with pytest.raises(ArgumentError, match=r"^greatest: got"):
+    for name, least, greatest in (("greatest", 0.5, 0.5), ("least", -0.1, 1.0), ("greatest", 0.0, 1.2)):
+        with pytest.raises(ArgumentError, match=rf"^{name}: got"):
             recipes.boot(Net(1, 1), Net(1, 2), (WIDTH,), least=least, greatest=greatest)
 
 

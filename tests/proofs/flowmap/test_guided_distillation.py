@@ -18,7 +18,7 @@ from proofs.ledger import Proof
 pytestmark = [pytest.mark.proof, pytest.mark.slow]
 
 SEEDS = [1, 2, 3]
-GUIDANCE_STEPS = 1500
+GUIDANCE_STEPS = 3000
 HALVING_STEPS = 600
 SCALES = (0.0, 1.0, 2.0, 4.0)
 ROWS = 600
