@@ -290,6 +290,19 @@ def test_boot():
         assert other is None or torch.allclose(one, other, rtol=2e-3, atol=1e-3 * float(other.abs().max()))
 
 
+def test_boot_leaves_the_first_step_to_the_boundary():
+    """With s up to 1 - gap no step begins at time 1 but the boundary's."""
+    objective = recipes.boot(Net(1, 1), Net(1, 2), (WIDTH,), gap=0.2, boundary=0.4, least=0.1, greatest=0.8)
+    _, s, t = drawn(objective)
+    on = s == 1
+    assert 0 < int(on.sum()) < ROWS
+    assert 0.1 <= float(s[~on].min()) < float(s[~on].max()) <= 0.8
+    assert torch.equal(t[~on], s[~on] + 0.2)
+    for name, least, greatest in (("greatest", 0.5, 0.5), ("least", -0.1, 1.0), ("greatest", 0.0, 1.2)):
+        with pytest.raises(ArgumentError, match=rf"^{name}: got"):
+            recipes.boot(Net(1, 1), Net(1, 2), (WIDTH,), least=least, greatest=greatest)
+
+
 def test_boot_reads_no_data_and_learns_the_flow_of_a_gaussian():
     bed, path = Gaussian((1.5, -0.5), (0.5, 1.2)), VP.cosine()
 

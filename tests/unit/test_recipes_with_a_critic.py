@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from distillrs.diffusion import (
     Matcher,
     Network,
     Solver,
+    SquaredError,
     StateMap,
     Translated,
 )
@@ -167,7 +169,7 @@ def rcm_consistency(network, score, angle, ramp, label=None, constant=0.1):
     output, slope = torch.func.jvp(function, (x, angle), (both * velocity, both))
     g = -(angle.cos() ** 2) * (output - velocity) - ramp * (both * x + slope)
     g = g / (g.norm(dim=1, keepdim=True) + constant)
-    return (output - output.detach() - g.detach()).square().sum(1)
+    return 0.5 * (output - output.detach() - g.detach()).square().mean(1)
 
 
 @pytest.mark.parametrize("guidance", [None, 2.5])
@@ -222,6 +224,28 @@ def test_rcm(guidance):
     same(objective, batch, list(fake.parameters()), fitted, "critic")
     # One of five iterations is the student's: four updates of the critic for each.
     assert [len(objective.turns(index)) for index in range(5)] == [2, 1, 1, 1, 2]
+
+
+def test_the_parts_of_rcm_keep_their_ratio():
+    """The authors' code sums both squares over the elements, without a half: 100 |F - F' - g|^2 + |x - x' + gap|^2."""
+    network, teacher, fake = Net(1), Net(2), Net(3)
+    group = [*network.first.parameters(), *network.last.parameters()]
+
+    def grad(total):
+        return torch.cat([part.flatten() for part in torch.autograd.grad(total, group)])
+
+    def turn(**settings):
+        return recipes.rcm(network, teacher, fake, levels=(1.0,), **settings)(Batch(X0), STEP, turn="generator").total
+
+    whole = recipes.rcm(network, teacher, fake, levels=(1.0,))
+    flow, term = whole.auxiliaries[0].objective, whole.terms[0]
+    summed_map = FlowMap(flow.map.network, path=flow.map.path, head=flow.map.head, source=flow._source[0],
+                         residual=flow.residual, pairs=flow.pairs, metric=SquaredError("sum"),
+                         balance=flow._rules)(Batch(X0), STEP).total  # fmt: skip
+    summed_gap = Matcher(whole.map, real=whole._real[0], critic=whole.critics["critic"], rollout=whole.rollout,
+                         terms=[replace(term, reduction="sum")])(Batch(X0), STEP, turn="generator").total  # fmt: skip
+    wanted = grad(100 * summed_map + 2 * summed_gap)
+    assert torch.allclose(2 * WIDTH * grad(turn()), wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max()))
 
 
 def test_the_derivatives_of_rcm_agree():

@@ -38,6 +38,7 @@ from distillrs.schedule import VP, FromNoise, Kind, Path, Uniform, WithDiagonal
     deviations=[
         "The boundary's loss has a share of the rows to itself instead of standing beside the other on every row.",
         "Where the path keeps some signal at time 1, eps is the rest of the state, as in a step of DDIM.",
+        "Times s above 1 - gap are learnt, too, by a shorter step from time 1, unless `greatest` leaves them out.",
     ],
     engine="diffusion",
 )
@@ -53,12 +54,15 @@ def boot(
     path: Path | None = None,
     kind: Kind = "v",
     least: float = 0.0,
+    greatest: float = 1.0,
     seed: int = 0,
 ) -> FlowMap:
     """BOOT: the signal that the teacher's flow from a noise has reached at time ``s``, learnt from noise to data.
 
     No data are read: the batch is ``Batch(size=n)``, with conditions if the teacher has any. A share of the rows learns
-    the boundary, where the flow begins; without it every other target is arbitrary.
+    the boundary, where the flow begins. With ``greatest = 1 - gap`` it is all that trains g above that time, and what g
+    makes there enters the targets below; with 1 the steps that begin at time 1 hold g there as well: ``rho`` is 0 where
+    no signal is left, so that their target is the teacher's own prediction.
 
     Args:
         network: g, called with (eps, s, **condition); it predicts the signal.
@@ -72,6 +76,7 @@ def boot(
         path: ``None`` for the cosine.
         kind: What the teacher's network predicts.
         least: Smallest s, where samples are taken.
+        greatest: Largest s off the boundary.
         seed: Of steps that are given as plain numbers.
 
     Returns:
@@ -87,6 +92,7 @@ def boot(
     check_number("boundary", boundary, "a share from 0 to 1", least=0, most=1)
     check_number("boundary_weight", boundary_weight, "a positive number", above=0)
     check_number("least", least, "a time from 0 to below 1", least=0, below=1)
+    check_number("greatest", greatest, "a time above `least`, up to 1", above=least, most=1)
     check_guidance(guidance)
     score = teacher_score(teacher, kind)
     return FlowMap(
@@ -96,7 +102,7 @@ def boot(
         source=score if guidance is None else Guided(score, guidance),
         states=PriorOnly(shape),
         residual=OnAndOff(on=Diagonal(), off=Lagrangian(Solver(None, solver), space="network")),
-        pairs=WithDiagonal(FromNoise(Uniform(least, 1.0), gap), boundary),
+        pairs=WithDiagonal(FromNoise(Uniform(least, greatest), gap), boundary),
         balance=Weighted(_per_step(boundary_weight)),
         seed=seed,
     )

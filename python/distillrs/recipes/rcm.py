@@ -53,12 +53,15 @@ from distillrs.schedule import (
 @recipe(
     id="rcm",
     source="Zheng et al.: Large Scale Diffusion Distillation via Score-Regularized Continuous-Time Consistency, 2025",
-    equation="100 |F - sg(F + g / (|g| + .1))|^2, g = -cos^2(a) (F - F_T) - w cos(a) sin(a) (x + dF/da); "
+    equation="50 |F - sg(F + g / (|g| + .1))|^2, g = -cos^2(a) (F - F_T) - w cos(a) sin(a) (x + dF/da); "
     "0.5 |x - sg(x - (x0_F - x0_T) / mean|x - x0_T|)|^2",
     deviations=[
         "The warm-up w multiplies the whole derivative, as in continuous-time consistency models; the authors' code "
         "leaves the derivative of F as it is, which is the same once w is 1.",
         "Tangents are computed in float32 at least, coefficients in float64; the authors' code has both in float64.",
+        "Both parts are half the mean over an example's elements; the authors' code sums both, without the half. Their "
+        "ratio, 100 to 1, is the same.",
+        "Matching counts from the first step on, unless it is a ramp; in the authors' code after the warm-up.",
         "Levels of the generator are equal parts of the angle unless others are given.",
     ],
     engine="diffusion",
@@ -85,14 +88,15 @@ def rcm(
 
     On the path ``x = cos(a) x0 + sin(a) eps`` with ``f = cos(a) x - sin(a) F``, the teacher's flow and the warm-up w::
 
-        g = -cos^2(a) (F - F_T) - w cos(a) sin(a) (x + dF/da)             consistency |F - sg(F + g / (|g| + c))|^2
+        g = -cos^2(a) (F - F_T) - w cos(a) sin(a) (x + dF/da)             consistency 0.5 |F - sg(F + g / (|g| + c))|^2
         x of 1 to N calls, the last with a gradient                        matching    0.5 |x - sg(x - gap)|^2
         gap = (x0_F(x_t) - x0_T(x_t)) / mean|x - x0_T|
 
-    The critic x0_F is fitted on ``sg(x)`` with the weight ``1 / sin^2(a)`` on x0. A plain module is a velocity of the
-    rectified flow ``(1 - t) x0 + t eps``, as its teacher is; it is used here through its input and output, with
-    ``k = 1 / (cos(a) + sin(a))`` called at ``(k x, k sin(a))`` and ``F = k (v + (cos(a) - sin(a)) x)``. An adapter
-    predicts F itself. Examples are to have deviation 1.
+    with the mean over an example's elements in both squares, though not in the norm of g, so that neither part outgrows
+    the other with the size of an example. The critic x0_F is fitted on ``sg(x)`` with the weight ``1 / sin^2(a)`` on
+    x0. A plain module is a velocity of the rectified flow ``(1 - t) x0 + t eps``, as its teacher is; it is used here
+    through its input and output, with ``k = 1 / (cos(a) + sin(a))`` called at ``(k x, k sin(a))`` and
+    ``F = k (v + (cos(a) - sin(a)) x)``. An adapter predicts F itself. Examples are to have deviation 1.
 
     Args:
         network: The student, called with (x, t, **condition); it begins as the teacher.
@@ -142,7 +146,7 @@ def rcm(
         ),
         # log SNR is -2 log tan(a).
         pairs=Segments(1, LogNormal(-2 * mean, 2 * std, of="log_snr", path=path)),
-        metric=SquaredError("sum"),
+        metric=_half_mean,
         balance=[MaskNonFinite(), TangentNormalisation(constant)],
         seed=seed,
     )
@@ -158,6 +162,11 @@ def rcm(
         shape=shape,
         seed=seed,
     )
+
+
+def _half_mean(prediction: Tensor, target: Tensor) -> Tensor:
+    """As the gap is compared: a sum here would outweigh it by twice the number of elements."""
+    return SquaredError()(prediction, target) / 2
 
 
 def _on_trig(name: str, network: nn.Module | NetworkAdapter, path: Path) -> NetworkAdapter:
