@@ -19,7 +19,7 @@ SEEDS = [1, 2, 3]
 UPDATES = 1500
 RANK = 8
 GENERATOR_RATE = 3e-4
-CRITIC_RATES = {"adapter": 3e-3, "copy": 1e-3}
+CRITIC_RATES = {"adapter": 5e-3, "copy": 1e-3}
 ARMS = ("adapter", "copy", "no critic")
 
 
