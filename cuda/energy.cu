@@ -3,23 +3,9 @@
 //
 // A kernel is a function of u, the squared distance or the product of two points. Distances are sums of squared
 // differences, for which float is enough; sums over pairs are in double. ROWS and POINTS are the types of both sets.
-#include "values.cuh"
-
-constexpr int kRows = 32;
-constexpr int kPoints = 64;
-constexpr int kFeatures = 32;
-// Rows of a thread, and points or features beside them.
-constexpr int kQuad = 4;
-constexpr int kAcross = kPoints / kQuad;
-constexpr int kThreads = kRows / kQuad * kAcross;
+#include "tiles.cuh"
 
 enum Kind { kGaussian, kLaplacian, kNegativeDistance, kInverseMultiquadric, kPolynomial };
-
-// Features first to measure, points first to sum; one more than is used, so that neither way fills one bank of memory.
-typedef float Tile[kFeatures][kPoints + 1];
-typedef float RowTile[kFeatures][kRows + 1];
-typedef float SlopeTile[kPoints][kRows + 1];
-typedef float Quads[kQuad][kQuad];
 
 // One of the kernels, and its numbers: rates of a Gaussian's bandwidths, a distance's factor, scale and offset.
 struct Kernel {
@@ -83,7 +69,7 @@ struct Part {
   unsigned width;
 
   // The thread's i-th, which may lie beyond the last.
-  __device__ __forceinline__ long long row(int i) const { return first_row + threadIdx.x / kAcross * kQuad + i; }
+  __device__ __forceinline__ long long row(int i) const { return first_row + down() + i; }
 
   __device__ __forceinline__ double weight(long long point) const { return weights ? weights[point] : 1.0; }
 
@@ -95,9 +81,6 @@ struct Part {
     return point < end && feature < width ? widen(y[point * width + feature]) : 0.0f;
   }
 };
-
-__device__ __forceinline__ unsigned across() { return threadIdx.x % kAcross; }
-__device__ __forceinline__ unsigned down() { return threadIdx.x / kAcross * kQuad; }
 
 // u of the thread's rows and points.
 __device__ __forceinline__ void measure(const Part& part, bool of_product, long long start, RowTile& rows, Tile& points,
@@ -143,7 +126,7 @@ __device__ __forceinline__ void measure(const Part& part, bool of_product, long 
 }
 
 // Added to `sums`, of the block's rows and all features: of slope (x - y), of -slope y where u is a product.
-__device__ __forceinline__ void gather(const Part& part, bool of_product, long long start, const SlopeTile& slopes,
+__device__ __forceinline__ void gather(const Part& part, bool of_product, long long start, const PairTile& slopes,
                                        Tile& points, double* sums) {
 #pragma unroll 1
   for (unsigned first = 0; first < part.width; first += kPoints) {
@@ -230,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) energy_slopes(
     unsigned width, int kind, int degree, const double* numbers, int count, double* sums) {
   __shared__ Tile point_tile;
   __shared__ RowTile row_tile;
-  __shared__ SlopeTile slopes;
+  __shared__ PairTile slopes;
   const Part part = part_of(x, y, weights, rows, points, points_at_once, width);
   const Kernel kernel = {kind, degree, count, numbers};
 #pragma unroll 1

@@ -5,24 +5,10 @@
 // Row x is alpha y + n with n ~ N(0, variance I). Everything is about `centre`, near the points' mean. Distances are sums of
 // squared differences: the square's expansion would cancel where the noise is small. ROWS and POINTS are the types of x
 // and data.
-#include "values.cuh"
+#include "tiles.cuh"
 
-constexpr int kRows = 32;
-constexpr int kPoints = 64;
-constexpr int kFeatures = 32;
-// Rows of a thread, and points or features beside them.
-constexpr int kQuad = 4;
-constexpr int kAcross = kPoints / kQuad;
-constexpr int kThreads = kRows / kQuad * kAcross;
 // Below every closeness; not minus infinity, as a difference of two of those is not a number.
 constexpr float kLowest = -3.4028234663852886e38f;
-
-// A tile of points: features first and then points to measure, points first and then features to sum; one more than
-// is used, so that neither way fills one bank of memory.
-typedef float Tile[kFeatures][kPoints + 1];
-typedef float RowTile[kFeatures][kRows + 1];
-typedef float MassTile[kPoints][kRows + 1];
-typedef float Quads[kQuad][kQuad];
 
 // What a block works on.
 struct Part {
@@ -35,7 +21,7 @@ struct Part {
   unsigned width;
 
   // The thread's i-th, which may lie beyond the last.
-  __device__ __forceinline__ long long row(int i) const { return first_row + threadIdx.x / kAcross * kQuad + i; }
+  __device__ __forceinline__ long long row(int i) const { return first_row + down() + i; }
 
   __device__ __forceinline__ float weight(long long point) const {
     return point >= end ? 0.0f : weights ? weights[point] : 1.0f;
@@ -52,9 +38,6 @@ struct Own {
   // What makes a closeness an exponent of 2.
   float factor[kQuad];
 };
-
-__device__ __forceinline__ unsigned across() { return threadIdx.x % kAcross; }
-__device__ __forceinline__ unsigned down() { return threadIdx.x / kAcross * kQuad; }
 
 __device__ __forceinline__ Own own_rows(const Part& part, const double* alpha, const float* factor) {
   Own own;
@@ -150,7 +133,7 @@ __device__ __forceinline__ bool any_of_block(bool value) {
 
 // sums = kept sums + masses @ points for the block's rows and all features.
 __device__ __forceinline__ void gather(const Part& part, long long start, const float (&kept)[kQuad],
-                                       const MassTile& masses, Tile& points, float* sums) {
+                                       const PairTile& masses, Tile& points, float* sums) {
 #pragma unroll 1
   for (unsigned first = 0; first < part.width; first += kPoints) {
     Quads found = {};
@@ -203,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) mixture_posterior(
     float* best, double* totals, double* distances, double* squares) {
   __shared__ Tile point_tile;
   __shared__ RowTile row_tile;
-  __shared__ MassTile masses;
+  __shared__ PairTile masses;
   const Part part = part_of(x, data, centre, weights, rows, points, points_at_once, width);
   const Own own = own_rows(part, alpha, factor);
   float highest[kQuad];
@@ -275,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) mixture_covariance(
   __shared__ Tile point_tile;
   __shared__ RowTile row_tile;
   __shared__ RowTile direction_tile;
-  __shared__ MassTile step_tile;
+  __shared__ PairTile step_tile;
   // Of steps, step |delta|^2 and mass |delta|^2; each row's are one thread's.
   __shared__ double found[3][kRows];
   const Part part = part_of(x, data, centre, weights, rows, points, points_at_once, width);

@@ -299,7 +299,8 @@ def train(
         optimiser: Instead of ``torch.optim.SGD`` with the settings' momentum and decay; a caller that checkpoints
             passes its own. Its learning rate is set from the settings each epoch.
         first_epoch: Where to start; the epochs before it are not run.
-        views: From an epoch to the examples and labels that stand in for ``images`` and ``labels`` in it, row by row.
+        views: From an epoch to the examples and labels that stand in for ``images`` and ``labels`` in it, row by row;
+            with it the settings have no augmentation.
 
     Returns:
         Losses, steps and seconds.
@@ -316,6 +317,9 @@ def train(
         raise argument_error("network", type(network).__name__, "a module with parameters that require gradients")
     device = parameters[0].device
     _check_network(network, images, labels, device)
+    if views is not None and settings.augmentation:
+        allowed = "None: labels of views belong to the views as they are"
+        raise argument_error("augmentation", settings.augmentation, allowed)
     augment = _augmentation(settings.augmentation, images)
     if optimiser is None:
         optimiser = torch.optim.SGD(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,6 +74,8 @@ def test_the_folder_holds_what_was_promised(finished):
     assert len(report["training"]["teacher"]["losses"]) == len(report["training"]["student"]["losses"]) == 24
     assert [check["step"] for check in report["training"]["student"]["checks"]] == [10, 20, 24]
     assert set(report["seconds"]) == {"data", "teacher", "distil", "evaluate"}
+    # The words of the call, not those that this process was started with.
+    assert report["command"] == shlex.join(["distillrs", *tiny("--out", finished)])
 
 
 def test_the_figures_are_those_of_the_saved_samplers(finished):
@@ -104,6 +107,9 @@ def test_the_card_says_what_it_is_and_how_well(finished):
     own = next(row for row in report["samplers"] if (row["name"], row["steps"]) == ("student", 3))
     assert f"| student, 3 steps | {own['frechet']:.3f} |" in text
     assert f"are {own['paired_rmse']:.3f} away" in text
+    assert "in standard deviations of the data" in text
+    identity = report | {"configuration": report["configuration"] | {"transform": "identity"}}
+    assert "in the units of the data" in results.card(identity)
     assert report["data"]["fingerprint"] in text
     assert report["method"]["source"] in text
     examples = FewStepSampler.load(finished / results.STUDENT)(12, steps=3, seed=0)
@@ -245,6 +251,30 @@ def test_larger_images_of_ones_own_take_a_unet(tmp_path, capsys):
     assert FewStepSampler.load(tmp_path / "out" / results.STUDENT)(2).shape == (2, 1, 17, 18)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("teacher.learning_rate=1e30", "the teacher's training diverged"),
+        ("student.rates.student=1e30", "the student's training diverged"),
+    ],
+)
+def test_training_that_diverges_says_so_and_leaves_no_results(change, message, tmp_path, capsys):
+    words = tiny("--out", tmp_path, "--set", change)
+    assert cli.main(words) == exit_codes.FAILED
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / results.STUDENT).exists()
+    assert not (tmp_path / results.REPORT).exists()
+
+
+def test_rates_are_changed_one_by_one(capsys):
+    words = ["distill-sampler", "--data", "digits", "--dry-run", "--json", "--method", "dmd2"]
+    assert cli.main(words) == exit_codes.SUCCESS
+    before = json.loads(capsys.readouterr().out)["configuration"]["student"]["rates"]
+    assert cli.main([*words, "--set", "student.rates.critic=0.25"]) == exit_codes.SUCCESS
+    after = json.loads(capsys.readouterr().out)["configuration"]["student"]["rates"]
+    assert after == before | {"critic": 0.25} != before
+
+
 @pytest.mark.slow
 def test_the_default_student_is_near_its_teacher(tmp_path):
     """What a first run gives; takes a minute or two."""
@@ -288,6 +318,12 @@ def test_help_explains_each_flag(capsys):
     for flag in ("--data", "--method", "--steps", "--network", "--out", "--seed", "--device", "--threads", "--config"):
         assert flag in text
     assert "None" not in text
+    # What --set gives as examples are settings of this command.
+    examples = ("off_diagonal=0.5", "student.steps=3000")
+    assert all(example in "".join(text.split()).replace("│", "") for example in examples)
+    for method, example in (("flow-map", examples[0]), ("dmd2", "ratio=3"), ("dmd2", examples[1])):
+        words = ["distill-sampler", "--data", "digits", "--dry-run", "--json", "--method", method, "--set", example]
+        assert cli.main(words) == exit_codes.SUCCESS
 
 
 @pytest.mark.parametrize(
@@ -309,6 +345,12 @@ def test_help_explains_each_flag(capsys):
         (("--set", "evaluation.neighbours=2000"), "samples: got 1000"),
         (("--device", "abacus"), "device: got 'abacus'"),
         (("--threads", "0"), "threads: got 0"),
+        (("--set", "student=3"), "student: got 3, allowed is a table"),
+        (("--set", "student.rates=3"), "student.rates: got 3, allowed is a table"),
+        (("--set", "network.options.shape=[1]"), "option of mlp: got 'shape'"),
+        (("--set", "network.options.seed=3"), "option of mlp: got 'seed'"),
+        (("--set", "network.options.width=1000000000"), "width: got 1000000000"),
+        (("--set", "off_diagonal=a"), "method.options.off_diagonal: got 'a'"),
     ],
 )
 def test_wrong_arguments_name_themselves(words, message, capsys, tmp_path, monkeypatch):

@@ -80,6 +80,21 @@ def test_the_frechet_distance_against_the_square_root_of_the_product(sets):
     assert frechet_distance(sets[0], sets[0]) == pytest.approx(0, abs=1e-6)
 
 
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(1, 25), st.integers(0, 1000))
+def test_the_frechet_distance_of_fewer_rows_than_features(rows, others, width, seed):
+    step = Step(0, seed=seed)
+    x = random.normal(rows, width, step=step, name="x", dtype=torch.float64)
+    y = 0.3 + 1.4 * random.normal(others, width, step=step, name="y", dtype=torch.float64)
+    first, second = (np.cov(points.numpy().T).reshape(width, width) for points in (x, y))
+    values, vectors = np.linalg.eigh(first)
+    root = vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ second @ root), 0, None)).sum()
+    expected = float((x.mean(0) - y.mean(0)).square().sum()) + np.trace(first) + np.trace(second) - 2 * cross
+    # What is 0 of the covariances' eigenvalues is 1e-16 there, whose root is 1e-8.
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-6, abs=1e-5)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+
+
 @given(two_sets(), st.integers(0, 1000))
 def test_histograms_count_the_class_of_the_nearest(sets, seed):
     x, y = sets

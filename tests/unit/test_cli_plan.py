@@ -5,8 +5,9 @@ import pytest
 from torch import nn
 
 import distillrs as dr
-from distillrs import configuration
+from distillrs import condense, configuration, registry
 from distillrs.cli import options, plan, presets
+from distillrs.cli.distilling import begin
 from distillrs.cli.preparation import prepare
 from distillrs.cli.recording import recorded
 from distillrs.cli.settings import CondenseSettings, identity
@@ -121,6 +122,36 @@ def test_a_recipe_outside_the_library_brings_its_own_options(bundle, tmp_path, m
     arguments = options.arguments(find_recipe("somebody:mine"), "options", settings.method.options)
     assert arguments == {"strength": 2.0}
     assert isinstance(arguments["strength"], float)
+
+
+def test_a_start_gets_what_it_works_from_whatever_the_method_needs(bundle, tmp_path, monkeypatch):
+    (tmp_path / "anybody.py").write_text(
+        "import distillrs as dr\n"
+        "from distillrs import condense\n"
+        "def start(x, y, per_class, *, teachers, seed):\n"
+        "    return condense.Synthetic.from_real(teachers(x), y, per_class, seed=seed)\n"
+        "@dr.recipe(id='of_data', source='s', equation='e', needs='data')\n"
+        "def of_data(x, y, networks, synthetic, seed: int = 0):\n"
+        "    return len(x), networks, synthetic\n"
+        "@dr.recipe(id='of_teachers', source='s', equation='e', needs='teachers', initial=start)\n"
+        "def of_teachers(teachers, synthetic, seed: int = 0):\n"
+        "    return teachers, synthetic\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_cards", dict(registry._cards))
+    teachers = condense.Committee([nn.Linear(6, 3)])
+    for name, given in (("of_data", len(bundle.x_train)), ("of_teachers", teachers)):
+        settings = resolve(bundle, {"method": f"anybody:{name}", "per_class": 2})
+        synthetic, made = begin(prepare(settings, bundle, find_recipe(f"anybody:{name}")), None, teachers)
+        assert made[0] == given
+        assert made[-1] is synthetic
+        assert synthetic.images.shape == (6, 6 if name == "of_data" else 3)
+
+
+def test_views_with_labels_of_their_own_are_not_augmented(bundle):
+    settings = resolve(bundle, {"method": "cda"}, ["evaluation.training.augmentation=flip"])
+    with pytest.raises(ArgumentError, match=r"^evaluation\.training\.augmentation: got 'flip'"):
+        prepare(settings, bundle, find_recipe("cda"))
 
 
 def test_where_results_go_is_not_part_of_what_they_are(bundle):

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 
 from distillrs import cli, random, schedule
-from distillrs.cli import exit_codes, pictures
-from distillrs.cli.schedule import CONFIG, FILE, PICTURE
+from distillrs.cli import exit_codes, pictures, schedule_picture
+from distillrs.cli.schedule import CONFIG, FILE, PICTURE, describe, headline, make_grid, make_path
 from distillrs.errors import ArgumentError, DataError
 from distillrs.evaluate.beds import Gaussian
 
@@ -67,6 +67,8 @@ def test_the_default_grid_is_the_one_of_edm(capsys):
         (("--path", "vp-table"), schedule.ddim(4, schedule.VP.betas())),
         (("--path", "vp"), schedule.spaced(4, schedule.VP.linear())),
         (("--path", "flow", "--spacing", "karras"), schedule.karras(4, path=schedule.RectifiedFlow())),
+        (("--path", "edm", "--sigma-min", 0.1), schedule.karras(4, 0.1)),
+        (("--path", "edm", "--spacing", "time", "--sigma-max", 20), schedule.spaced(4, schedule.EDM(20.0))),
     ],
 )
 def test_each_path_and_spacing(words, expected, capsys):
@@ -102,6 +104,18 @@ def test_the_folder_holds_the_grid_its_picture_and_the_scheduler(capsys, tmp_pat
     kept = json.loads((tmp_path / "grid" / FILE).read_text())
     assert kept == page
     assert schedule.Grid(kept["times"], schedule.RectifiedFlow()) == schedule.spaced(4, schedule.RectifiedFlow())
+
+
+@pytest.mark.parametrize("name", ["edm", "vp-table"])
+def test_the_title_of_the_picture_fits(name):
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    grid = make_grid(make_path(name), 20, "table" if name == "vp-table" else "karras")
+    figure = schedule_picture.draw(grid, headline(describe(grid, name)))
+    canvas = FigureCanvasAgg(figure)
+    title = figure.texts[0].get_window_extent(canvas.get_renderer())
+    assert 0 < title.x0 < title.x1 < figure.bbox.width
 
 
 @pytest.mark.parametrize(
@@ -166,6 +180,62 @@ def test_trajectories_of_another_path_or_kind_are_refused(trajectories, tmp_path
     safetensors.torch.save_file(tensors, bad)
     with pytest.raises(ArgumentError, match=r"^velocities: got 'shape"):
         schedule.Trajectories.load(bad, schedule.RectifiedFlow())
+    tensors |= {"velocities": recorded.velocities}
+    for times in (recorded.grid.times[:, None], torch.arange(41), recorded.grid.times * math.nan):
+        safetensors.torch.save_file(tensors | {"times": times.contiguous()}, bad)
+        with pytest.raises(ArgumentError, match=r"^times: got"):
+            schedule.Trajectories.load(bad, schedule.RectifiedFlow())
+
+
+def page_in(file):
+    with safetensors.safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["distillrs"])
+
+
+def test_paths_are_compared_by_their_levels_and_not_by_their_words(tmp_path):
+    """80 and 80.0 are one; two tables of equal ends are told apart, though both are written in short."""
+    file = tmp_path / "paths.safetensors"
+
+    def record(path):
+        grid = schedule.spaced(6, path, start=1.0, end=0.1)
+        schedule.Trajectories.record(grid, torch.ones(2, 3), lambda x, t: x).save(file)
+
+    record(schedule.EDM(80))
+    assert schedule.Trajectories.load(file, schedule.EDM(80.0)).grid.path == schedule.EDM(80)
+    with pytest.raises(ArgumentError, match=r"^path: got 'EDM\(sigma_max=20.0"):
+        schedule.Trajectories.load(file, schedule.EDM(20.0))
+    one, other = (torch.linspace(0.99, 0.01, 12).double() for _ in range(2))
+    other[5] += 0.03
+    assert repr(schedule.VP.table(one)) == repr(schedule.VP.table(other))
+    record(schedule.VP.table(one))
+    assert schedule.Trajectories.load(file, schedule.VP.table(one)).grid.steps == 6
+    with pytest.raises(ArgumentError, match=r"^path: got"):
+        schedule.Trajectories.load(file, schedule.VP.table(other))
+
+
+def test_what_a_file_of_trajectories_says_of_itself_is_checked(trajectories, tmp_path):
+    file, recorded = trajectories
+    page, bad, path = page_in(file), tmp_path / "bad.safetensors", schedule.RectifiedFlow()
+    tensors = {"times": recorded.grid.times, "states": recorded.states, "velocities": recorded.velocities}
+
+    def load(page):
+        safetensors.torch.save_file(tensors, bad, None if page is None else {"distillrs": page})
+        return schedule.Trajectories.load(bad, path)
+
+    words_alone = {name: value for name, value in page.items() if name not in ("alphas", "sigmas")}
+    for said in (None, "{", "[" * 100_000, "3", "{}", json.dumps(page), json.dumps(words_alone)):
+        assert load(said).grid == recorded.grid
+    for change, argument in (
+        ({"version": 2}, "trajectories"),
+        ({"alphas": 3}, "path"),
+        ({"alphas": page["alphas"][1:]}, "path"),
+        ({"sigmas": ["a"] * 41}, "path"),
+        ({"sigmas": [None] * 41}, "path"),
+    ):
+        with pytest.raises(ArgumentError, match=f"^{argument}: got"):
+            load(json.dumps(page | change))
+    with pytest.raises(ArgumentError, match=r"^path: got"):
+        load(json.dumps(words_alone | {"path": "Trig()"}))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +248,14 @@ def test_trajectories_of_another_path_or_kind_are_refused(trajectories, tmp_path
         (("--spacing", "karras", "--shift", 3), "shift: got 3.0"),
         (("--sigma-min", 90), "sigma_min: got 90"),
         (("--path", "vp-table", "--spacing", "log-snr", "--sigma-max", 500), "sigma_max: got 500.0"),
-        (("--path", "flow", "--prediction", "noise"), "kind: got 'noise'"),
+        (("--path", "flow", "--prediction", "noise"), "prediction: got 'noise'"),
+        (("--path", "trig", "--prediction", "v"), "prediction: got 'v', allowed is what a scheduler"),
+        (("--path", "flow", "--sigma-max", 20), "sigma_max: got 20.0, allowed is nothing with the spacing time"),
+        (("--path", "flow", "--spacing", "angle", "--sigma-min", 0.1), "sigma_min: got 0.1, allowed is nothing"),
+        (("--path", "flow", "--spacing", "log-snr", "--rho", 3), "rho: got 3.0, allowed is nothing"),
+        (("--path", "edm", "--shift", 3, "--sigma-min", 0.1), "sigma_min: got 0.1, allowed is nothing"),
+        (("--path", "vp-table", "--sigma-max", 3), "sigma_max: got 3.0, allowed is nothing with the spacing table"),
+        (("--path", "flow", "--spacing", "log-snr", "--sigma-max", "inf"), "sigma_max: got inf"),
     ],
 )
 def test_wrong_arguments_name_themselves(words, message, capsys):
@@ -194,6 +271,9 @@ def test_choices_that_the_optimiser_makes_itself_are_refused(trajectories, capsy
     code, _, err = run(capsys, "--path", "flow", "--optimise", trajectories[0], "--spacing", "time")
     assert code == exit_codes.USAGE
     assert "spacing: got 'time'" in err
+    code, _, err = run(capsys, "--path", "flow", "--optimise", trajectories[0], "--rho", 3)
+    assert code == exit_codes.USAGE
+    assert "rho: got 3.0, allowed is nothing with --optimise" in err
     code, _, err = run(capsys, "--path", "flow", "--optimise", "no/such/file")
     assert code == exit_codes.MISSING
     assert "no/such/file" in err

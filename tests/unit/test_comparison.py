@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -110,8 +111,6 @@ def test_values_are_test_accuracies_of_networks_trained_as_stated(hard_compariso
 
 
 def test_the_test_labels_have_no_influence_on_any_choice(digits, transform):
-    import dataclasses
-
     shuffled = dataclasses.replace(digits, y_test=digits.y_test.flip(0))
     data = mean_images(digits, transform)
     first = compare(data, digits, factory, seeds=(0,))
@@ -248,6 +247,55 @@ def test_selected_rows_are_real_examples_with_the_same_labels(digits, transform)
 def test_rows_that_are_none_are_refused(digits, transform, rows):
     with pytest.raises(ArgumentError, match=r"^first: got"):
         compare(mean_images(digits, transform), digits, factory, selected={"first": rows})
+
+
+class Shifted:
+    """Views by hand: images moved by the epoch's number, and their labels by a teacher."""
+
+    temperature = 3.0
+
+    def __init__(self, teacher):
+        self.teacher = teacher
+
+    def at(self, images, epoch):
+        seen = images.roll(epoch % 2, -1)
+        return seen, (self.teacher(seen) / 3).softmax(1)
+
+    def by(self, teacher):
+        return Shifted(teacher)
+
+    def label_bytes(self, images, classes):
+        return 2 * images * classes * 2
+
+
+def test_all_real_sets_are_labelled_view_by_view_as_the_distilled_one_is(digits, transform):
+    teacher = Watched().eval()
+    own = mean_images(digits, transform)
+    data = dataclasses.replace(own, views=Shifted(teacher), classes=10)
+    rows = torch.arange(10)
+    found = compare(data, digits, factory, seeds=(0,), teacher=teacher, learning_rates=(), selected={"first": rows})
+    assert found.labels == "views"
+    assert list(found.accuracy) == ["distilled", "random_real", "first", "distilled_hard", "random_real_equal_bytes"]
+    size = 10 * (64 * 4 + 8) + 2 * 10 * 10 * 2
+    assert found.stored_bytes["distilled"] == found.stored_bytes["random_real"] == found.stored_bytes["first"] == size
+    assert found.examples["random_real_equal_bytes"] == size // (64 * 4 + 8)
+    x_test = transform.forward(digits.x_test)
+    real = {"first": RealSet(transform.forward(digits.x_train[rows]), digits.y_train[rows], transform),
+            "random_real": random_real(digits, [1] * 10, seed=0, transform=transform)}  # fmt: skip
+    for name, small in real.items():
+        network = factory(0)
+        evaluate.train(network, dataclasses.replace(small, views=Shifted(teacher)), settings=SETTINGS, seed=0)
+        assert found.accuracy[name].values == (evaluate.accuracy(network, x_test, digits.y_test),)
+    network = factory(0)
+    evaluate.train(network, own, settings=SETTINGS, seed=0)
+    assert found.accuracy["distilled_hard"].values == (evaluate.accuracy(network, x_test, digits.y_test),)
+
+
+def test_views_with_labels_of_their_own_are_not_augmented(digits, transform):
+    data = mean_images(digits, transform, dataclasses.replace(SETTINGS, augmentation="flip"))
+    object.__setattr__(data, "views", object())
+    with pytest.raises(ArgumentError, match=r"^settings\.augmentation: got 'flip'"):
+        compare(data, digits, factory, teacher=Watched())
 
 
 def test_progress_counts_every_run_once(digits, transform):

@@ -56,7 +56,10 @@ def test_soft_labels_are_written_beside_the_pictures(tmp_path):
     torch.testing.assert_close(torch.tensor([row["probabilities"] for row in rows]), data.target())
 
 
-@pytest.mark.parametrize("classes", [None, ("../up", "b"), ("a", "a"), ("", "b"), (".hidden", "b"), ("a/b", "c")])
+@pytest.mark.parametrize("classes", [
+    None, ("../up", "b"), ("a", "a"), ("", "b"), (".hidden", "b"), ("a/b", "c"), ("Cat", "cat"),
+    ("a ", "b"), ("a.", "b"), ("\ud800", "b"), ("a\nb", "c"), ("é" * 200, "b"), ("metadata.jsonl", "b"),
+])  # fmt: skip
 def test_names_that_are_no_folders_names_become_numbers(tmp_path, classes):
     condense.export_image_folder(small(classes=classes), tmp_path / "set")
     assert {path.name for path in (tmp_path / "set" / "train").iterdir()} == {"0", "1", "metadata.jsonl"}
@@ -69,8 +72,9 @@ def test_what_is_no_picture_or_no_empty_folder_is_refused(tmp_path):
         condense.export_image_folder(flat, tmp_path / "set")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
-    with pytest.raises(ArgumentError, match=r"^path: got .*there"):
-        condense.export_image_folder(small(), tmp_path / "there")
+    for path in (tmp_path / "there", tmp_path / "there" / "file"):
+        with pytest.raises(ArgumentError, match=r"^path: got .*there"):
+            condense.export_image_folder(small(), path)
 
 
 class FakeDataset:

@@ -14,6 +14,7 @@ from distillrs.errors import ArgumentError, DataError, UnknownNameError
 from distillrs.evaluate.data import load, load_graphs
 from distillrs.evaluate.graph_networks import GCN, GIN
 from distillrs.graphs import Graphs
+from distillrs.select._frequent_trees import expand, nodes_of
 from graph_oracles import isomorphic, itemsets, joined, nested, random_graphs, random_trees, tree_numbers, whole_tree
 
 GRAPHS = random_graphs(14, labels=3, kinds=2, seed=3)
@@ -211,6 +212,15 @@ def test_networks_are_their_formulas():
     assert torch.equal(GIN(3, 2, seed=5).head.weight, GIN(3, 2, seed=5).head.weight)
     with pytest.raises(ArgumentError, match="edge labels"):
         GIN(3, 2, edge_labels=2)(Graphs(graphs.labels, graphs.edges, graphs.owners, graphs.y))
+    for network, name, most in (
+        (GIN(2, 2), "labels", 1),
+        (GCN(2, 2), "labels", 1),
+        (GIN(3, 2, edge_labels=1), "edge_labels", 0),
+    ):
+        with pytest.raises(
+            ArgumentError, match=rf"^graphs\.{name}: got {most + 1}, allowed is labels below the network's"
+        ):
+            network(graphs)
     for bad in ({"width": 0}, {"pool": "max"}, {"dropout": 1.0}, {"edge_labels": -1}):
         with pytest.raises(ArgumentError, match=next(iter(bad))):
             GIN(3, 2, **bad)
@@ -275,6 +285,14 @@ def test_a_file_of_trees_that_double_is_not_expanded(tmp_path):
     bomb.save(tmp_path / "bomb.safetensors")
     with pytest.raises(ArgumentError, match="most"):
         condense.load_tree_sets(tmp_path / "bomb.safetensors").graphs(most=1000)
+    # Two sets of two trees of 31 nodes each: as many as are allowed, and one more.
+    small = condense.TreeSets(
+        (leaf, *[double] * 4), torch.tensor([0, 2, 4]), torch.zeros(4, dtype=torch.int64), one.repeat(2) + 1,
+        one.repeat(2), one + 1, False,
+    )  # fmt: skip
+    assert len(small.graphs(most=124).labels) == 124
+    with pytest.raises(ArgumentError, match="most: got 123, allowed is at least the nodes of all sets, 124"):
+        small.graphs(most=123)
     with pytest.raises(DataError, match="no such file"):
         condense.load_tree_sets(tmp_path / "none")
     (tmp_path / "text").write_text("text")
@@ -371,6 +389,31 @@ def test_the_area_counts_pairs(data):
         return
     pairs = [(one > other) + (one == other) / 2 for one in ours for other in others]
     assert evaluate.area_under_curve(scores, kinds) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_the_area_does_not_depend_on_torchs_default_type():
+    scores = torch.arange(3000.0)
+    expected = evaluate.area_under_curve(scores, scores % 3 == 0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert evaluate.area_under_curve(scores, scores % 3 == 0) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert expected == pytest.approx(0.5, abs=1e-3)
+    assert evaluate.area_under_curve(torch.tensor([-torch.inf, 1, torch.inf]), torch.tensor([False, False, True])) == 1
+
+
+def test_a_file_of_many_trees_is_not_written_out_before_it_is_counted(monkeypatch):
+    sets = recipes.mirage(2, 1, largest=1)(GRAPHS)
+    sizes = nodes_of(sets.levels)
+    assert sizes.tolist() == [len(expand(sets.levels, tree, 2**20)[0]) for tree in range(len(sizes))]
+
+    def expanded(*_):
+        raise AssertionError("expanded")
+
+    monkeypatch.setattr(condense.trees, "expand", expanded)
+    with pytest.raises(ArgumentError, match="most"):
+        sets.graphs(most=int(sizes.max()))
 
 
 def test_joined_graphs_are_the_graphs():

@@ -276,6 +276,25 @@ def test_snapshots_of_a_compiled_student_do_not_take_its_hooks_along():
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        3,
+        None,
+        {},
+        {"taken_at": [1]},
+        {"taken_at": ["a"], "states": []},
+        {"taken_at": [1], "states": [3]},
+        {"taken_at": [1], "states": [{"weight": 3}]},
+    ],
+)
+def test_the_state_of_something_else_is_refused_and_changes_nothing(foreign):
+    ring = kn.SnapshotRing(1, 2)
+    with pytest.raises(ArgumentError, match=r"^state: got"):
+        ring.load_state_dict({"_extra_state": foreign})
+    assert ring.get_extra_state() == {"taken_at": [], "states": []}
+
+
 @pytest.mark.parametrize("template", ["{}", "{0}", "{", "}", "{x.y}", "{x!z}", "{x:d}"])
 def test_templates_that_are_none_are_refused(template):
     with pytest.raises(ArgumentError, match=r"^template: got"):

@@ -117,6 +117,31 @@ def labelled(**more):
     return Batch(X0, {"label": LABEL}, {"label": NONE}, **more)
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        3,
+        None,
+        {},
+        {"taken_at": [], "states": []},
+        {"updates": {"generator": 1}, "last": {}, "evaluations": {}},
+        {"updates": {"generator": 1, "critic": 2}, "last": {}, "evaluations": {"real": [1]}},
+        {"updates": {"generator": "a", "critic": 2}, "last": {}, "evaluations": {}},
+        {"updates": {"generator": 1, "critic": 2}, "last": [3], "evaluations": {}},
+    ],
+)
+def test_the_state_of_something_else_is_refused_and_changes_nothing(foreign):
+    matcher = build()
+    matcher(Batch(X0), 0, turn="critic")
+    before = matcher.get_extra_state()
+    with pytest.raises(ArgumentError, match=r"^state: got"):
+        matcher.load_state_dict({"_extra_state": foreign})
+    assert matcher.get_extra_state() == before
+    other = build()
+    other.load_state_dict(matcher.state_dict())
+    assert (other.updates, other.evaluations) == (matcher.updates, matcher.evaluations)
+
+
 def test_it_owns_heads_alone_and_groups_parameters_by_turn():
     generator, fake, part = Net(), Net(2), head()
     matcher = build(generator, fake, auxiliaries=[Adversary(part, features="middle")])

@@ -75,6 +75,9 @@ def test_what_is_not_allowed_is_named():
     for bad in ({"traces": 0}, {"questions": -1}, {"longest": -1}, {"solved": 1.5}, {"solved": True}):
         with pytest.raises(ArgumentError, match=next(iter(bad))):
             recipes.ded(**bad)
+    for traces in (["a text"], [["a", 3]]):
+        with pytest.raises(ArgumentError, match=r"^traces: got '(str|list) for question 0'"):
+            recipes.ded()(traces, [0.1])
     for rates in ([0.1, 0.2], [1.5]):
         with pytest.raises(ArgumentError, match="pass_rates"):
             recipes.ded()([["a"]], rates)

@@ -89,3 +89,18 @@ def test_queries_are_those_of_brute_force(seed):
     assert picks.ids.tolist() == brute_force(p, labelled.tolist(), 60)
     assert not set(picks.ids.tolist()) & set(labelled.tolist())
     assert recipes.pcoreset_queries(p, labelled, 20).ids.tolist() == picks.ids[:20].tolist()
+    # In half precision rows sum to 1 less exactly.
+    assert len(recipes.pcoreset_queries(p.bfloat16(), labelled, 5)) == 5
+
+
+def test_queries_refuse_what_are_no_probabilities_and_no_rows():
+    p = torch.full((6, 4), 0.25)
+    assert recipes.pcoreset_queries(p, torch.zeros(0, dtype=torch.int64), 6).ids.sort().values.tolist() == list(
+        range(6)
+    )
+    for bad in (4 * p, torch.tensor([[1.5, -0.5]]), p[0], p * torch.nan):
+        with pytest.raises(ArgumentError, match=r"^(probabilities|points): got"):
+            recipes.pcoreset_queries(bad, torch.tensor([0]), 0)
+    for bad in ([6], [-1], [1, 1], [0.0], [[0]]):
+        with pytest.raises(ArgumentError, match=r"^labelled: got"):
+            recipes.pcoreset_queries(p, torch.tensor(bad), 1)

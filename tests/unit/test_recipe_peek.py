@@ -143,6 +143,8 @@ def test_a_video_is_cut_alike_in_any_batch():
             recipes.peek_batch(features, scores, step=0, **bad)
     with pytest.raises(ArgumentError, match="scores"):
         recipes.peek_batch(features, scores[::-1], step=0)
+    with pytest.raises(ArgumentError, match=r"^features: got 'shape \(40, 2\) at 1'"):
+        recipes.peek_batch([features[0], features[1][:, :2], features[2]], scores, step=0)
 
 
 def test_a_scorer_looks_at_places_and_not_at_padding():
@@ -161,5 +163,22 @@ def test_a_scorer_looks_at_places_and_not_at_padding():
     assert torch.allclose(network(frames[1:, :4])[0], found[1, :4])
     assert not torch.allclose(network(frames.flip(1)).flip(1), network(frames))
     assert objective(batch).total.item() == pytest.approx(by_hand(found, frames[..., 0], mask).item(), rel=1e-9)
-    with pytest.raises(ArgumentError, match="width"):
-        recipes.FrameScorer(6, 9)
+    for bad, name in (((6, 9), "width"), ((6, 8, 0), "layers"), ((6, 8, 1, 0), "heads"), ((0,), "features")):
+        with pytest.raises(ArgumentError, match=f"^{name}: got"):
+            recipes.FrameScorer(*bad)
+    for bad, name in (((frames[..., :3],), "frames"), ((frames[0],), "frames"), ((frames, mask[:, :3]), "mask")):
+        with pytest.raises(ArgumentError, match=f"^{name}: got"):
+            network(*bad)
+    with pytest.raises(ArgumentError, match=r"^dropout: got 1\.5"):
+        recipes.FrameScorer(6, dropout=1.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_places_of_a_long_video_are_told_apart_in_half_precision(dtype):
+    seen = []
+    for kind in (torch.float32, dtype):
+        network = recipes.FrameScorer(6, 16, layers=1, heads=2, hidden=16, seed=1).to(kind).eval()
+        network.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
+        network(torch.zeros(1, 600, 6, dtype=kind))
+    torch.testing.assert_close(seen[1], seen[0], atol=0.02, rtol=0)
+    assert len(seen[1][0].unique(dim=0)) == 600

@@ -26,6 +26,10 @@ def networks(seed):
         return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
+def normalised_networks(seed):
+    return nn.Sequential(nn.BatchNorm2d(1), networks(seed))
+
+
 def teachers():
     return condense.Committee([networks(seed) for seed in range(2)])
 
@@ -179,6 +183,14 @@ def test_resized_crops_have_the_share_that_was_asked_for_and_lie_within():
         (lambda x, y: realistic_patches(x, y, 2, teachers(), candidates=1), "candidates"),
         (lambda x, y: realistic_patches(x.flatten(1), y, 2, teachers()), "crops"),
         (lambda x, y: realistic_patches(x, y.float(), 2, teachers()), "y"),
+        (lambda x, y: realistic_patches(x, y - 1, 2, teachers()), "y"),
+        (lambda x, y: realistic_patches(x, y[:5], 2, teachers()), "y"),
+        (lambda x, y: realistic_patches(x, y, 2, teachers(), area=0.0), "area"),
+        (lambda x, y: realistic_patches(x, y + 1, 2, teachers(), crops=0), "per_class"),
+        (lambda x, y: realistic_patches(x[:4], torch.tensor([0, 1, 2, 3]), 1, teachers(), crops=0), "teachers"),
+        (lambda x, y: recipes.rded(x, y, 2, teachers(), factor=0), "factor"),
+        (lambda x, y: recipes.random_real_soft_labels(x[:5], y, 2, teachers()), "y"),
+        (lambda x, y: recipes.dc(x, y, normalised_networks, find_recipe("dc").initial(x, y, 1), every=1), "networks"),
         (lambda x, y: mosaic(x, 0), "factor"),
         (lambda x, y: mosaic(x[:5], 2), "patches"),
         (lambda x, y: Augmentation("resizedcrop", resizedcrop=0.0), "resizedcrop"),
@@ -186,7 +198,7 @@ def test_resized_crops_have_the_share_that_was_asked_for_and_lie_within():
     ],
 )
 def test_what_is_refused_names_itself(call, name):
-    with pytest.raises(ArgumentError, match=f"^{name}: got"):
+    with pytest.raises((ArgumentError, DataError), match=f"^{name}: got"):
         call(*data())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import asdict, replace
 
 import pytest
@@ -115,7 +116,45 @@ def test_the_curriculum_begins_whole_and_ends_small():
         cosine.area(3)
 
 
+def test_crops_are_as_small_as_the_curriculum_says():
+    step = dr.Step(7, total=20)
+    made = recipes.cda(condense.Committee([teacher()]), noise(), first_area=0.9, last_area=0.2, share=0.5)
+    area = 0.2 + 0.7 * (1 + math.cos(math.pi * 7 / 9.5)) / 2
+    augmentation = Augmentation("resizedcrop_flip", combine="all", resizedcrop=area)
+    plain = condense.Recovery(condense.Committee([teacher()]), noise(), augmentation=augmentation)
+    torch.testing.assert_close(made(None, step).total, plain(None, step).total)
+    wider = recipes.cda(condense.Committee([teacher()]), noise(), last_area=0.2, curriculum="constant")
+    assert not torch.allclose(wider(None, step).total, plain(None, step).total)
+
+
 PLAN = condense.ViewPlan(count=3, area=0.3, temperature=4.0, seed=5)
+
+
+def test_a_view_is_a_crop_and_a_flip_drawn_for_each_image():
+    images = torch.rand(6, 2, 8, 6)
+    augmentation = Augmentation("resizedcrop_flip", combine="all", resizedcrop=0.3)
+    plan = augmentation.plan(6, step=dr.Step(2, seed=5), shape=(2, 8, 6), name="label")
+    assert torch.equal(replace(PLAN, mix="none").make(images, 2), augmentation.apply(images, plan))
+
+
+def test_rectangles_have_the_share_that_was_drawn_for_them():
+    height, width = 40, 30
+    share = torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0]).repeat(20)
+    found = PLAN._rectangle(share, dr.Step(1), height, width)[:, 0]
+    for image, kept in zip(found, share.tolist(), strict=True):
+        sides = [int(side * math.sqrt(1 - kept)) // 2 * 2 for side in (height, width)]
+        rows, columns = image.any(1).nonzero()[:, 0], image.any(0).nonzero()[:, 0]
+        if not len(rows):
+            assert min(sides) <= 2
+            continue
+        spans = [int(each[-1] - each[0]) + 1 for each in (rows, columns)]
+        assert int(image.sum()) == spans[0] * spans[1]
+        for span, side, first, last, edge in zip(
+            spans, sides, (rows[0], columns[0]), (rows[-1], columns[-1]), (height, width), strict=True
+        ):
+            # Cut where the image ends, and about a point within it.
+            assert span == side or (span >= side // 2 and (first == 0 or last == edge - 1))
+    assert found[share == 1].sum() == 0
 
 
 @pytest.mark.parametrize("mix", ["none", "cutmix", "mixup"])
@@ -126,6 +165,22 @@ def test_a_view_is_a_function_of_seed_and_number(mix):
     assert not torch.equal(views[0], views[1])
     assert not torch.equal(views[0], replace(plan, seed=6).make(images, 0))
     assert views[0].shape == images.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_view_cuts_the_same_rectangle_whatever_the_images_type(dtype):
+    # Labels are written for a view once, and students may train in another type.
+    plan = condense.ViewPlan(count=40, augmentation="", mix="cutmix")
+    images = torch.arange(5.0)[:, None, None, None].expand(5, 1, 32, 24)
+    for view in range(40):
+        assert torch.equal(plan.make(images.to(dtype), view).float(), plan.make(images, view))
+
+
+def test_equal_plans_are_written_alike():
+    one, other = condense.ViewPlan(area=1, temperature=4), condense.ViewPlan(area=1.0, temperature=4.0)
+    assert one == other
+    assert json.dumps(asdict(one)) == json.dumps(asdict(other))
+    assert condense.ViewPlan.from_dict(asdict(one)) == one
 
 
 def test_a_cut_mix_holds_pixels_of_two_images_alone():
@@ -223,6 +278,63 @@ def test_labels_are_written_once_and_only_for_the_same_views(tmp_path):
         condense.read_labels(PLAN, tmp_path / "labels", images=6, classes=3)
 
 
+def test_labels_of_other_images_are_never_taken_for_those_of_the_set(tmp_path):
+    made = view_set(tmp_path)
+    others = made.images.flip(0)
+    with pytest.raises(dr.errors.SchemaMismatch, match="augmentation"):
+        condense.write_labels(PLAN, others, answers, tmp_path / "condensed-labels", classes=3)
+    with pytest.raises(ArgumentError, match=r"^labels: got 'those of other images'"):
+        condense.read_labels(PLAN, tmp_path / "condensed-labels", images=others, classes=3)
+    other = condense.CondensedSet(others, made.labels, inner_lr=0.1, class_count=3, views=made.views)
+    with pytest.raises(ArgumentError, match=r"^labels: got 'those of other images'"):
+        other.save(tmp_path)
+    # A file that came to lie beside labels that are not its own.
+    view_set(tmp_path / "elsewhere", others)
+    (tmp_path / "elsewhere" / "condensed.safetensors").rename(tmp_path / "condensed.safetensors")
+    with pytest.raises(DataError, match="those of other images"):
+        condense.load(tmp_path)
+    condense.write_labels(PLAN, others, answers, tmp_path / "condensed-labels", classes=3, overwrite=True)
+    assert torch.equal(condense.load(tmp_path).images, others)
+
+
+def test_only_a_cache_of_labels_is_thrown_away(tmp_path):
+    images, folder = torch.rand(6, 1, 4, 4), tmp_path / "mine"
+    folder.mkdir()
+    condense.write_labels(PLAN, images, answers, folder, classes=3, overwrite=True)  # an empty folder
+    [segment] = folder.glob("*.safetensors")
+    segment.write_bytes(segment.read_bytes()[:100])
+    condense.write_labels(PLAN, images, answers, folder, classes=3, overwrite=True)  # a damaged cache
+    assert len(condense.read_labels(PLAN, folder, images=images, classes=3).source) == 18
+    (tmp_path / "notes").write_text("mine")
+    for path in (tmp_path, tmp_path / "notes"):
+        with pytest.raises(ArgumentError, match=r"^path: got"):
+            condense.write_labels(PLAN, images, answers, path, classes=3, overwrite=True)
+    assert (tmp_path / "notes").read_text() == "mine"
+    assert len(condense.read_labels(PLAN, folder, images=6, classes=3).source) == 18
+
+
+def test_a_teacher_in_training_mode_labels_as_one_at_rest_and_stays_as_it_is(tmp_path):
+    network, images = nn.Sequential(teacher(), nn.Dropout(0.5)), torch.rand(6, 1, 4, 4)
+    expected = PLAN.make(images, 0), (network.eval()(PLAN.make(images, 0)) / 4).softmax(1).detach()
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    written = condense.write_labels(PLAN, images, network, tmp_path / "labels", classes=3)
+    for views in (written, condense.ViewLabels(PLAN, network), written.by(network)):
+        for found, wanted in zip(views.at(images, 0), expected, strict=True):
+            torch.testing.assert_close(found, wanted, atol=2e-3, rtol=0)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert all(module.training for module in network.modules())
+    with pytest.raises(ArgumentError, match=r"^teacher: got \(6, 3\), allowed is logits \(6, 4\)"):
+        condense.write_labels(PLAN, images, network, tmp_path / "four", classes=4)
+
+
+def test_views_are_not_augmented_beyond_what_their_labels_are_of(tmp_path):
+    data = view_set(tmp_path)
+    settings = replace(SETTINGS, augmentation="flip")
+    with pytest.raises(ArgumentError, match=r"^augmentation: got 'flip', allowed is None: labels of views"):
+        evaluate.train(evaluate.networks.build("mlp", (1, 4, 4), 3), data, settings=settings)
+
+
 def test_a_set_without_its_labels_is_refused(tmp_path):
     made = view_set(tmp_path)
     (tmp_path / "elsewhere").mkdir()
@@ -290,6 +402,10 @@ def test_a_convnet_with_batch_normalisation_keeps_running_statistics():
         evaluate.networks.build("convnet", (1, 8, 8), 3, normalisation="layer")
 
 
+def four_classes():
+    return condense.Synthetic(torch.rand(4, 1, 4, 4), condense.HardLabels(torch.arange(4)))
+
+
 def plain_network():
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
@@ -303,7 +419,13 @@ def plain_network():
         (lambda: condense.Recovery(condense.Committee([teacher()]), noise(), strength=-1), "strength"),
         (lambda: condense.Recovery(condense.Committee([teacher()]), noise())(None, 0, turn="critic"), "turn"),
         (lambda: condense.ViewPlan(mix="cut"), "mix"),
-        (lambda: condense.ViewPlan(area=0.0), "resizedcrop"),
+        (lambda: condense.ViewPlan(area=0.0), "area"),
+        (lambda: condense.ViewPlan(area="half"), "area"),
+        (lambda: condense.ViewPlan(area=True), "area"),
+        (lambda: condense.ViewPlan(augmentation=3), "augmentation"),
+        (lambda: CropCurriculum(steps=0), "steps"),
+        (lambda: condense.Recovery(condense.Committee([teacher()]), four_classes())(None, 0), "teachers"),
+        (lambda: recipes.cda_initial(torch.rand(3, 1, 2, 2), torch.arange(3).float(), 1), "y"),
         (lambda: PLAN.make(torch.rand(2, 3), 0), "images"),
         (lambda: PLAN.make(torch.rand(2, 1, 4, 4), 3), "view"),
         (lambda: CropCurriculum(end=0), "end"),

@@ -118,6 +118,8 @@ TWO = torch.tensor([1, 2])
         (lambda: select.max_min(["a", "b"], 1, start=2), "start: got 2"),
         (lambda: select.max_min(["a", "b"], 1, seed=-1), "seed: got -1"),
         (lambda: select.max_min(["a", 1], 1), "items: got 'int at 1'"),
+        (lambda: select.max_min(["a", "\udc80"], 1), "items: got 'a lone surrogate at 1'"),
+        (lambda: select.max_min(["\ud800"], 1, metric="normalised_levenshtein"), "items: got 'a lone surrogate at 0'"),
         (lambda: select.max_min(["a", "b"], 1, metric="hamming"), "metric: got 'hamming'"),
         (lambda: select.max_min([1, 2], 2, metric=lambda a, b: float("nan")), "metric: got NaN between items"),
         (lambda: select.max_min([1, 2], 2, metric=lambda a, b: -1), "metric: got -1 between items"),

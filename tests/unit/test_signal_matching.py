@@ -154,6 +154,31 @@ def test_a_continued_run_equals_one_that_was_never_interrupted():
     assert torch.equal(whole, continued)
 
 
+def with_dropout(seed):
+    network = networks(seed)
+    network.insert(2, nn.Dropout(0.5))
+    return network
+
+
+@pytest.mark.parametrize("signal", [condense.ClassMeans(), condense.GradientSignal()])
+def test_dropout_is_a_draw_of_the_step_and_leaves_torchs_generator_alone(signal):
+    x, y = data()
+    made = matched(x, y, signal, with_dropout)
+    state = torch.get_rng_state()
+    one, again, other = gradient(made, 3), gradient(made, 3), gradient(made, 4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one[1], other[1])
+
+
+def test_an_objective_may_be_moved_while_a_network_serves():
+    made = objective(condense.GradientSignal(), every=3, training=INNER)
+    before = made(None, 1).total
+    made.float()
+    torch.testing.assert_close(made(None, 1).total.double(), before, rtol=1e-4, atol=1e-4)
+    assert made(None, 2).total.dtype == torch.float32
+
+
 def test_matching_brings_class_means_together():
     x, y = data()
     synthetic = condense.Synthetic(torch.zeros(3, 1, 4, 4, dtype=torch.float64), condense.HardLabels(torch.arange(3)))
@@ -209,7 +234,19 @@ def with_running_statistics(seed):
             condense.Synthetic.from_real(x, y, 1), condense.RealExamples(x.flatten(1), y), networks, s), "synthetic"),
         (lambda x, y, s: matched(x.flatten(1), y, augmentation=Augmentation("flip")), "augmentation"),
         (lambda x, y, s: matched(x, y, function=with_running_statistics, every=2, training=INNER), "networks"),
+        (lambda x, y, s: matched(x, y, function=with_running_statistics, every=1, training=INNER), "networks"),
         (lambda x, y, s: matched(x, y, function=lambda seed: 3)(None, 0), "networks"),
+        (lambda x, y, s: matched(x, y)(x, 0), "batch"),
+        (lambda x, y, s: matched(x, y)((x, y, y), 0), "batch"),
+        (lambda x, y, s: matched(x, y)((x.flatten(1), y), 0), r"batch\[0\]"),
+        (lambda x, y, s: matched(x, y)((x, y.float()), 0), r"batch\[1\]"),
+        (lambda x, y, s: matched(x, y)((x, y[:3]), 0), r"batch\[1\]"),
+        (lambda x, y, s: matched(x, y)((x, y + 1), 0), r"batch\[1\]"),
+        (lambda x, y, s: matched(x, y)((x[:0], y[:0]), 0), r"batch\[1\]"),
+        (lambda x, y, s: condense.RealExamples(x, y.float()), "y"),
+        (lambda x, y, s: condense.RealExamples(x, y[:, None]), "y"),
+        (lambda x, y, s: condense.RealExamples(x, y - 1), "y"),
+        (lambda x, y, s: condense.RealExamples(x, y, classes=2), "y"),
         (lambda x, y, s: matched(x, y)(None, 0, turn="critic"), "turn"),
         (lambda x, y, s: condense.RealExamples(x, y, per_class=0), "per_class"),
         (lambda x, y, s: condense.RealExamples(x, y[:5]), "y"),

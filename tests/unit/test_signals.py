@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distillrs import condense, ops
-from distillrs.condense.signals import Examples, gradient_distance
+from distillrs.condense.signals import Examples, class_means, gradient_distance
 from distillrs.condense.statistics import batch_statistics
 from distillrs.errors import ArgumentError
 
@@ -102,6 +102,33 @@ def test_vectors_count_nothing_under_the_cosine_and_rows_without_a_gradient_are_
     a, b = [torch.zeros(2, 3), torch.ones(4)], [torch.ones(2, 3), -torch.ones(4)]
     assert float(gradient_distance(a, b, "cosine")) == 2
     assert float(gradient_distance(a, b, "euclidean")) == 6 + 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_over_half_precision_are_taken_in_32_bits(dtype):
+    # Both the sum of the rows and the product of two values are beyond float16.
+    features = torch.full((513, 2), 300.0, dtype=dtype)
+    means, counts = class_means(features, torch.zeros(513, dtype=torch.int64), 2)
+    assert means.tolist() == [[300, 300], [0, 0]]
+    assert counts.tolist() == [513, 0]
+    rows = [torch.full((2, 4), 300.0, dtype=dtype)]
+    assert float(gradient_distance(rows, rows, "cosine")) == pytest.approx(0, abs=1e-6)
+    assert float(gradient_distance(rows, [-rows[0]], "euclidean")) == 8 * 600**2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_the_gap_and_the_gradient_of_double(dtype):
+    network, real, synthetic = linear(), examples(), examples(6, seed=2)
+    for signal in (condense.ClassMeans(), condense.KernelMoments(ops.Gaussian()), condense.GradientSignal("euclidean")):
+        found = []
+        for kind in (torch.float64, dtype):
+            images = synthetic.images.to(kind).requires_grad_()
+            network.to(kind)
+            gap = signal(network, real._replace(images=real.images.to(kind)), synthetic._replace(images=images))
+            found.append((gap.detach().double(), torch.autograd.grad(gap, images)[0].double()))
+        (gap, gradient), (half, its) = found
+        torch.testing.assert_close(half, gap, rtol=0.06, atol=0.01)
+        assert (its - gradient).norm() < 0.1 * gradient.norm()
 
 
 def test_a_class_that_one_side_lacks_counts_nothing():
@@ -204,6 +231,28 @@ def test_a_network_without_running_statistics_is_refused_with_the_remedy():
         condense.BatchNormStatistics(first=-1)
 
 
+class Backwards(nn.Module):
+    """Registers its layers in another order than it calls them, and one that it never calls."""
+
+    def __init__(self, called=True):
+        super().__init__()
+        self.unused, self.second, self.first = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+        self.called = called
+
+    def forward(self, x):
+        return self.second(self.first(x)) if self.called else x
+
+
+def test_the_first_layer_is_the_one_that_is_called_first():
+    x = torch.randn(6, 3, dtype=torch.float64)
+    network = Backwards().double().eval()
+    found = [condense.BatchNormStatistics(first)(network, x).gap for first in (1.0, 10.0)]
+    own = x.mean(0).norm() + (x.var(0, correction=0) - 1).norm()
+    torch.testing.assert_close(found[1] - found[0], 9 * own)
+    with pytest.raises(ArgumentError, match=r"^network: got 'Backwards, which calls none"):
+        condense.BatchNormStatistics()(Backwards(called=False).eval(), x)
+
+
 def test_normalising_by_the_batch_is_training_mode_of_those_layers_alone_and_leaves_no_trace():
     network = normalised()
     before, x = state_of(network), torch.randn(7, 2, 4, 4, dtype=torch.float64)
@@ -271,6 +320,10 @@ class TestCommittee:
         ("call", "name"),
         [
             (lambda: condense.Committee([]), "members"),
+            (lambda: condense.Committee(linear()), "members"),
+            (lambda: condense.Committee(nn.Linear(2, 2)), "members"),
+            (lambda: condense.Committee([linear()]).vote(examples().images, batch=2.5), "batch"),
+            (lambda: condense.Committee([linear()]).vote(examples().images, members=[0.0]), "members"),
             (lambda: condense.Committee([linear()], prior=[1, 2]), "prior"),
             (lambda: condense.Committee([linear()], prior=[float("nan")]), "prior"),
             (lambda: condense.Committee([linear()], temperature=0), "temperature"),

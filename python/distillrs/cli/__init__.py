@@ -14,7 +14,7 @@ from typing import Annotated, Any, Protocol
 import tyro
 from rich.console import Console
 
-from distillrs.cli import exit_codes, interrupt
+from distillrs.cli import exit_codes, interrupt, running
 from distillrs.cli.condense import Condense
 from distillrs.cli.data import Data
 from distillrs.cli.doctor import Doctor
@@ -90,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except SystemExit as leaving:  # tyro leaves by itself after --help and after an unknown option
         return leaving.code if isinstance(leaving.code, int) else exit_codes.USAGE
-    return _run(command)
+    with running.typed(words):
+        return _run(command)
 
 
 def _run(command: Command) -> int:

@@ -111,3 +111,20 @@ class Choices(Common):
             help_behavior_hint="(default: OUT/experts)",
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class Running:
+    """Flags of commands that fill a folder OUT with results."""
+
+    overwrite: Annotated[
+        bool,
+        tyro.conf.arg(help="Throw away results of another configuration in OUT.", help_behavior_hint=""),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        tyro.conf.arg(help="Print the whole plan, sizes and settings, and write nothing.", help_behavior_hint=""),
+    ] = False
+    json: Annotated[bool, tyro.conf.arg(help="Print JSON for programs, without progress.", help_behavior_hint="")] = (
+        False
+    )

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from distillrs.cli import exit_codes, interrupt
-from distillrs.cli.arguments import Choices
+from distillrs.cli.arguments import Choices, Running
 from distillrs.cli.progress import Progress, choose
 from distillrs.cli.running import command, resumable, use_threads
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Condense(Choices):
+class Condense(Running, Choices):
     """Condense a data set to a few synthetic examples, and judge them fairly.
 
     Records expert trajectories or trains teachers, if the method needs them, moves a small set until it trains like
@@ -43,17 +43,6 @@ class Condense(Choices):
             metavar="FOLDER", help="Where results go.", help_behavior_hint="(default: out/DATA-PER_CLASS-METHOD)"
         ),
     ] = None
-    overwrite: Annotated[
-        bool,
-        tyro.conf.arg(help="Throw away results of another configuration in OUT.", help_behavior_hint=""),
-    ] = False
-    dry_run: Annotated[
-        bool,
-        tyro.conf.arg(help="Print the whole plan, sizes and settings, and write nothing.", help_behavior_hint=""),
-    ] = False
-    json: Annotated[bool, tyro.conf.arg(help="Print JSON for programs, without progress.", help_behavior_hint="")] = (
-        False
-    )
 
     def run(self, output: Console, messages: Console) -> int:
         """Does the work."""

@@ -10,7 +10,6 @@ from distillrs.condense.experts import ExpertTraining
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distillrs.condense import TrajectoryStore
     from distillrs.training import TrainingSettings
 
 
@@ -33,8 +32,6 @@ def random_real(
     y: Tensor,
     per_class: int,
     *,
-    store: TrajectoryStore,
-    network: nn.Module,
     seed: int,
     labels: Literal["hard", "soft"] = "hard",
     confidence: float = 0.9,
@@ -48,8 +45,6 @@ def random_real(
         x: [n, ...] Real examples in the network's input space.
         y: int64 [n].
         per_class: Examples of each class.
-        store: Not needed here.
-        network: Not needed here.
         seed: Of the draw.
         labels: "hard", or "soft": logits that are learned.
         confidence: Of soft labels at the start.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -70,15 +72,15 @@ def begin(prepared: Prepared, store: Store | None, teachers: Committee | None = 
     if not card.moves:
         finished: Synthetic = card.function(*real, settings.per_class, teachers, seed=settings.seed, **given)
         return finished.to(prepared.device), None
-    sources: dict[str, Any] = {"seed": settings.seed}
     network = prepared.network(settings.seed)
-    if card.needs == "experts":
-        sources |= {"store": store, "network": network}
+    sources = {"store": store, "network": network, "teachers": teachers, "seed": settings.seed}
     make_initial = options.functions(card)["initial"]
+    # Each start asks for what it works from, and not every method has experts or teachers.
+    asked = inspect.signature(make_initial).parameters
     synthetic: Synthetic = make_initial(
         *real,
         settings.per_class,
-        **sources,
+        **{name: source for name, source in sources.items() if name in asked},
         **options.arguments(card, "initial", settings.method.initial),
     ).to(prepared.device)
     if card.needs == "experts":
@@ -185,7 +187,10 @@ def distil(
 
 
 def relabel(prepared: Prepared, small: CondensedSet, teachers: Committee, folder: Folder) -> ViewLabels:
-    """Writes the teachers' labels of all views beside the set."""
+    """Writes the teachers' labels of all views beside the set, in the place of those that are there."""
+    path = folder.path / LABELS
+    # The folder is this run's own, and of what was there half may be gone already.
+    shutil.rmtree(path, ignore_errors=True)
     names = [str(number) for number in range(len(teachers))]
     states = {
         f"{name}.{key}": value
@@ -196,10 +201,9 @@ def relabel(prepared: Prepared, small: CondensedSet, teachers: Committee, folder
         view_plan(prepared),
         small.images,
         voice(prepared, teachers),
-        folder.path / LABELS,
+        path,
         classes=small.class_count,
         fingerprint=Fingerprint.of(states),
-        overwrite=True,
     )
 
 

@@ -57,7 +57,7 @@ class Folder:
         config = self.path / CONFIG
         if config.exists():
             self._compare(config, settings, overwrite=overwrite)
-        elif strangers := [name for name in self._results if (self.path / name).exists()]:
+        elif strangers := [name for name in (*self._results, LABELS) if (self.path / name).exists()]:
             if not overwrite:
                 allowed = "an empty folder, or --overwrite to replace them"
                 raise argument_error("out", f"{self.path} with {', '.join(strangers)} but no {CONFIG}", allowed)

@@ -103,8 +103,12 @@ def prepare(settings: CondenseSettings, bundle: DataBundle, card: RecipeCard) ->
     """Settles what every phase needs.
 
     Raises:
-        ArgumentError: The device is not there.
+        ArgumentError: The device is not there, or views that have labels of their own would be augmented.
     """
+    augmentation = settings.evaluation.training.augmentation
+    if card.views is not None and augmentation:
+        allowed = f"none: the labels of {card.id} belong to views as they are"
+        raise argument_error("evaluation.training.augmentation", augmentation, allowed)
     return Prepared(settings, bundle, make_transform(settings.transform, bundle.x_train), card, device(settings.device))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,9 +14,23 @@ if TYPE_CHECKING:
     from distillrs.evaluate.accounting import Timer
 
 
+_TYPED: ContextVar[tuple[str, ...] | None] = ContextVar("typed", default=None)
+
+
+@contextlib.contextmanager
+def typed(words: Sequence[str]) -> Iterator[None]:
+    """For a block, these are the words after the program's name, whatever the process was started with."""
+    before = _TYPED.set(tuple(words))
+    try:
+        yield
+    finally:
+        _TYPED.reset(before)
+
+
 def command() -> str:
     """What the user typed, as one would type it again."""
-    return shlex.join(["distillrs", *sys.argv[1:]])
+    words = _TYPED.get()
+    return shlex.join(["distillrs", *(sys.argv[1:] if words is None else words)])
 
 
 def use_threads(count: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -24,6 +24,8 @@ PathName = Literal["edm", "flow", "trig", "vp", "vp-cosine", "vp-table"]
 Spacing = Literal["karras", "time", "log-snr", "angle", "table"]
 # EDM's own, and the scale on which levels of other paths are ratios of noise to signal.
 _SIGMA_MIN, _SIGMA_MAX = 0.002, 80.0
+# The flags that a spacing takes its levels from.
+_LEVELS = {"karras": ("rho", "sigma_min", "sigma_max"), "log-snr": ("sigma_min", "sigma_max")}
 _BAR = 32
 FORMAT = "distillrs.grid"
 FILE, PICTURE, CONFIG = "grid.json", "grid.png", "scheduler_config.json"
@@ -63,10 +65,20 @@ class Schedule:
             metavar="S", help="Equal steps of time, moved towards noise by S above 1.", help_behavior_hint=""
         ),
     ] = None
-    rho: Annotated[float, tyro.conf.arg(metavar="R", help="Of karras: the larger, the denser near the data.")] = 7.0
+    rho: Annotated[
+        float | None,
+        tyro.conf.arg(
+            metavar="R", help="Of karras: the larger, the denser near the data.", help_behavior_hint="(default: 7)"
+        ),
+    ] = None
     sigma_min: Annotated[
-        float, tyro.conf.arg(metavar="S", help="Last level above 0, noise over signal, of karras and log-snr.")
-    ] = _SIGMA_MIN
+        float | None,
+        tyro.conf.arg(
+            metavar="S",
+            help="Last level above 0, noise over signal, of karras and log-snr.",
+            help_behavior_hint="(default: 0.002)",
+        ),
+    ] = None
     sigma_max: Annotated[
         float | None,
         tyro.conf.arg(
@@ -127,15 +139,23 @@ class Schedule:
 
         path = make_path(self.path, self.sigma_max)
         if self.optimise is None:
-            return make_grid(
-                path, self.steps, self._spacing(), self.shift, self.rho, self.sigma_min, self.sigma_max
-            ), None
+            spacing = self._spacing()
+            self._refuse_unused(_LEVELS.get(spacing, ()), f"nothing with the spacing {spacing}, which has none")
+            given = {name: getattr(self, name) for name in _LEVELS["karras"] if getattr(self, name) is not None}
+            return make_grid(path, self.steps, spacing, self.shift, **given), None
         for name in ("spacing", "shift"):
             if getattr(self, name) is not None:
                 raise argument_error(name, getattr(self, name), "nothing with --optimise, which chooses the times")
+        self._refuse_unused((), "nothing with --optimise, which chooses the times")
         trajectories = schedule.Trajectories.load(self.optimise, path)
         found = schedule.optimise_grid(trajectories, path, (self.steps,), solver=self.solver)[self.steps]
         return found.grid, found.error
+
+    def _refuse_unused(self, used: Sequence[str], allowed: str) -> None:
+        for name in _LEVELS["karras"]:
+            own = name == "sigma_max" and self.path == "edm"
+            if getattr(self, name) is not None and name not in used and not own:
+                raise argument_error(name, getattr(self, name), allowed)
 
     def _spacing(self) -> str:
         if self.spacing is not None:
@@ -161,7 +181,8 @@ class Schedule:
             return diffusers.to_scheduler(grid, kind=kind, solver=self.solver), ""
         except ArgumentError as refusal:
             if self.prediction is not None:
-                raise
+                allowed = f"what a scheduler of diffusers has for this grid ({refusal})"
+                raise argument_error("prediction", self.prediction, allowed) from refusal
             return None, str(refusal)
 
     def _write(self, out: Path, grid: schedule.Grid, page: dict[str, Any], exported: Any) -> None:
@@ -238,8 +259,8 @@ def make_grid(
     most = float(path.clock(1.0, to="ratio"))
     if sigma_max is None:
         sigma_max = min(_SIGMA_MAX, most)
-    elif not 0 < sigma_max <= most:
-        raise argument_error("sigma_max", sigma_max, f"a level of the path: above 0, at most {most:.6g}")
+    elif not (math.isfinite(sigma_max) and 0 < sigma_max <= most):
+        raise argument_error("sigma_max", sigma_max, f"a level of the path: finite, above 0, at most {most:.6g}")
     if spacing == "karras":
         return schedule.karras(steps, sigma_min, sigma_max, rho, path=path)
     if not 0 < sigma_min < sigma_max:

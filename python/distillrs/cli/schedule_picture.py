@@ -26,7 +26,9 @@ def draw(grid: Grid, title: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), facecolor=PAGE)
     upper, lower = figure.subplots(2, 1, height_ratios=[4, 1])
     figure.subplots_adjust(left=0.12, right=0.97, top=0.89, bottom=0.12, hspace=0.42)
-    figure.text(0.12, 0.955, title, size=11, weight="bold", color=INK, va="center")
+    # A path made from a table has a long name.
+    size = min(11.0, 620 / max(len(title), 1))
+    figure.text(0.12, 0.955, title, size=size, weight="bold", color=INK, va="center")
     for axes in (upper, lower):
         plain(axes)
     ratios = grid.ratios.numpy()

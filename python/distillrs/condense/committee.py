@@ -40,7 +40,11 @@ class Committee(nn.Module):
         self, members: Sequence[nn.Module], *, prior: Sequence[float] | None = None, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        if not members or not all(isinstance(each, nn.Module) for each in members):
+        # A network that is itself a sequence of modules is one member, and not as many as it has layers.
+        given: object = members
+        if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
+            raise argument_error("members", type(given).__name__, "a list of modules, such as [network]")
+        if not len(members) or not all(isinstance(each, nn.Module) for each in members):
             raise argument_error("members", [type(each).__name__ for each in members], "one or more modules")
         values = [0.0] * len(members) if prior is None else [float(each) for each in prior]
         if len(values) != len(members) or not all(map(math.isfinite, values)):
@@ -125,7 +129,7 @@ class Committee(nn.Module):
         """
         if statistics not in ("running", "batch"):
             raise argument_error("statistics", statistics, "'running' or 'batch'")
-        if batch is not None and (isinstance(batch, bool) or batch < 1):
+        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
             raise argument_error("batch", batch, "None or a positive number")
         chosen = self._chosen(members)
         weights = self.weights(chosen, temperature=temperature)
@@ -149,6 +153,6 @@ class Committee(nn.Module):
 
     def _chosen(self, members: Sequence[int] | None) -> tuple[int, ...]:
         chosen = tuple(range(len(self))) if members is None else tuple(members)
-        if not chosen or any(not 0 <= each < len(self) for each in chosen):
+        if not chosen or any(not isinstance(each, int) or not 0 <= each < len(self) for each in chosen):
             raise argument_error("members", members, f"None, or one or more numbers from 0 to {len(self) - 1}")
         return chosen

@@ -17,6 +17,8 @@ from distillrs.errors import DistillrsError, argument_error
 from distillrs.files import write_whole
 
 _SPLIT = "train"
+_METADATA = "metadata.jsonl"
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ def export_image_folder(data: CondensedSet, path: str | os.PathLike[str]) -> Ima
     Other tools read it as it is (``torchvision.datasets.ImageFolder``, ``load_dataset("imagefolder", data_dir=path)``).
     A picture holds 8 bits from 0 to 1, and distilled values leave that range, so this loses what the safetensors file
     keeps: the return value says how much. ``metadata.jsonl`` beside the pictures has each one's class and, for soft
-    labels, its probabilities; the learning rate and the training settings are in ``path/training.json``.
+    labels, its probabilities; the learning rate and the training settings are in ``path/training.json``. Labels that
+    belong to views stay behind: of such a set the pictures have their classes alone.
 
     Args:
         data: Of images with 1 or 3 channels.
@@ -55,7 +58,7 @@ def export_image_folder(data: CondensedSet, path: str | os.PathLike[str]) -> Ima
     if raw.ndim != 4 or raw.shape[1] not in (1, 3):
         raise argument_error("data", f"examples of shape {tuple(raw.shape[1:])}", "images [C, H, W] of 1 or 3 channels")
     folder = Path(path)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise argument_error("path", str(folder), "a folder that does not exist or is empty")
     target = data.target().detach().cpu()
     soft = target.is_floating_point()
@@ -71,7 +74,7 @@ def export_image_folder(data: CondensedSet, path: str | os.PathLike[str]) -> Ima
         image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(place)
         row: dict[str, Any] = {"file_name": file.as_posix(), "label": label}
         rows.append(row | ({"probabilities": target[number].tolist()} if soft else {}))
-    write_whole(folder / _SPLIT / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_whole(folder / _SPLIT / _METADATA, "".join(json.dumps(row) + "\n" for row in rows).encode())
     settings = {
         "inner_lr": data.inner_lr,
         "classes": names,
@@ -86,7 +89,7 @@ def to_hugging_face(data: CondensedSet) -> Any:
     """The set as a ``datasets.Dataset``, its values as they are.
 
     Columns are "values" (what the network sees, float32), "label" (a class with its name) and, for soft labels,
-    "probabilities".
+    "probabilities". Labels that belong to views stay behind.
 
     Args:
         data: The set.
@@ -117,11 +120,18 @@ def to_hugging_face(data: CondensedSet) -> Any:
 def _folder_names(data: CondensedSet) -> list[str]:
     width = len(str(data.class_count - 1))
     names = data.classes or [f"{label:0{width}d}" for label in range(data.class_count)]
-    # A class's name becomes a folder's, and a file from a stranger may have any.
-    safe = [name for name in names if name and not name.startswith(".") and not set(name) & set('/\\:*?"<>|\0')]
-    if len(set(safe)) == data.class_count:
+    # Some file systems take names that differ in their case alone for the same.
+    if len({name.casefold() for name in names if _is_folder_name(name)}) == data.class_count:
         return list(names)
     return [f"{label:0{width}d}" for label in range(data.class_count)]
+
+
+def _is_folder_name(name: str) -> bool:
+    """Whether every file system takes a class's name for a folder's: a file from a stranger may have any."""
+    if not name or name[0] == "." or name[-1] in ". " or set(name) & set('/\\:*?"<>|') or not name.isprintable():
+        return False
+    # Printable text has no lone surrogates, so it can be encoded.
+    return len(name.encode()) <= _LONGEST_NAME and name.casefold() != _METADATA
 
 
 def _imported(module: str, package: str) -> ModuleType:

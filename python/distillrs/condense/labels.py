@@ -23,6 +23,26 @@ class Labels(nn.Module):
         return len(self.forward())
 
 
+def check_classes(name: str, y: Tensor, count: int, classes: int | None = None) -> None:
+    """Raises unless there is a class number for each example.
+
+    Args:
+        name: The argument's, for the message.
+        y: int64 [n], from 0.
+        count: n, at least 1.
+        classes: Number of classes; ``None`` for any.
+
+    Raises:
+        ArgumentError: Something else.
+    """
+    if y.dtype != torch.int64 or y.shape != (count,) or not count:
+        raise argument_error(name, f"{y.dtype} {tuple(y.shape)}", f"int64 [{max(count, 1)}], one for each example")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or (classes is not None and high >= classes):
+        allowed = "class numbers from 0" if classes is None else f"class numbers from 0 to {classes - 1}"
+        raise argument_error(name, f"{low} to {high}", allowed)
+
+
 class HardLabels(Labels):
     """One fixed class for each example.
 

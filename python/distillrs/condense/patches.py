@@ -10,6 +10,7 @@ from torch import Tensor
 from distillrs import random
 from distillrs.augment import Augmentation
 from distillrs.condense.committee import Committee
+from distillrs.condense.labels import check_classes
 from distillrs.errors import DataError, argument_error
 from distillrs.step import Step
 
@@ -57,8 +58,9 @@ def realistic_patches(
         raise argument_error("candidates", candidates, f"at least per_class, {per_class}")
     if crops and x.ndim != 4:
         raise argument_error("crops", crops, f"0 for examples of shape {tuple(x.shape[1:])}: crops are of images")
-    if y.dtype != torch.int64 or y.shape != x.shape[:1] or not len(y):
-        raise argument_error("y", f"{y.dtype} {tuple(y.shape)}", f"int64 [{len(x)}], not empty")
+    if not 0 < area <= 1:
+        raise argument_error("area", area, "a share above 0, at most 1")
+    check_classes("y", y, len(x))
     crop = Augmentation("resizedcrop", resizedcrop=area)
     step = Step(0, seed=seed)
     found: list[Tensor] = []
@@ -81,6 +83,8 @@ def realistic_patches(
                 plan = crop.plan(rows, step=replace(step, index=number), name="patch", shape=tuple(x.shape[1:]))
                 seen = crop.apply(images, plan)
             logits = teachers.vote(seen, batch=batch)
+            if logits.ndim != 2 or logits.shape[1] <= label:
+                raise argument_error("teachers", f"logits {tuple(logits.shape)}", f"[n, classes] of {int(y.max()) + 1}")
             losses.append(-logits.log_softmax(1)[:, label])
             views.append(seen)
         best, which = torch.stack(losses).min(0)

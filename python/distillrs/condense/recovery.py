@@ -101,6 +101,9 @@ class Recovery(nn.Module):
             chosen = self.teachers.draw(self.members, step=step, name="recovering members", unit=number)
             for member, weight in zip(chosen, self.teachers.weights(chosen), strict=True):
                 reading = self.statistics(self.teachers[member], images[rows])
+                if reading.output.ndim != 2 or reading.output.shape[1] < self.synthetic.classes:
+                    got = f"logits {tuple(reading.output.shape)} of member {member}"
+                    raise argument_error("teachers", got, f"[n, classes] of {self.synthetic.classes} classes")
                 errors.append(weight * nn.functional.cross_entropy(reading.output, labels[rows]))
                 gaps.append(weight * reading.gap)
         error, gap, count = torch.stack(errors).sum(), torch.stack(gaps).sum(), len(self._groups)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.augment import Augmentation
-from distillrs.condense.labels import HardLabels
+from distillrs.condense.labels import HardLabels, check_classes
 from distillrs.condense.matching import TURN
 from distillrs.condense.real import RealExamples
 from distillrs.condense.signals import Examples, Signal
 from distillrs.condense.synthetic import Synthetic
 from distillrs.errors import argument_error
 from distillrs.step import Loss, Step
-from distillrs.training import TrainingSettings, train
+from distillrs.training import TrainingSettings, module_randomness, train
 from distillrs.trajectory import ParameterLayout
 
 Networks = Callable[[int], nn.Module]
@@ -91,16 +91,18 @@ class SignalMatching(nn.Module):
         self._trained = training is not None and every > 1
         # Outside torch's registry: what is kept of it is the vector.
         self._live: list[tuple[int, int, nn.Module]] = []
+        if training is None:
+            return
+        network = self._fresh(Step(0, seed=seed)).to(synthetic.images)
+        layout = ParameterLayout.of(network)
+        if layout.has_running_statistics:
+            raise argument_error(
+                "networks",
+                f"a module with the running statistics {layout.running_statistics[0]!r}",
+                "one whose parameters are all its state: GroupNorm, InstanceNorm, or batch normalisation with "
+                "track_running_stats=False",
+            )
         if self._trained:
-            network = self._fresh(Step(0, seed=seed))
-            layout = ParameterLayout.of(network)
-            if layout.has_running_statistics:
-                raise argument_error(
-                    "networks",
-                    f"a module with the running statistics {layout.running_statistics[0]!r}",
-                    "one whose parameters are all its state: GroupNorm, InstanceNorm, or batch normalisation with "
-                    "track_running_stats=False",
-                )
             self.register_buffer("vector", layout.flatten(network).detach())
             # The step whose network it is, and that step's seed; of seeds the last 63 bits, which a tensor holds.
             self.register_buffer("at", torch.tensor([-1, -1]))
@@ -109,12 +111,16 @@ class SignalMatching(nn.Module):
         """The loss at a step.
 
         Args:
-            batch: ``None`` draws real examples; or ``(x [n, ...], y int64 [n])``, the real examples of this step.
+            batch: ``None`` draws real examples; or ``(x [n, ...], y int64 [n])``, the real examples of this step,
+                n >= 1.
             step: Step of the run; a plain number takes the objective's ``seed``.
             turn: ``None`` or "synthetic".
 
         Returns:
             ``total`` is the gap divided by ``step.items`` if that is given; ``terms["matching"]`` is the gap itself.
+
+        Raises:
+            ArgumentError: A ``turn`` or a ``batch`` that is not allowed.
         """
         if turn not in (None, TURN):
             raise argument_error("turn", turn, f"None or {TURN!r}")
@@ -122,14 +128,12 @@ class SignalMatching(nn.Module):
         self.synthetic.project()
         images = self.synthetic.examples()
         network = self._network(step)
-        if batch is None:
-            real = self.real.draw(step)
-        else:
-            x, y = batch
-            real = Examples(x, y, self.real.classes)
+        real = self.real.draw(step) if batch is None else self._given(batch)
         real = Examples(real.images.to(images), real.labels.to(images.device), real.classes)
         synthetic = Examples(images, self.synthetic.targets(), self.synthetic.classes)
-        gap = self.signal(network, self._seen(real, step), self._seen(synthetic, step))
+        # Dropout in a network is a draw as any other.
+        with module_randomness(step, "matching network's modules", images.device):
+            gap = self.signal(network, self._seen(real, step), self._seen(synthetic, step))
         return Loss(gap / (step.items or 1), {"matching": gap.detach()})
 
     def turns(self, step: Step | int) -> tuple[str, ...]:
@@ -143,6 +147,16 @@ class SignalMatching(nn.Module):
     def after_step(self) -> None:
         """See :meth:`Synthetic.after_step`; :func:`distillrs.fit` calls it after each step of the optimiser."""
         self.synthetic.after_step()
+
+    def _given(self, batch: Any) -> Examples:
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(e, Tensor) for e in batch):
+            raise argument_error("batch", type(batch).__name__, "None or (x [n, ...], y int64 [n])")
+        x, y = batch
+        if not x.is_floating_point() or tuple(x.shape[1:]) != self.synthetic.example_shape:
+            allowed = f"floating examples of shape {self.synthetic.example_shape}"
+            raise argument_error("batch[0]", f"{x.dtype} {tuple(x.shape)}", allowed)
+        check_classes("batch[1]", y, len(x), self.real.classes)
+        return Examples(x, y, self.real.classes)
 
     def _seen(self, examples: Examples, step: Step) -> Examples:
         if self.augmentation is None:
@@ -164,13 +178,14 @@ class SignalMatching(nn.Module):
             raise argument_error(
                 "networks", f"a function that gives {type(network).__name__}", "one that gives a module"
             )
-        return network.to(self.synthetic.images)
+        return network
 
     def _network(self, step: Step) -> nn.Module:
         episode = (step.seed, step.index // self.every)
         if not self._live or self._live[0][:2] != episode:
             self._live = [(*episode, self._fresh(step))]
-        network = self._live[0][2]
+        # Each time, because the objective may have been moved since the network was made.
+        network = self._live[0][2].to(self.synthetic.images)
         if self._trained:
             self._bring(network, step)
         # Whether a gradient is formed for weights that nobody reads.
@@ -186,7 +201,7 @@ class SignalMatching(nn.Module):
             layout.load(network, self.vector)
             rounds = step.index - index
         else:
-            layout.load(network, layout.flatten(self._fresh(step)))
+            layout.load(network, layout.flatten(self._fresh(step).to(self.synthetic.images)))
             rounds = place
         for each in range(step.index - rounds + 1, step.index + 1):
             self._train(network, step.at(each))

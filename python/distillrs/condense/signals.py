@@ -90,9 +90,11 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
         classes: C.
 
     Returns:
-        Means [C, d], 0 where there is no row, and the number of rows of each class [C].
+        Means [C, d], in 32 bits at least, 0 where there is no row, and the number of rows of each class [C].
     """
     counts = torch.bincount(labels, minlength=classes)
+    # A sum of many rows leaves the range of 16 bits, or their precision.
+    features = wide(features)
     sums = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features)
     return sums / counts.clamp_min(1)[:, None], counts
 
@@ -185,7 +187,7 @@ class GradientSignal:
         parameters = [each for each in network.parameters() if each.requires_grad]
         if not parameters:
             raise argument_error("network", type(network).__name__, "a module with parameters that require gradients")
-        total = synthetic.images.new_zeros(())
+        total = wide(synthetic.images.new_zeros(()))
         with torch.enable_grad():
             for x, s in _by_class(real, synthetic):
                 value = self.loss(network(real.images[x].detach()), real.labels[x])
@@ -205,7 +207,11 @@ def gradient_distance(
         found: One tensor for each parameter.
         wanted: As many, of the same shapes.
         distance: "cosine" or "euclidean".
+
+    Returns:
+        Scalar, in 32 bits at least.
     """
+    found, wanted = [wide(each) for each in found], [wide(each) for each in wanted]
     if distance == "euclidean":
         return torch.stack([(a - b).square().sum() for a, b in zip(found, wanted, strict=True)]).sum()
     total = found[0].new_zeros(())
@@ -217,6 +223,11 @@ def gradient_distance(
         lengths = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1) + 1e-6
         total = total + (1 - (a * b).sum(1) / lengths).sum()
     return total
+
+
+def wide(values: Tensor) -> Tensor:
+    """The same in 32 bits, if they had fewer."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _by_class(real: Examples, synthetic: Examples) -> list[tuple[Tensor, Tensor]]:

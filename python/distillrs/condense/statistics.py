@@ -39,7 +39,7 @@ class BatchNormStatistics:
     ``normalised`` divides each layer's two norms by those of its running statistics.
 
     Attributes:
-        first: Weight of the layer next to the input.
+        first: Weight of the layer that the images reach first.
         normalised: Whether norms are relative.
     """
 
@@ -61,7 +61,7 @@ class BatchNormStatistics:
             images: [n, ...], n >= 2.
 
         Raises:
-            ArgumentError: No layer keeps running statistics.
+            ArgumentError: No layer keeps running statistics, or the network calls none of those that do.
         """
         layers = normalising_layers(network)
         gaps: list[Tensor] = []
@@ -72,7 +72,8 @@ class BatchNormStatistics:
             assert layer.running_var is not None
             mean, variance = batch_statistics(inputs[0])
             gap = _gap(mean, layer.running_mean, self.normalised) + _gap(variance, layer.running_var, self.normalised)
-            gaps.append(gap * self.first if layer is layers[0] else gap)
+            # Not the one that is registered first: modules may be registered in any order.
+            gaps.append(gap if gaps else gap * self.first)
 
         handles = [layer.register_forward_pre_hook(measure) for layer in layers]
         try:
@@ -80,6 +81,8 @@ class BatchNormStatistics:
         finally:
             for handle in handles:
                 handle.remove()
+        if not gaps:
+            raise argument_error("network", f"{type(network).__name__}, which calls none of its layers", _REMEDY)
         return Reading(output, torch.stack(gaps).sum())
 
 

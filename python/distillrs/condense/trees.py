@@ -18,7 +18,7 @@ from distillrs import random, select
 from distillrs.errors import DataError, argument_error
 from distillrs.files import write_whole
 from distillrs.graphs import Graphs, width
-from distillrs.select._frequent_trees import Level, expand, only
+from distillrs.select._frequent_trees import Level, expand, nodes_of, only
 from distillrs.step import Step
 
 FORMAT = "distillrs.tree_sets"
@@ -69,6 +69,10 @@ class TreeSets:
         Raises:
             ArgumentError: For more nodes.
         """
+        # Before a tree is written out: a small file can hold trees of more nodes than any memory.
+        wanted = float(nodes_of(self.levels)[self.members].sum())
+        if wanted > most:
+            raise argument_error("most", most, f"at least the nodes of all sets, {wanted:.4g}")
         trees = {number: expand(self.levels, number, most) for number in torch.unique(self.members).tolist()}
         labels, edges, edge_labels, owners, roots = [], [], [], [], []
         nodes = 0
@@ -81,8 +85,6 @@ class TreeSets:
                 owners.append(torch.full_like(own, row))
                 roots.append(torch.arange(len(own)) == 0)
                 nodes += len(own)
-                if nodes > most:
-                    raise argument_error("most", most, f"at least the nodes of {row + 1} of {len(self)} sets")
         return Graphs(
             _joined(labels),
             torch.cat(edges, 1) if edges else torch.zeros(2, 0, dtype=torch.int64),

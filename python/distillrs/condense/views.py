@@ -7,16 +7,18 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.augment import Augmentation
-from distillrs.errors import argument_error, unknown_name_error
+from distillrs.errors import SchemaMismatch, StoreError, StoreMissing, argument_error, unknown_name_error
+from distillrs.frozen import evaluating
 from distillrs.step import Step
 from distillrs.trajectory import UNCHECKED, Fingerprint, LabelCache
 
@@ -62,8 +64,13 @@ class ViewPlan:
             raise argument_error("temperature", self.temperature, "a finite number above 0")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise argument_error("seed", self.seed, "an integer from 0 to 2**63 - 1")
-        if not isinstance(self.augmentation, str) or not isinstance(self.area, int | float):
-            raise argument_error("augmentation", self.augmentation, "the name of a strategy, and area a number")
+        if isinstance(self.area, bool) or not isinstance(self.area, int | float) or not 0 < self.area <= 1:
+            raise argument_error("area", self.area, "a share above 0, at most 1")
+        if not isinstance(self.augmentation, str):
+            raise argument_error("augmentation", self.augmentation, "the name of a strategy")
+        # Labels are found again by how the plan is written, and equal plans must also look equal.
+        for name in ("area", "temperature"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         self._augmentation()
 
     @classmethod
@@ -104,20 +111,21 @@ class ViewPlan:
         order = random.permutation(count, step=step, name="mix/partner").to(images.device)
         partner = torch.empty_like(order)
         partner[order] = order.roll(1)
-        share = random.uniform(count, step=step, name="mix/share").to(images)[:, None, None, None]
+        share = random.uniform(count, step=step, name="mix/share")
         if self.mix == "mixup":
-            return share * seen + (1 - share) * seen[partner]
-        return torch.where(self._rectangle(share, step, images), seen[partner], seen)
+            own = share.to(images)[:, None, None, None]
+            return own * seen + (1 - own) * seen[partner]
+        inside = self._rectangle(share, step, images.shape[2], images.shape[3])
+        return torch.where(inside.to(images.device), seen[partner], seen)
 
-    def _rectangle(self, share: Tensor, step: Step, images: Tensor) -> Tensor:
-        count, _, height, width = images.shape
-        centre = random.uniform(count, 2, step=step, name="mix/centre").to(images)
-        sides = share.new_tensor([height, width])
-        half = (sides * (1 - share.flatten()).sqrt()[:, None] / 2).floor()
+    def _rectangle(self, share: Tensor, step: Step, height: int, width: int) -> Tensor:
+        """Bool [N, 1, height, width], of the draws alone: neither the images' type nor their device moves a side."""
+        centre = random.uniform(len(share), 2, step=step, name="mix/centre")
+        sides = torch.tensor([height, width])
+        half = (sides * (1 - share).sqrt()[:, None] / 2).floor()
         middle = (centre * sides).floor()
         low, high = (middle - half)[:, :, None, None], (middle + half)[:, :, None, None]
-        rows = torch.arange(height, device=images.device)[:, None]
-        columns = torch.arange(width, device=images.device)[None, :]
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)[None, :]
         inside = (rows >= low[:, 0]) & (rows < high[:, 0]) & (columns >= low[:, 1]) & (columns < high[:, 1])
         return inside[:, None]
 
@@ -130,7 +138,8 @@ class ViewLabels:
 
     Args:
         plan: How views are made.
-        source: A cache of logits keyed by image and view; or a function from images [n, ...] to logits [n, C].
+        source: A cache of logits keyed by image and view; or a function from images [n, ...] to logits [n, C]; a
+            module is asked in evaluation mode and left in the mode that it had.
     """
 
     def __init__(self, plan: ViewPlan, source: LabelCache | Vote) -> None:
@@ -161,9 +170,7 @@ class ViewLabels:
             found = self.source.gather(self.source.index(torch.arange(len(images)), view), temperature=self.temperature)
             assert isinstance(found, Tensor)
             return seen, found.exp().to(images)
-        with torch.no_grad():
-            logits = self.source(seen)
-        return seen, (logits.to(images) / self.temperature).softmax(1)
+        return seen, (_asked(self.source, seen).to(images) / self.temperature).softmax(1)
 
     def by(self, teacher: Vote) -> ViewLabels:
         """The same views with the labels of a teacher at hand: how other images are labelled alike."""
@@ -186,10 +193,13 @@ def write_labels(
 ) -> ViewLabels:
     """Asks a teacher for the labels of all views and writes them into a cache; those that are there are not asked for.
 
+    The cache keeps a digest of the images, so that labels of one set are never taken for those of another.
+
     Args:
         plan: How views are made.
         images: [N, C, H, W] The whole set, in its order.
-        teacher: From images to logits [n, classes].
+        teacher: From images to logits [n, classes]; a module is asked in evaluation mode and left in the mode that it
+            had.
         path: The cache's folder.
         classes: Number of classes.
         fingerprint: Of the teacher; ``None`` leaves it unchecked.
@@ -199,43 +209,83 @@ def write_labels(
         The views with the cache's labels.
 
     Raises:
-        SchemaMismatch: The cache there is of other views, another teacher or other classes.
+        SchemaMismatch: The cache there is of other views, other images, another teacher or other classes.
+        ArgumentError: Something else than a cache would be thrown away, or images or answers that do not fit.
     """
     place = Path(path)
-    if overwrite and place.exists():
-        shutil.rmtree(place)
+    if overwrite:
+        _remove(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    words = json.dumps(asdict(plan), sort_keys=True)
+    words = json.dumps(asdict(plan) | {"images": _digest(images)}, sort_keys=True)
     kind = UNCHECKED if fingerprint is None else fingerprint
     numbers = torch.arange(len(images))
     with LabelCache.create(place, classes, kind, augmentation=words, exist_ok=True) as cache:
         for view in range(plan.count):
             missing = cache.missing(numbers, view)
             if len(missing):
-                with torch.no_grad():
-                    logits = teacher(plan.make(images, view))
+                logits = _asked(teacher, plan.make(images, view))
+                if logits.shape != (len(images), classes):
+                    raise argument_error("teacher", tuple(logits.shape), f"logits {(len(images), classes)}")
                 cache.append(missing, view, logits.cpu()[missing], seed=plan.seed)
     return ViewLabels(plan, LabelCache.open(place, UNCHECKED))
 
 
-def read_labels(plan: ViewPlan, path: str | os.PathLike[str], *, images: int, classes: int) -> ViewLabels:
+def read_labels(plan: ViewPlan, path: str | os.PathLike[str], *, images: int | Tensor, classes: int) -> ViewLabels:
     """The views of a set with labels that :func:`write_labels` wrote.
 
     Args:
         plan: How views are made.
         path: The cache's folder.
-        images: Number of images in the set.
+        images: The set's images [N, C, H, W], in their order; or only how many there are, which leaves open whether the
+            labels are theirs.
         classes: Number of classes.
 
     Raises:
         StoreMissing: There is no cache.
-        ArgumentError: It is of other views or classes, or lacks labels.
+        ArgumentError: It is of other views, images or classes, or lacks labels.
     """
     cache = LabelCache.open(path, UNCHECKED)
-    words = json.dumps(asdict(plan), sort_keys=True)
-    if cache.augmentation != words or cache.classes != classes:
+    words = asdict(plan)
+    found = _described(cache.augmentation)
+    digest = found.pop("images", None)
+    if found != words or cache.classes != classes:
         got = f"{cache.classes} classes of views {cache.augmentation}"
-        raise argument_error("labels", got, f"{classes} of {words}")
-    if len(cache) < images * plan.count:
-        raise argument_error("labels", f"{len(cache)} labels", f"{images} images x {plan.count} views")
+        raise argument_error("labels", got, f"{classes} of {json.dumps(words, sort_keys=True)}")
+    if isinstance(images, Tensor) and digest is not None and digest != _digest(images):
+        raise argument_error("labels", "those of other images", "those of the set's images; write_labels makes them")
+    count = len(images) if isinstance(images, Tensor) else images
+    if len(cache) < count * plan.count:
+        raise argument_error("labels", f"{len(cache)} labels", f"{count} images x {plan.count} views")
     return ViewLabels(plan, cache)
+
+
+def _asked(teacher: Vote, images: Tensor) -> Tensor:
+    # In training mode a teacher would change with every label that it gives.
+    with torch.no_grad(), evaluating(teacher) if isinstance(teacher, nn.Module) else nullcontext():
+        return teacher(images)
+
+
+def _digest(images: Tensor) -> str:
+    return Fingerprint.of({"images": images}).teacher
+
+
+def _described(words: object) -> dict[str, Any]:
+    try:
+        found = json.loads(words) if isinstance(words, str) else None
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _remove(place: Path) -> None:
+    """Removes a label cache, also a damaged one, and nothing else."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    try:
+        with LabelCache.open(place, UNCHECKED):
+            pass
+    except (StoreMissing, SchemaMismatch, NotADirectoryError) as failure:
+        raise argument_error("path", str(place), "a label cache, or a folder that is empty or not there") from failure
+    except StoreError:
+        pass
+    shutil.rmtree(place)

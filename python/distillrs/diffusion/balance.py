@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from distillrs.errors import argument_error
+from distillrs.checks import check_number, check_whole
 from distillrs.schedule import Kind, LossWeight, Path
 
 
@@ -94,9 +94,8 @@ class AdaptivePower(_Plain):
     constant: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.power < math.inf:
-            raise argument_error("power", self.power, "a number from 0")
-        _positive("constant", self.constant)
+        check_number("power", self.power, "a number from 0", least=0)
+        check_number("constant", self.constant, "a positive number", above=0)
 
     def weigh(self, loss: Tensor, rows: Rows) -> Tensor:
         """Over its own detached power."""
@@ -118,7 +117,7 @@ class TangentNormalisation(_Plain):
     per_element: bool = False
 
     def __post_init__(self) -> None:
-        _positive("constant", self.constant)
+        check_number("constant", self.constant, "a positive number", above=0)
 
     def tangent(self, tangent: Tensor) -> Tensor:
         """Its direction, nearly of length 1."""
@@ -147,8 +146,7 @@ class LogVariance(nn.Module):
 
     def __init__(self, features: int = 32, seed: int = 0) -> None:
         super().__init__()
-        if features < 1:
-            raise argument_error("features", features, "a positive number")
+        check_whole("features", features, "a positive number", least=1)
         generator = torch.Generator().manual_seed(seed)
         self.frequencies: Tensor
         self.register_buffer("frequencies", torch.randn(2, features, generator=generator))
@@ -166,8 +164,3 @@ class LogVariance(nn.Module):
         angles = 2 * math.pi * times @ self.frequencies
         w: Tensor = self.linear(torch.cat([angles.sin(), angles.cos()], 1))[:, 0].to(loss)
         return (-w).exp() * loss + w
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise argument_error(name, value, "a positive number")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import nn
 
+from distillrs.checks import is_number
 from distillrs.errors import argument_error
 
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+__all__ = ["check_adapter", "check_shape", "is_number"]
 
 
 def check_adapter(name: str, value: object) -> None:

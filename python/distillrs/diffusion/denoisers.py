@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distillrs.checks import check_whole
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.step import Step
 from distillrs.training import module_randomness
 
 # Half-turns over the whole time, slowest and fastest. Derivatives by the time grow with the fastest.
 _SLOWEST, _FASTEST = 0.5, 8.0
+# What a small network is far below; more is a mistake, or the claim of a file that means harm.
+_WIDEST, _LARGEST_EXAMPLE = 2**16, 2**31
 
 
 class _Context(nn.Module):
@@ -145,8 +148,9 @@ class UNet(nn.Module):
         _positive(width=width, depth=depth)
         if len(shape) != 3:
             raise argument_error("shape", shape, "(C, H, W): a unet takes images; use 'mlp' for vectors")
-        if min(shape[1:]) < 2 ** (depth - 1):
-            most = min(shape[1:]).bit_length()
+        # No power of two of a number that may come from a file.
+        most = min(shape[1:]).bit_length()
+        if depth > most:
             raise argument_error("depth", depth, f"at most {most} for images of {shape[1]} x {shape[2]}")
         context, groups = 4 * width, 8
         sizes = [width * 2**level for level in range(depth)]
@@ -204,22 +208,36 @@ def build(name: str, shape: Sequence[int], classes: int = 0, *, seed: int = 0, *
         UnknownNameError: An unknown network or option; the nearest name is suggested.
         ArgumentError: A value that is not allowed.
     """
-    sizes = tuple(shape)
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
     if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
         raise argument_error("shape", shape, "positive integers, one per axis of an example")
+    if math.prod(sizes) > _LARGEST_EXAMPLE:
+        raise argument_error("shape", shape, f"examples of at most {_LARGEST_EXAMPLE} numbers")
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
         raise argument_error("classes", classes, "an integer from 0")
-    if name not in DENOISERS:
-        raise unknown_name_error("network", name, list(DENOISERS))
-    known = [one for one in inspect.signature(DENOISERS[name]).parameters if one not in ("shape", "classes")]
-    for option in options:
-        if option not in known:
-            raise unknown_name_error(f"option of {name}", option, known)
+    check_options(name, options)
     with module_randomness(Step(0, seed=seed), "network initialisation"):
         return DENOISERS[name](sizes, classes, **options)
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses a network that is not known, and options that it does not have.
+
+    Args:
+        name: See :func:`build`.
+        options: Likewise; in a mapping, as files and configurations hold them.
+
+    Raises:
+        UnknownNameError: An unknown network or option; the nearest name is suggested.
+    """
+    if not isinstance(name, str) or name not in DENOISERS:
+        raise unknown_name_error("network", str(name), list(DENOISERS))
+    known = [one for one in inspect.signature(DENOISERS[name]).parameters if one not in ("shape", "classes")]
+    for option in options:
+        if option not in known:
+            raise unknown_name_error(f"option of {name}", str(option), known)
+
+
 def _positive(**values: int) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise argument_error(name, value, "a positive integer")
+        check_whole(name, value, f"a positive integer up to {_WIDEST}", least=1, most=_WIDEST)

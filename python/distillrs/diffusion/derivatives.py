@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_number
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.forward import slope_along
 from distillrs.diffusion.heads import Jump
@@ -87,8 +88,7 @@ class Central(Derivative):
     step: float = 5e-3
 
     def __post_init__(self) -> None:
-        if not 0 < self.step < 0.5:
-            raise argument_error("step", self.step, "a time above 0, below 0.5")
+        check_number("step", self.step, "a time above 0, below 0.5", above=0, below=0.5)
 
     def along(
         self, function: Function, point: Point, direction: Point, module: nn.Module, replay: Replay, graph: bool
@@ -131,8 +131,8 @@ class Solver:
     method: Literal["ddim", "euler", "heun"] = "ddim"
 
     def __post_init__(self) -> None:
-        if self.step is not None and not 0 < self.step <= 1:
-            raise argument_error("step", self.step, "None or a time above 0, up to 1")
+        if self.step is not None:
+            check_number("step", self.step, "None or a time above 0, up to 1", above=0, most=1)
         if self.method not in ("ddim", "euler", "heun"):
             raise unknown_name_error("method", self.method, ["ddim", "euler", "heun"])
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, get_args
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random, transforms
+from distillrs.checks import is_number
 from distillrs.configuration import convert
 from distillrs.diffusion import denoisers
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.networks import Network, Times
 from distillrs.diffusion.samplers import SamplerMethod, sample
 from distillrs.diffusion.state_map import StateMap
-from distillrs.errors import DataError, argument_error, unknown_name_error
+from distillrs.errors import ArgumentError, DataError, argument_error, unknown_name_error
 from distillrs.files import write_whole
 from distillrs.schedule import Grid, RectifiedFlow
 from distillrs.step import Step
@@ -29,6 +31,8 @@ from distillrs.transforms import Transform
 
 FORMAT = "distillrs.sampler"
 VERSION = 1
+# Values of examples that are drawn together; a network needs many times their memory.
+_TOGETHER = 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,14 +62,17 @@ class FewStepSampler:
     transform: Transform
 
     def __post_init__(self) -> None:
+        if not isinstance(self.network, nn.Module):
+            raise argument_error("network", type(self.network).__name__, "a torch module")
+        denoisers.check_options(self.name, self.options)
         if self.times not in ("t", "t_gap"):
             raise argument_error("times", self.times, "'t' or 't_gap'")
         if self.method not in get_args(SamplerMethod):
             raise unknown_name_error("method", self.method, list(get_args(SamplerMethod)))
-        if not self.grids:
-            raise argument_error("grids", {}, "the times of one number of steps or more")
+        if not isinstance(self.grids, Mapping) or not self.grids:
+            raise argument_error("grids", self.grids, "the times of one number of steps or more")
         for steps, grid in self.grids.items():
-            if grid.steps != steps or not isinstance(grid.path, RectifiedFlow):
+            if not isinstance(grid, Grid) or grid.steps != steps or not isinstance(grid.path, RectifiedFlow):
                 raise argument_error("grids", f"{grid} under {steps}", "rectified flow's grids by their steps")
 
     @property
@@ -84,27 +91,71 @@ class FewStepSampler:
             ArgumentError: For a number that the sampler has no times for.
         """
         steps = max(self.grids) if steps is None else steps
-        if steps not in self.grids:
+        if not isinstance(steps, Hashable) or steps not in self.grids:
             raise argument_error("steps", steps, f"one of {', '.join(map(str, sorted(self.grids)))}")
         return self.grids[steps]
 
     @torch.no_grad()
     def run(self, noise: Tensor, labels: Tensor | None = None, *, steps: int | None = None, seed: int = 0) -> Tensor:
-        """Samples in the network's space from given noise.
+        """Samples in the network's space from given noise, some rows at a time, so that memory stays small.
 
         Args:
             noise: Standard normal, ``[n, ...]``.
-            labels: int64 ``[n]``; needed by a network with classes.
+            labels: Class numbers, int64 ``[n]``; needed by a network with classes, ``None`` for one without.
             steps: Number of steps; the most there are by default.
             seed: Of noise that is added on the way, for methods that do.
+
+        Returns:
+            ``[n, ...]``, in the type of the network's weights.
+
+        Raises:
+            ArgumentError: Noise of another shape than examples, or labels that are not class numbers of its rows.
         """
-        step = Step(0, seed=seed)
-        return sample(self.map, noise, self.grid(steps), self.condition(labels), method=self.method, step=step)
+        shape = tuple(self.shape)
+        if not isinstance(noise, Tensor) or not noise.is_floating_point() or tuple(noise.shape[1:]) != shape:
+            got = f"shape {tuple(noise.shape)} of {noise.dtype}" if isinstance(noise, Tensor) else type(noise).__name__
+            raise argument_error("noise", got, f"a floating-point tensor {['n', *shape]}")
+        grid, labels = self.grid(steps), self._labels(labels, len(noise))
+        noise = noise.to(next(self.network.parameters()).dtype)
+        labels = None if labels is None else labels.to(noise.device)
+        at_once = max(_TOGETHER // math.prod(shape), 1)
+        found = [
+            sample(
+                self.map,
+                noise[first : first + at_once],
+                grid,
+                self.condition(None if labels is None else labels[first : first + at_once]),
+                method=self.method,
+                # A row's noise on the way is that of its place in the whole.
+                step=Step(0, seed=seed, first_unit=first),
+            )
+            for first in range(0, max(len(noise), 1), at_once)
+        ]
+        return torch.cat(found)
+
+    def _labels(self, labels: object, count: int) -> Tensor | None:
+        """Class numbers of so many rows, checked."""
+        if not self.classes:
+            if labels is not None:
+                raise argument_error("labels", labels, "None: this network was made without classes")
+            return None
+        allowed = f"{count} class numbers below {len(self.classes)}"
+        try:
+            found = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as failure:
+            raise argument_error("labels", labels, allowed) from failure
+        whole = not found.is_floating_point() and not found.is_complex() and found.dtype != torch.bool
+        # No labels of no rows are an empty tensor of whatever type.
+        if found.shape != (count,) or not (whole or not count):
+            raise argument_error("labels", f"{found.dtype} of shape {tuple(found.shape)}", allowed)
+        if count and not (int(found.min()) >= 0 and int(found.max()) < len(self.classes)):
+            raise argument_error("labels", found.tolist()[:10], allowed)
+        return found.long()
 
     def __call__(
         self, count: int, *, labels: Tensor | Sequence[int] | None = None, steps: int | None = None, seed: int = 0
     ) -> Tensor:
-        """Draws raw examples, ``[count, ...]``; the same for the same seed.
+        """Draws raw examples, ``[count, ...]``, float32 at least; the same for the same seed.
 
         Args:
             count: How many.
@@ -118,16 +169,12 @@ class FewStepSampler:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise argument_error("count", count, "a positive integer")
         weight = next(self.network.parameters())
-        if labels is None:
-            chosen = torch.arange(count) % max(len(self.classes), 1)
-        else:
-            chosen = torch.as_tensor(labels, dtype=torch.int64)
-            allowed = f"{count} class numbers below {len(self.classes)}"
-            if chosen.shape != (count,) or int(chosen.min()) < 0 or int(chosen.max()) >= max(len(self.classes), 1):
-                raise argument_error("labels", chosen.tolist(), allowed)
+        if labels is None and self.classes:
+            labels = torch.arange(count) % len(self.classes)
+        chosen = self._labels(labels, count)
         noise = random.normal(count, *self.shape, step=Step(0, seed=seed), name="sampler", device=weight.device)
-        found = self.run(noise.to(weight.dtype), chosen.to(weight.device), steps=steps, seed=seed)
-        return self.transform.inverse(found.float().cpu())
+        found = self.run(noise, None if chosen is None else chosen.to(weight.device), steps=steps, seed=seed)
+        return self.transform.inverse(found.cpu().to(torch.promote_types(found.dtype, torch.float32)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file, whole or not at all.
@@ -191,7 +238,7 @@ class FewStepSampler:
             {_steps(steps): Grid(times, RectifiedFlow()) for steps, times in grids.items()},
             convert(page.get("times"), Times, "times"),
             convert(page.get("method"), SamplerMethod, "method"),
-            transforms.restore(convert(page.get("transform"), dict[str, Any], "transform"), own),
+            _transform(convert(page.get("transform"), dict[str, Any], "transform"), own, shape),
         )
 
 
@@ -199,7 +246,7 @@ def _page(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str
     allowed = f"a sampler's file of version {VERSION}"
     try:
         page = json.loads(metadata.get("distillrs", ""))
-    except ValueError as failure:
+    except (ValueError, RecursionError) as failure:
         raise argument_error("path", str(path), allowed) from failure
     if not isinstance(page, dict) or page.get("format") != FORMAT or page.get("version") != VERSION:
         raise argument_error("path", str(path), allowed)
@@ -211,17 +258,41 @@ def _page(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str
 def _network(
     name: str, shape: tuple[int, ...], classes: int, options: dict[str, Any], weights: dict[str, Tensor]
 ) -> nn.Module:
-    # First without memory: what a page claims must be as large as what the file holds.
-    with torch.device("meta"):
-        claimed = denoisers.build(name, shape, classes, **options)
+    # What a page claims must be as large as what the file holds: first by what no network can do with less, as even
+    # one without memory takes its time to put together; then, without memory, tensor by tensor.
+    denoisers.check_options(name, options)
+    values = sum(value.numel() for value in weights.values())
+    most = {"width": values, "depth": len(weights)}
+    for option, value in options.items():
+        if is_number(value) and value > most.get(option, values):
+            got = f"{option} {value} beside {len(weights)} tensors of {values} numbers"
+            raise argument_error("network", got, "one as large as the file's tensors")
+    try:
+        with torch.device("meta"):
+            claimed = denoisers.build(name, shape, classes, **options)
+    except RuntimeError as failure:  # more numbers than torch can count
+        got = f"{name} with {options} for {shape}"
+        raise argument_error("network", got, "one as large as the file's tensors") from failure
     sizes = {key: tuple(value.shape) for key, value in claimed.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
     if sizes != found:
         odd = sorted(set(sizes.items()) ^ set(found.items()))[:3]
         raise argument_error("network", f"tensors such as {odd}", f"those of {name} with {options}")
-    network = denoisers.build(name, shape, classes, **options)
+    dtypes = {value.dtype for value in weights.values()}
+    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+        raise argument_error("network", f"tensors of {sorted(map(str, dtypes))}", "tensors of one floating-point type")
+    network = denoisers.build(name, shape, classes, **options).to(dtypes.pop())
     network.load_state_dict(weights)
     return network.eval()
+
+
+def _transform(described: dict[str, Any], tensors: dict[str, Tensor], shape: tuple[int, ...]) -> Transform:
+    found = transforms.restore(described, tensors)
+    try:
+        found.inverse(torch.empty(1, *shape, device="meta"))
+    except ArgumentError as failure:
+        raise argument_error("transform", described.get("kind"), f"one of examples of shape {shape}") from failure
+    return found
 
 
 def _steps(text: str) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Kind, Path
 
@@ -134,8 +135,7 @@ class ConsistencyBoundary(Head):
     sigma_min: float = 0.002
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < float("inf"):
-            raise argument_error("sigma_min", self.sigma_min, "a positive number")
+        check_number("sigma_min", self.sigma_min, "a positive number", above=0)
 
     def end(self, path: Path) -> float | None:
         """The time of the least level."""
@@ -173,8 +173,7 @@ class LatentBoundary(Head):
         if self.kind not in get_args(Kind):
             raise unknown_name_error("kind", self.kind, list(get_args(Kind)))
         for name in ("scaling", "deviation"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise argument_error(name, getattr(self, name), "a positive number")
+            check_number(name, getattr(self, name), "a positive number", above=0)
 
     def end(self, path: Path) -> float | None:
         """The data."""

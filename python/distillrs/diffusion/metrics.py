@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distillrs.checks import check_number
 from distillrs.diffusion.heads import Head
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Kind, Path
@@ -63,8 +64,7 @@ class PseudoHuber:
         _check(self.reduction)
         if self.growth not in ("root", "linear", "none"):
             raise unknown_name_error("growth", self.growth, ["root", "linear", "none"])
-        if not 0 < self.factor < float("inf"):
-            raise argument_error("factor", self.factor, "a positive number")
+        check_number("factor", self.factor, "a positive number", above=0)
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """``[n]``."""
@@ -86,6 +86,9 @@ class Cosine:
     """
 
     floor: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_number("floor", self.floor, "a positive number", above=0)
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         """``[n]``."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_number
 from distillrs.diffusion.conditions import Condition
 from distillrs.diffusion.derivatives import JVP, Derivative, Solver
 from distillrs.diffusion.forward import jvp
@@ -364,8 +365,7 @@ class Semigroup(Residual):
         _check_space(self.space)
         if self.middle not in ("midpoint", "uniform"):
             raise unknown_name_error("middle", self.middle, ["midpoint", "uniform"])
-        if not 0 <= self.instant <= 1:
-            raise argument_error("instant", self.instant, "a time from 0 to 1")
+        check_number("instant", self.instant, "a time from 0 to 1", least=0, most=1)
         if self.via is not None and (not isinstance(self.via, Solver) or self.via.step is not None):
             raise argument_error("via", self.via, "None or a Solver without a step: the way's halves are its steps")
         if self.via is not None and self.instant:

@@ -184,6 +184,10 @@ class _Run:
         self.device = torch.device(device)
         self.transform: Transform = distilled.transform or Identity()
         self.views: LabelledViews | None = getattr(distilled, "views", None)
+        # Before anything is trained; networks of hard labels would not find it out.
+        if self.views is not None and chosen.augmentation:
+            allowed = "None: labels of views belong to the views as they are"
+            raise argument_error("settings.augmentation", chosen.augmentation, allowed)
         self.classes = len(bundle.classes)
         self.validation: Validation = bundle.validation.through(self.transform)
         self.x_test = self.transform.forward(bundle.x_test)

@@ -65,13 +65,27 @@ def frechet_distance(samples: Tensor, real: Tensor) -> float:
         ArgumentError: For rows of different size, fewer than two, or values that are not finite.
     """
     x, y = _features(samples, real, least=2)
+    apart = (x.mean(0) - y.mean(0)).square().sum()
+    if x.shape[1] > min(len(x), len(y)):
+        return max(float(apart + _spread_of_few(x - x.mean(0), y - y.mean(0))), 0.0)
     first, second = torch.cov(x.T).reshape(x.shape[1], -1), torch.cov(y.T).reshape(x.shape[1], -1)
     values, vectors = torch.linalg.eigh(first)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     # tr (C C')^(1/2) by the symmetric matrix with the same eigenvalues.
     cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    distance = (x.mean(0) - y.mean(0)).square().sum() + first.trace() + second.trace() - 2 * cross
-    return max(float(distance), 0.0)
+    return max(float(apart + first.trace() + second.trace() - 2 * cross), 0.0)
+
+
+def _spread_of_few(x: Tensor, y: Tensor) -> Tensor:
+    """``tr(C + C' - 2 (C C')^(1/2))`` of centred rows that are fewer than their features.
+
+    With ``C = X'X / (n - 1)`` the eigenvalues of ``C C'`` are the squared singular values of ``X Y'``, up to those
+    factors: rows by rows, where the covariances would be features by features.
+    """
+    n, m = len(x) - 1, len(y) - 1
+    cross = torch.linalg.svdvals(x @ y.T).sum() / math.sqrt(n * m)
+    spread: Tensor = x.square().sum() / n + y.square().sum() / m - 2 * cross
+    return spread
 
 
 def neighbourhood_scores(samples: Tensor, real: Tensor, k: int = 5) -> Neighbourhoods:

@@ -40,11 +40,19 @@ class _Network(nn.Module):
         """Embeddings of all nodes after the last layer, ``[nodes, width]``."""
         raise NotImplementedError
 
+    def _started(self, graphs: Graphs) -> Tensor:
+        _check_labels("labels", graphs.labels, self.start.num_embeddings)
+        nodes: Tensor = self.start(graphs.labels)
+        return nodes
+
     def forward(self, graphs: Graphs) -> Tensor:
         """Logits ``[graphs, classes]``.
 
         Args:
             graphs: Where some nodes are marked as pooled, these alone speak for their graph.
+
+        Raises:
+            ArgumentError: Labels that the network does not know, or none where it knows some.
         """
         nodes, owners = self.embed(graphs), graphs.owners
         if graphs.pooled is not None:
@@ -94,18 +102,20 @@ class GIN(_Network):
             self.layers = nn.ModuleList(
                 nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) for _ in range(depth)
             )
+            self.edge_labels = edge_labels
             self.kinds = nn.ModuleList(nn.Embedding(edge_labels, width) for _ in range(depth if edge_labels else 0))
         self.epsilon = nn.Parameter(torch.zeros(depth))
 
     def embed(self, graphs: Graphs) -> Tensor:
         """Embeddings of all nodes after the last layer, ``[nodes, width]``."""
-        nodes = self.start(graphs.labels)
+        nodes = self._started(graphs)
         sending, receiving = graphs.edges
         for number, layer in enumerate(self.layers):
             messages = nodes[sending]
             if len(self.kinds):
                 if graphs.edge_labels is None:
                     raise argument_error("graphs", "no edge labels", "labels, as the network has them")
+                _check_labels("edge_labels", graphs.edge_labels, self.edge_labels)
                 messages = torch.relu(messages + self.kinds[number](graphs.edge_labels))
             summed = torch.zeros_like(nodes).index_add(0, receiving, messages)
             nodes = torch.relu(layer((1 + self.epsilon[number]) * nodes + summed))
@@ -149,7 +159,7 @@ class GCN(_Network):
 
     def embed(self, graphs: Graphs) -> Tensor:
         """Embeddings of all nodes after the last layer, ``[nodes, width]``."""
-        nodes = self.start(graphs.labels)
+        nodes = self._started(graphs)
         sending, receiving = graphs.edges
         inverse = (1 + receiving.bincount(minlength=len(nodes)).to(nodes)).rsqrt()
         factors = (inverse[sending] * inverse[receiving])[:, None]
@@ -159,3 +169,9 @@ class GCN(_Network):
             nodes = torch.relu(summed + inverse.square()[:, None] * mapped)
         found: Tensor = nodes
         return found
+
+
+def _check_labels(name: str, labels: Tensor, known: int) -> None:
+    # On a device the look would wait for it.
+    if labels.device.type == "cpu" and labels.numel() and int(labels.max()) >= known:
+        raise argument_error(f"graphs.{name}", int(labels.max()), f"labels below the network's {known}")

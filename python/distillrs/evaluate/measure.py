@@ -47,7 +47,7 @@ def area_under_curve(scores: Tensor, positive: Tensor) -> float:
     """Area under the ROC curve: how often an example of the class scores above one that is not, ties counted as half.
 
     Args:
-        scores: [N] finite.
+        scores: [N] Numbers, infinite ones among them.
         positive: bool [N]: the examples of the class; both kinds are there.
 
     Returns:
@@ -66,7 +66,8 @@ def area_under_curve(scores: Tensor, positive: Tensor) -> float:
         raise argument_error("positive", f"{count} of {len(scores)}", "examples of both kinds")
     _, places, sizes = torch.unique(scores, return_inverse=True, return_counts=True)
     # Middle ranks, from 1: of equal scores each has the mean of their places (Mann and Whitney, 1947).
-    ranks = (sizes.cumsum(0) - (sizes - 1) / 2)[places].double()
+    sizes = sizes.double()
+    ranks = (sizes.cumsum(0) - (sizes - 1) / 2)[places]
     below = float(ranks[positive].sum()) - count * (count + 1) / 2
     return below / (count * (len(scores) - count))
 

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-from typing import Any, TypeGuard
-
 import torch
 from torch import Tensor
 
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is one finite real number."""
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+from distillrs.checks import is_number as is_number
 
 
 def wide(tensor: Tensor) -> Tensor:

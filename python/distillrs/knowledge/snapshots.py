@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -90,9 +91,19 @@ class SnapshotRing(Teacher):
         return {"taken_at": list(self.taken_at), "states": [dict(state) for state in self._states]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`get_extra_state`."""
-        self.taken_at = [int(index) for index in state["taken_at"]]
-        self._states = [{name: value.clone() for name, value in each.items()} for each in state["states"]]
+        """Restores :meth:`get_extra_state`.
+
+        Raises:
+            ArgumentError: A state that is not a ring's; nothing is changed then.
+        """
+        try:
+            taken_at = [int(index) for index in state["taken_at"]]
+            states = [{str(name): value.clone() for name, value in each.items()} for each in state["states"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as failure:
+            got = f"a mapping of {sorted(map(str, state))}" if isinstance(state, Mapping) else type(state).__name__
+            allowed = "what get_extra_state of a SnapshotRing gave: taken_at and states"
+            raise argument_error("state", got, allowed) from failure
+        self.taken_at, self._states = taken_at, states
 
     def _apply(self, fn: Any, recurse: bool = True) -> SnapshotRing:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in torch

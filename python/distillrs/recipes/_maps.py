@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from distillrs.checks import is_number
 from distillrs.diffusion import Network, NetworkAdapter, Score, Teacher
 from distillrs.diffusion.checks import check_adapter
 from distillrs.errors import argument_error
@@ -37,6 +38,12 @@ def frozen(teacher: nn.Module | NetworkAdapter) -> nn.Module | NetworkAdapter:
 def teacher_score(teacher: nn.Module | NetworkAdapter | Score, kind: Kind) -> Score:
     """A plain module or an adapter as a score of one time, frozen; a score as it is."""
     return teacher if isinstance(teacher, Score) else Teacher(adapted(frozen(teacher), "teacher", times="t"), kind)
+
+
+def check_guidance(guidance: float | None) -> None:
+    """Refuses what is neither a strength nor ``None``; a text would be taken for the name of a condition's entry."""
+    if guidance is not None and not is_number(guidance):
+        raise argument_error("guidance", guidance, "a finite number, or None for none")
 
 
 def preconditioned(network: nn.Module | NetworkAdapter, path: EDM, name: str = "network") -> NetworkAdapter:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distillrs.diffusion import Adversary, Critic, Guided, Jump, NetworkAdapter, Score, StateMap, Teacher
 from distillrs.diffusion.checks import is_number
 from distillrs.errors import argument_error
-from distillrs.recipes._maps import adapted, frozen
+from distillrs.recipes._maps import adapted, check_guidance, frozen
 from distillrs.schedule import Kind, Path, TimeLaw
 
 AnyNetwork = nn.Module | NetworkAdapter
@@ -28,8 +28,7 @@ def real_score(teacher: AnyNetwork | Score, kind: Kind, guidance: float | None) 
     score = Teacher(adapted(frozen(teacher), "teacher", times="t"), kind) if is_network else teacher  # type: ignore[arg-type]  # a network
     if not isinstance(score, Score):
         raise argument_error("teacher", type(teacher).__name__, "a network, one in its adapter, or a score")
-    if guidance is not None and not is_number(guidance):
-        raise argument_error("guidance", guidance, "a finite number, or None for none")
+    check_guidance(guidance)
     return score if guidance is None else Guided(score, guidance)
 
 

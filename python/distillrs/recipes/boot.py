@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_number
 from distillrs.diffusion import (
     Diagonal,
     FlowMap,
@@ -23,7 +24,7 @@ from distillrs.diffusion import (
 )
 from distillrs.diffusion.balance import Rows
 from distillrs.errors import argument_error
-from distillrs.recipes._maps import adapted, teacher_score
+from distillrs.recipes._maps import adapted, check_guidance, teacher_score
 from distillrs.registry import recipe
 from distillrs.schedule import VP, FromNoise, Kind, Path, Uniform, WithDiagonal
 
@@ -82,8 +83,11 @@ def boot(
     path = VP.cosine() if path is None else path
     if solver not in ("ddim", "heun"):
         raise argument_error("solver", solver, "'ddim' or 'heun'")
-    if not 0 < boundary_weight < float("inf"):
-        raise argument_error("boundary_weight", boundary_weight, "a positive number")
+    check_number("gap", gap, "a time above 0, up to 1", above=0, most=1)
+    check_number("boundary", boundary, "a share from 0 to 1", least=0, most=1)
+    check_number("boundary_weight", boundary_weight, "a positive number", above=0)
+    check_number("least", least, "a time from 0 to below 1", least=0, below=1)
+    check_guidance(guidance)
     score = teacher_score(teacher, kind)
     return FlowMap(
         adapted(network, times="r"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from distillrs import random
 from distillrs.augment import Augmentation
 from distillrs.condense import Committee, HardLabels, Recovery, Synthetic, ViewPlan
+from distillrs.condense.labels import check_classes
 from distillrs.errors import argument_error
 from distillrs.registry import recipe
 from distillrs.step import Step
@@ -43,6 +44,10 @@ class CropCurriculum:
                 raise argument_error(name, getattr(self, name), "a number above 0, at most 1")
         if self.kind not in ("cosine", "linear", "constant"):
             raise argument_error("kind", self.kind, "'cosine', 'linear' or 'constant'")
+        if self.steps is not None and (
+            isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1
+        ):
+            raise argument_error("steps", self.steps, "None or a positive integer")
 
     def area(self, step: Step | int) -> float:
         """A at a step."""
@@ -77,14 +82,13 @@ def cda_initial(x: Tensor, y: Tensor, per_class: int, *, seed: int = 0, inner_lr
     """
     if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
         raise argument_error("per_class", per_class, "a positive integer")
-    labels = HardLabels(y)
-    classes = torch.arange(labels.classes, device=y.device).repeat_interleave(per_class)
+    check_classes("y", y, len(x))
+    count = int(y.max()) + 1
+    classes = torch.arange(count, device=y.device).repeat_interleave(per_class)
     noise = random.normal(len(classes), *x.shape[1:], step=Step(0, seed=seed), name="initial noise").to(x)
     axes = [0, *range(2, x.ndim)]
     low, high = (bound.reshape(-1, *(1,) * (x.ndim - 2)) for bound in (x.amin(axes), x.amax(axes)))
-    return Synthetic(
-        noise, HardLabels(classes, labels.classes), inner_lr=inner_lr, learn_inner_lr=False, box=(low, high)
-    )
+    return Synthetic(noise, HardLabels(classes, count), inner_lr=inner_lr, learn_inner_lr=False, box=(low, high))
 
 
 def cda_views(

@@ -96,12 +96,16 @@ class DiverseTraces:
             one that is farthest from all before it, by the fewest edits over the longer length.
 
         Raises:
-            ArgumentError: Rates that are not one for each question, or out of range.
+            ArgumentError: Rates that are not one for each question, or out of range; traces that are not texts.
         """
         if len(traces) != len(pass_rates):
             raise argument_error("pass_rates", f"{len(pass_rates)} rates", f"one for each of {len(traces)} questions")
         kept: list[tuple[float, int, list[int]]] = []
         for question, (own, rate) in enumerate(zip(traces, pass_rates, strict=True)):
+            # A text is a sequence of texts, too: of its characters.
+            if isinstance(own, str) or not all(isinstance(text, str) for text in own):
+                got = f"{type(own).__name__} for question {question}"
+                raise argument_error("traces", got, "a sequence of texts for each question")
             _check_rate("pass_rates", rate)
             if rate > self.solved:
                 continue

@@ -24,7 +24,9 @@ from distillrs.diffusion import (
     StateMap,
     one_step,
 )
-from distillrs.recipes._maps import adapted, teacher_score
+from distillrs.diffusion.checks import check_shape
+from distillrs.diffusion.matching.scene import check_scale
+from distillrs.recipes._maps import adapted, check_guidance, teacher_score
 from distillrs.recipes._matching import fake_score
 from distillrs.registry import recipe
 from distillrs.schedule import FromNoise, Ramp, RectifiedFlow, Uniform
@@ -95,6 +97,10 @@ def freeflow(
     Raises:
         ArgumentError: A value that is not allowed.
     """
+    check_shape("shape", shape, "the shape of an example")
+    check_guidance(guidance)
+    for name, factor in (("prediction", prediction), ("correction", correction)):
+        check_scale(name, factor)
     adapter, path = adapted(network, times="r"), RectifiedFlow()
     score = teacher_score(teacher, "velocity")
     if guidance is not None:

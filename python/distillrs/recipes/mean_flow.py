@@ -15,7 +15,7 @@ from distillrs.diffusion import (
     NetworkAdapter,
     SquaredError,
 )
-from distillrs.recipes._maps import adapted
+from distillrs.recipes._maps import adapted, check_guidance
 from distillrs.registry import recipe
 from distillrs.schedule import LogitNormal, RectifiedFlow, Triangle
 
@@ -67,6 +67,7 @@ def mean_flow(
     Raises:
         ArgumentError: A value that is not allowed.
     """
+    check_guidance(guidance)
     source = Data() if guidance is None else Guided(Data(), guidance)
     return FlowMap(
         adapted(network, times="t_gap"),

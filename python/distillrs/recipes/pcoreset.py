@@ -49,6 +49,10 @@ def pcoreset(
         p = recipes.pcoreset_probabilities(ce, kd)                     # of all examples, [n, classes]
         more = recipes.pcoreset_queries(p, labelled, 100).ids          # to be labelled next
 
+    Under accumulation and over processes the unlabelled examples of a micro-batch weigh as its labelled ones do
+    (see :class:`~distillrs.knowledge.Objective`): give each the same share of labelled examples, or those without any
+    count nothing.
+
     Args:
         student: The network to train; it gives a mapping with both heads' logits.
         teacher: The network that knows the classes without labels, or with few; it is frozen.
@@ -133,6 +137,22 @@ def pcoreset_queries(
         The queries in order; a gain is a query's distance to the nearest centre before it.
 
     Raises:
-        ArgumentError: As of :func:`distillrs.select.k_center`.
+        ArgumentError: Rows that are no probabilities, or as of :func:`distillrs.select.k_center`.
     """
+    sums = probabilities.sum(1) if probabilities.ndim == 2 else probabilities.new_zeros(1)
+    # Logits have distances, too, and would be picked by them. A NaN fails the comparison and is named below.
+    if len(sums) and (bool(((sums - 1).abs() > 0.02).any()) or float(probabilities.min()) < 0):
+        got = f"{probabilities.dtype} {tuple(probabilities.shape)} that are no probabilities"
+        raise argument_error("probabilities", got, "[n, classes], rows from 0 to 1 that sum to 1")
+    if labelled.dtype != torch.int64 or labelled.ndim != 1 or not _distinct(labelled, len(probabilities)):
+        got = f"{labelled.dtype} {tuple(labelled.shape)}, {_range(labelled)}"
+        raise argument_error("labelled", got, f"int64 [m] of distinct rows from 0 to {len(probabilities) - 1}")
     return select.k_center(probabilities, k, chosen=labelled, seed=seed, memory_budget=memory_budget)
+
+
+def _distinct(rows: Tensor, count: int) -> bool:
+    return not len(rows) or (int(rows.min()) >= 0 and int(rows.max()) < count and len(torch.unique(rows)) == len(rows))
+
+
+def _range(rows: Tensor) -> str:
+    return f"values from {rows.min().item()} to {rows.max().item()}" if rows.numel() else "no value"

@@ -30,7 +30,7 @@ class FrameScorer(nn.Module):
         seed: Of the weights.
 
     Raises:
-        ArgumentError: A width that is odd or that the heads do not divide.
+        ArgumentError: A value that is not allowed, such as a width that is odd or that the heads do not divide.
     """
 
     def __init__(
@@ -44,8 +44,13 @@ class FrameScorer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if width < 2 or width % 2 or width % heads:
+        for name, value in (("features", features), ("layers", layers), ("heads", heads), ("hidden", hidden)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise argument_error(name, value, "a positive integer")
+        if isinstance(width, bool) or not isinstance(width, int) or width < 2 or width % 2 or width % heads:
             raise argument_error("width", width, f"an even number that {heads} heads divide")
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise argument_error("dropout", dropout, "a number from 0 to below 1")
         with module_randomness(Step(0, seed=seed), "network initialisation"):
             self.start = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width))
             self.layers = nn.ModuleList(
@@ -53,7 +58,7 @@ class FrameScorer(nn.Module):
                 for _ in range(layers)
             )
             self.end = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
-        self.width = width
+        self.features, self.width = features, width
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Scores ``[B, L]``.
@@ -61,14 +66,23 @@ class FrameScorer(nn.Module):
         Args:
             frames: ``[B, L, features]``.
             mask: ``[B, L]``: other than 0 for frames that are there; ``None`` if all are.
+
+        Raises:
+            ArgumentError: Other shapes.
         """
+        if frames.ndim != 3 or frames.shape[2] != self.features:
+            raise argument_error("frames", tuple(frames.shape), f"[B, L, {self.features}]")
+        if mask is not None and mask.shape != frames.shape[:2]:
+            raise argument_error("mask", tuple(mask.shape), f"{tuple(frames.shape[:2])}, one for each frame")
         found = self.start(frames)
-        places = torch.arange(frames.shape[1], device=frames.device, dtype=found.dtype)
+        # In 32 bits at least: 16 do not tell the places of a long video apart.
+        kind = torch.promote_types(found.dtype, torch.float32)
+        places = torch.arange(frames.shape[1], device=frames.device, dtype=kind)
         rates = torch.exp(
-            torch.arange(0, self.width, 2, device=frames.device, dtype=found.dtype) * (-math.log(10_000) / self.width)
+            torch.arange(0, self.width, 2, device=frames.device, dtype=kind) * (-math.log(10_000) / self.width)
         )
         angles = places[:, None] * rates
-        found = found + torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+        found = found + torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(found.dtype)
         for layer in self.layers:
             found = layer(found, src_key_padding_mask=None if mask is None else mask == 0)
         scores: Tensor = self.end(found)[..., 0]
@@ -141,7 +155,8 @@ def peek_batch(
         "frames" ``[B, L, features]``, "scores" and "mask" ``[B, L]``; padding is 0.
 
     Raises:
-        ArgumentError: A value out of range, or a video whose scores are not one for each frame.
+        ArgumentError: A value out of range, a video whose scores are not one for each frame, or one whose features are
+            of another shape.
     """
     if isinstance(crop, bool) or not 0 < crop <= 1:
         raise argument_error("crop", crop, "a number above 0 to 1")
@@ -160,6 +175,9 @@ def peek_batch(
         frames = len(own)
         if marks.shape != (frames,) or not frames:
             raise argument_error("scores", f"shape {tuple(marks.shape)} at {place}", f"[{max(frames, 1)}]")
+        if own.shape[1:] != features[0].shape[1:]:
+            got = f"shape {tuple(own.shape)} at {place}"
+            raise argument_error("features", got, f"[frames, ...] as the first, {tuple(features[0].shape)}")
         length, start, share = draws[place]
         size = max(min(least, frames), math.ceil(frames * (crop + (1 - crop) * length)))
         size = min(size, frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distillrs.condense import Committee, SoftLabels, Synthetic, draw_per_class
+from distillrs.condense.labels import check_classes
 from distillrs.registry import recipe
 
 
@@ -38,6 +39,7 @@ def random_real_soft_labels(
         ArgumentError: A value that is not allowed.
         DataError: A class has fewer than ``per_class`` examples.
     """
+    check_classes("y", y, len(x))
     rows = draw_per_class(y, per_class, seed=seed)
     images = x[rows]
     logits = teachers.vote(images, batch=batch)

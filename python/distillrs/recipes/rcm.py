@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from distillrs.checks import check_number, check_whole
 from distillrs.diffusion import (
     JVP,
     Consistency,
@@ -31,7 +32,9 @@ from distillrs.diffusion import (
     simulated,
     trig_scale,
 )
-from distillrs.recipes._maps import frozen
+from distillrs.diffusion.checks import check_adapter
+from distillrs.diffusion.matching.scene import check_scale
+from distillrs.recipes._maps import check_guidance, frozen
 from distillrs.registry import recipe
 from distillrs.schedule import (
     LinearRamp,
@@ -115,9 +118,15 @@ def rcm(
     Raises:
         ArgumentError: A value that is not allowed.
     """
+    check_guidance(guidance)
+    for name, factor in (("consistency", consistency), ("matching", matching)):
+        check_scale(name, factor)
+    check_number("mean", mean, "a finite number")
+    check_number("std", std, "a positive number", above=0)
+    check_whole("warm_up", warm_up, "a number of steps from 0", least=0)
     path = Trig(1.0)
-    adapter = _on_trig(network, path)
-    score = teacher if isinstance(teacher, Score) else Teacher(_on_trig(frozen(teacher), path), "F")
+    adapter = _on_trig("network", network, path)
+    score = teacher if isinstance(teacher, Score) else Teacher(_on_trig("teacher", frozen(teacher), path), "F")
     if guidance is not None:
         score = Guided(score, guidance)
     law = _OfFlow(Shifted(Uniform(), shift), path)
@@ -141,7 +150,7 @@ def rcm(
         StateMap(adapter, path, Jump("F")),
         real=score,
         # An error of F is one of x0 over sin(a).
-        critic=Critic(_on_trig(critic, path), "F", law=law),
+        critic=Critic(_on_trig("critic", critic, path), "F", law=law),
         rollout=simulated(levels),
         terms=[Match(weights=MeanAbsolute(), law=law, scale=matching, mask_non_finite=True)],
         auxiliaries=[Consistency(flow, consistency)],
@@ -151,8 +160,9 @@ def rcm(
     )
 
 
-def _on_trig(network: nn.Module | NetworkAdapter, path: Path) -> NetworkAdapter:
+def _on_trig(name: str, network: nn.Module | NetworkAdapter, path: Path) -> NetworkAdapter:
     if not isinstance(network, nn.Module):
+        check_adapter(name, network)
         return network
     return Translated(Network(network, times="t"), RectifiedFlow(), "velocity", path, "F")
 

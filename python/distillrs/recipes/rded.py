@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distillrs.condense import Committee, SoftLabels, Synthetic
 from distillrs.condense.patches import mosaic, realistic_patches
+from distillrs.errors import argument_error
 from distillrs.registry import recipe
 
 
@@ -63,6 +64,8 @@ def rded(
         ArgumentError: A value that is not allowed.
         DataError: A class has too few examples.
     """
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise argument_error("factor", factor, "a positive integer")
     patches, _ = realistic_patches(
         x,
         y,

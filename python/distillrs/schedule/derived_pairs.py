@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from distillrs import random
+from distillrs.checks import check_number
 from distillrs.errors import argument_error
 from distillrs.random import Units
 from distillrs.schedule.laws import TimeLaw, Uniform, _check_law, _numbers
@@ -43,8 +44,8 @@ class Adjacent(PairLaw):
 
     def __post_init__(self) -> None:
         _check_pairs("law", self.law)
-        if not isinstance(self.end, Segments) and not 0 <= self.end < 1:
-            raise argument_error("end", self.end, "a time from 0 to below 1, or segments")
+        if not isinstance(self.end, Segments):
+            check_number("end", self.end, "a time from 0 to below 1, or segments", least=0, below=1)
 
     def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
         """See :class:`PairLaw`."""
@@ -110,8 +111,8 @@ class FromNoise(PairLaw):
 
     def __post_init__(self) -> None:
         _check_law("law", self.law)
-        if self.gap is not None and not 0 < self.gap <= 1:
-            raise argument_error("gap", self.gap, "None or a time above 0, up to 1")
+        if self.gap is not None:
+            check_number("gap", self.gap, "None or a time above 0, up to 1", above=0, most=1)
 
     def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
         """See :class:`PairLaw`."""
@@ -135,8 +136,7 @@ class WithDiagonal(PairLaw):
 
     def __post_init__(self) -> None:
         _check_pairs("law", self.law)
-        if not 0 <= self.share <= 1:
-            raise argument_error("share", self.share, "a share from 0 to 1")
+        check_number("share", self.share, "a share from 0 to 1", least=0, most=1)
         if self.diagonal_law is not None:
             _check_law("diagonal_law", self.diagonal_law)
 
@@ -161,6 +161,10 @@ class ScheduledPairs(PairLaw):
     """
 
     make: Callable[[Step], PairLaw]
+
+    def __post_init__(self) -> None:
+        if not callable(self.make):
+            raise argument_error("make", self.make, "a function of the step to a law of pairs")
 
     def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
         """See :class:`PairLaw`."""

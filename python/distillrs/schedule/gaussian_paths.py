@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distillrs.errors import argument_error
+from distillrs.checks import check_number
 from distillrs.schedule.path import Path, Row
 
 
 def positive(name: str, value: float) -> None:
     """Refuses what is not a positive, finite number."""
-    if not (math.isfinite(value) and value > 0):
-        raise argument_error(name, value, "a positive number")
+    check_number(name, value, "a positive number", above=0)
 
 
 @dataclass(frozen=True, slots=True)

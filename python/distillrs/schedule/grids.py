@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number, check_whole
 from distillrs.errors import argument_error
 from distillrs.schedule._times import as_time, check_range
 from distillrs.schedule.gaussian_paths import EDM, RectifiedFlow, positive
-from distillrs.schedule.laws import shift_time
+from distillrs.schedule.laws import _numbers, shift_time
 from distillrs.schedule.path import Clock, Path
 
 
@@ -35,7 +36,7 @@ class Grid:
     def __init__(self, times: Sequence[float] | Tensor, path: Path) -> None:
         if not isinstance(path, Path):
             raise argument_error("path", path, "a noise path")
-        values = tuple(float(time) for time in times)
+        values = _numbers("times", times)
         if len(values) < 2:
             raise argument_error("times", values, "two or more times")
         check_range("times", torch.tensor(values, dtype=torch.float64), 0.0, 1.0, "times")
@@ -97,8 +98,7 @@ class Grid:
 
 
 def _whole(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise argument_error(name, value, "a positive integer")
+    check_whole(name, value, "a positive integer", least=1)
 
 
 def karras(
@@ -150,12 +150,14 @@ def spaced(
         ArgumentError: For ends in the wrong order, or where the clock is infinite.
     """
     _whole("steps", steps)
+    for name, value in (("start", start), ("end", end)):
+        check_number(name, value, "a time from 0 to 1", least=0, most=1)
     ends = as_time(torch.tensor([start, end], dtype=torch.float64))
     if not end < start:
         raise argument_error("end", end, f"a time below start, {start}")
     first, last = path.clock(ends, to=of).tolist()
-    for name, time, value in (("start", start, first), ("end", end, last)):
-        if not math.isfinite(value):
+    for name, time, told in (("start", start, first), ("end", end, last)):
+        if not math.isfinite(told):
             raise argument_error(name, time, f"a time at which {of} is finite")
     equal = steps - 1 if then_data else steps
     if equal < 1:

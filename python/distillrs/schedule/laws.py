@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillrs import random
+from distillrs.checks import check_number, check_whole, is_number
 from distillrs.errors import argument_error
 from distillrs.random import Units
 from distillrs.schedule._times import Time, as_float64, as_time, check_range
@@ -157,7 +158,7 @@ class Uniform(TimeLaw):
     path: Path | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        if not (is_number(self.low) and is_number(self.high) and self.low < self.high):
             raise argument_error("high", (self.low, self.high), "finite ends, low below high")
         _times_of(torch.tensor([self.low, self.high], dtype=torch.float64), self.of, self.path)
 
@@ -208,8 +209,7 @@ class LogNormal(TimeLaw):
     tails: Literal["clip", "cut"] = "clip"
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.mean):
-            raise argument_error("mean", self.mean, "a finite number")
+        check_number("mean", self.mean, "a finite number")
         positive("std", self.std)
         if self.of not in ("log_sigma", "log_snr"):
             raise argument_error("of", self.of, "'log_sigma' or 'log_snr'")
@@ -270,8 +270,7 @@ class LogitNormal(TimeLaw):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.mean):
-            raise argument_error("mean", self.mean, "a finite number")
+        check_number("mean", self.mean, "a finite number")
         positive("std", self.std)
 
     def cdf(self, t: Time) -> Tensor:
@@ -424,11 +423,18 @@ class Levels(TimeLaw):
         return torch.tensor([self.times[index] for index in order], dtype=torch.float64), edges
 
 
-def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+def _numbers(name: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
     try:
-        return tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        raise argument_error(name, values, "a sequence of numbers") from None
+        # Not float() alone: it reads texts, too, letter by letter where the sequence itself is one.
+        items = tuple(values)
+        found = None if any(isinstance(value, str) for value in items) else tuple(map(float, items))
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor's of several numbers
+        found = None
+    if found is None:
+        raise argument_error(name, values, "a sequence of numbers")
+    for value in found:
+        check_number(name, value, "a sequence of finite numbers")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,8 +458,7 @@ class Stratified(TimeLaw):
         _check_law("law", self.law)
         if isinstance(self.law, Stratified):
             raise argument_error("law", self.law, "a law without strata")
-        if not 1 <= self.strata <= 2**20:
-            raise argument_error("strata", self.strata, "a number from 1 to 2**20")
+        check_whole("strata", self.strata, "a number from 1 to 2**20", least=1, most=2**20)
 
     def cdf(self, t: Time) -> Tensor:
         """That of the other law."""

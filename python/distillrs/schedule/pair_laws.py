@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_number, check_whole
 from distillrs.errors import argument_error
 from distillrs.random import Units
 from distillrs.schedule._times import check_range
@@ -95,12 +96,10 @@ class Triangle(PairLaw):
     maximum_gap: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.diagonal <= 1:
-            raise argument_error("diagonal", self.diagonal, "a share from 0 to 1")
-        if not 0 <= self.endpoint <= 1 - self.diagonal:
-            raise argument_error("endpoint", self.endpoint, f"a share from 0 to 1 - diagonal, {1 - self.diagonal}")
-        if not 0 < self.maximum_gap <= 1:
-            raise argument_error("maximum_gap", self.maximum_gap, "a number above 0, up to 1")
+        check_number("diagonal", self.diagonal, "a share from 0 to 1", least=0, most=1)
+        rest = 1 - self.diagonal
+        check_number("endpoint", self.endpoint, f"a share from 0 to 1 - diagonal, {rest}", least=0, most=rest)
+        check_number("maximum_gap", self.maximum_gap, "a number above 0, up to 1", above=0, most=1)
         _check_law("law", self.law)
         if self.diagonal_law is not None:
             _check_law("diagonal_law", self.diagonal_law)
@@ -146,8 +145,7 @@ class Segments(PairLaw):
 
     def __post_init__(self) -> None:
         if isinstance(self.edges, int):
-            if self.edges < 1:
-                raise argument_error("edges", self.edges, "a positive number of segments")
+            check_whole("edges", self.edges, "a positive number of segments", least=1)
             edges = tuple(edge / self.edges for edge in range(self.edges + 1))
         else:
             edges = _numbers("edges", self.edges)
@@ -184,8 +182,7 @@ class Nested(PairLaw):
     depth: int = 7
 
     def __post_init__(self) -> None:
-        if not 1 <= self.depth <= 52:
-            raise argument_error("depth", self.depth, "an integer from 1 to 52")
+        check_whole("depth", self.depth, "an integer from 1 to 52", least=1, most=52)
 
     def pairs(self, units: Units, shape: tuple[int, ...], step: Step, name: str) -> Times:
         """See :class:`PairLaw`."""
@@ -220,8 +217,7 @@ class BinnedLogNormal(PairLaw):
         if len(set(times)) < len(times) or len(times) < 2:
             raise argument_error("times", self.times, "two or more distinct times")
         check_range("times", torch.tensor(times, dtype=torch.float64), math.ulp(0.0), 1.0, "times above 0, up")
-        if not math.isfinite(self.mean):
-            raise argument_error("mean", self.mean, "a finite number")
+        check_number("mean", self.mean, "a finite number")
         positive("std", self.std)
         object.__setattr__(self, "times", times)
         if not float(self._weights().sum()) > 0:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from distillrs import random
+from distillrs.checks import check_number
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule.grids import Grid
 from distillrs.step import Step
@@ -39,10 +40,8 @@ class Move:
                 raise argument_error(name, number, "an integer from 0")
         if self.cache not in get_args(CacheOperation):
             raise unknown_name_error("cache operation", self.cache, list(get_args(CacheOperation)))
-        if not 0 <= self.level <= 1:
-            raise argument_error("level", self.level, "a time from 0 to 1")
-        if not 0 <= self.to <= self.level:
-            raise argument_error("to", self.to, f"a time from 0 to level, {self.level}")
+        check_number("level", self.level, "a time from 0 to 1", least=0, most=1)
+        check_number("to", self.to, f"a time from 0 to level, {self.level}", least=0, most=self.level)
         if self.cache == "write" and self.gradient:
             raise argument_error("gradient", True, "False for a call that writes the cache: what it stores is detached")
 

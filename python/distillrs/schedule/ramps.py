@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from distillrs.checks import check_number, check_whole
 from distillrs.errors import argument_error
 from distillrs.step import Step
 
@@ -107,10 +108,9 @@ class Doubling:
         _finite(self, "start")
         if self.start < 0:
             raise argument_error("start", self.start, "a number from 0")
-        if self.every < 1:
-            raise argument_error("every", self.every, "a positive number of steps")
-        if self.limit is not None and not (math.isfinite(self.limit) and self.limit >= self.start):
-            raise argument_error("limit", self.limit, f"None or a number from start, {self.start}")
+        check_whole("every", self.every, "a positive number of steps", least=1)
+        if self.limit is not None:
+            check_number("limit", self.limit, f"None or a number from start, {self.start}", least=self.start)
 
     def __call__(self, step: Step | int) -> float:
         """The value at a step.
@@ -150,8 +150,7 @@ class Halving:
         _finite(self, "start", "limit")
         if not 0 <= self.limit <= self.start:
             raise argument_error("limit", self.limit, f"a number from 0 to start, {self.start}")
-        if self.every < 1:
-            raise argument_error("every", self.every, "a positive number of steps")
+        check_whole("every", self.every, "a positive number of steps", least=1)
 
     def __call__(self, step: Step | int) -> float:
         """The value at a step."""
@@ -172,7 +171,9 @@ class WarmUp:
     steps: int
 
     def __post_init__(self) -> None:
-        _length(self.steps, 0)
+        if not callable(self.ramp):
+            raise argument_error("ramp", self.ramp, "a ramp: Constant(1.0) for a number")
+        check_whole("steps", self.steps, "a positive number of steps", least=1)
 
     def __call__(self, step: Step | int) -> float:
         """The value at a step."""
@@ -216,7 +217,11 @@ class Feedback:
         Raises:
             ArgumentError: For a measurement that is not finite.
         """
-        if not math.isfinite(measured):
+        try:
+            finite = math.isfinite(measured)  # of a tensor of one element, too
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            finite = False
+        if not finite:
             raise argument_error("measured", measured, "a finite number")
         # Beyond a factor of e^700 the limits decide anyway.
         exponent = min(max(self.rate * (measured - self.target), -700.0), 700.0)
@@ -244,12 +249,9 @@ class ExpandingWindow:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.low < 0:
-            raise argument_error("low", self.low, "a start from 0")
-        if self.first_high <= self.low:
-            raise argument_error("first_high", self.first_high, f"above low, {self.low}")
-        if self.last_high < self.first_high:
-            raise argument_error("last_high", self.last_high, f"at least first_high, {self.first_high}")
+        check_whole("low", self.low, "a start from 0", least=0)
+        check_whole("first_high", self.first_high, f"a number above low, {self.low}", least=self.low + 1)
+        check_whole("last_high", self.last_high, f"at least first_high, {self.first_high}", least=self.first_high)
         _length(self.steps, 0)
 
     def __call__(self, step: Step | int) -> range:
@@ -279,13 +281,10 @@ def _without_length(name: str) -> Exception:
 
 def _finite(ramp: object, *names: str) -> None:
     for name in names:
-        value = getattr(ramp, name)
-        if not math.isfinite(value):
-            raise argument_error(name, value, "a finite number")
+        check_number(name, getattr(ramp, name), "a finite number")
 
 
 def _length(steps: int | None, begin: int) -> None:
-    if steps is not None and steps < 1:
-        raise argument_error("steps", steps, "None or a positive number of steps")
-    if begin < 0:
-        raise argument_error("begin", begin, "a step from 0")
+    if steps is not None:
+        check_whole("steps", steps, "None or a positive number of steps", least=1)
+    check_whole("begin", begin, "a step from 0", least=0)

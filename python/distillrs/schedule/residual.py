@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distillrs.errors import argument_error
+from distillrs.checks import check_number, check_whole
 from distillrs.schedule.gaussian_paths import positive
 from distillrs.schedule.path import Path
 from distillrs.schedule.tables import Table
@@ -39,14 +39,12 @@ class Residual(Path):
     last: float = 0.999
 
     def __post_init__(self) -> None:
-        if self.levels < 2:
-            raise argument_error("levels", self.levels, "two or more")
+        check_whole("levels", self.levels, "two or more", least=2)
         positive("kappa", self.kappa)
         positive("power", self.power)
-        if not 0 < self.last < 1:
-            raise argument_error("last", self.last, "a number between 0 and 1")
-        if not 0 < self._first < self.last:
-            raise argument_error("first", self.first, f"None or a number between 0 and last, {self.last}")
+        check_number("last", self.last, "a number between 0 and 1", above=0, below=1)
+        allowed = f"None or a number between 0 and last, {self.last}"
+        check_number("first", self._first, allowed, above=0, below=self.last)
 
     @property
     def _first(self) -> float:

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from distillrs.checks import is_number
 from distillrs.errors import DataError, argument_error
 from distillrs.files import write_whole
 from distillrs.schedule._times import check_values
@@ -21,6 +22,7 @@ from distillrs.schedule.path import Kind, Path
 from distillrs.schedule.solvers import Solver, Velocity, integrate
 
 FORMAT = "distillrs.trajectories"
+VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +81,13 @@ class Trajectories:
         Args:
             path: The file; its folder is made if it is not there.
         """
-        page = {"format": FORMAT, "version": 1, "path": repr(self.grid.path)}
+        page = {
+            "format": FORMAT,
+            "version": VERSION,
+            "path": repr(self.grid.path),
+            "alphas": self.grid.alphas.tolist(),
+            "sigmas": self.grid.sigmas.tolist(),
+        }
         tensors = {"times": self.grid.times, "states": self.states, "velocities": self.velocities}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         file = FilePath(path)
@@ -110,17 +118,38 @@ class Trajectories:
             raise DataError(f"trajectories: there is no file {file}") from failure
         except (safetensors.SafetensorError, OSError) as failure:
             raise argument_error("trajectories", str(file), f"a safetensors file ({failure})") from failure
-        said = _page(metadata).get("path")
-        if said is not None and said != repr(path):
-            raise argument_error("path", repr(path), f"that of the trajectories in {file}, {said}")
-        if tensors["times"].dim() != 1:
-            raise argument_error("times", f"shape {tuple(tensors['times'].shape)}", "one axis")
-        return cls(Grid(tensors["times"].double(), path), tensors["states"], tensors["velocities"])
+        page = _page(file, metadata)
+        if tensors["times"].dim() != 1 or not tensors["times"].is_floating_point():
+            got = f"shape {tuple(tensors['times'].shape)} of {tensors['times'].dtype}"
+            raise argument_error("times", got, "floating-point times along one axis")
+        grid = Grid(tensors["times"].double(), path)
+        if not _same_path(page, grid):
+            raise argument_error("path", repr(path), f"that of the trajectories in {file}, {page.get('path')}")
+        return cls(grid, tensors["states"], tensors["velocities"])
 
 
-def _page(metadata: Mapping[str, str]) -> dict[str, object]:
+def _page(file: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, object]:
+    """What the file says of itself; nothing where another program wrote it."""
     try:
         page = json.loads(metadata.get("distillrs", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return page if isinstance(page, dict) and page.get("format") == FORMAT else {}
+    if not isinstance(page, dict) or page.get("format") != FORMAT:
+        return {}
+    if page.get("version") != VERSION:
+        allowed = f"trajectories of version {VERSION}, the only one that this version reads"
+        raise argument_error("trajectories", f"{file} of version {page.get('version')!r}", allowed)
+    return page
+
+
+def _same_path(page: Mapping[str, object], grid: Grid) -> bool:
+    """Whether the path has the levels that the file says; words alone say 80 and 80.0 of one, and shorten tables."""
+    if "alphas" not in page or "sigmas" not in page:
+        return page.get("path", repr(grid.path)) == repr(grid.path)
+    for name, own in (("alphas", grid.alphas), ("sigmas", grid.sigmas)):
+        said = page[name]
+        if not isinstance(said, list) or len(said) != len(own) or not all(map(is_number, said)):
+            return False
+        if not torch.allclose(own, torch.tensor(said, dtype=torch.float64), rtol=1e-9, atol=1e-12):
+            return False
+    return True

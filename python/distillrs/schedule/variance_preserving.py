@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distillrs.checks import check_number, check_whole, is_number
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule.gaussian_paths import positive
 from distillrs.schedule.path import Path, Row
@@ -80,8 +81,7 @@ class LinearBeta(_Logarithmic):
 
     def __post_init__(self) -> None:
         positive("beta_min", self.beta_min)
-        if not (math.isfinite(self.beta_max) and self.beta_max >= self.beta_min):
-            raise argument_error("beta_max", self.beta_max, f"a number from beta_min, {self.beta_min}")
+        check_number("beta_max", self.beta_max, f"a number from beta_min, {self.beta_min}", least=self.beta_min)
 
     rows = None
 
@@ -244,8 +244,7 @@ class VP(Path):
         """
         if kind not in ("linear", "scaled_linear", "cosine"):
             raise unknown_name_error("table of betas", kind, ["linear", "scaled_linear", "cosine"])
-        if steps < 2:
-            raise argument_error("steps", steps, "two or more rows")
+        check_whole("steps", steps, "two or more rows", least=2)
         if kind == "cosine":
             if start is not None or end is not None:
                 raise argument_error("start", (start, end), "None for the cosine")
@@ -255,7 +254,7 @@ class VP(Path):
         else:
             first, last = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}[kind]
             first, last = (first if start is None else start), (last if end is None else end)
-            if not 0 < first < 1 or not 0 < last < 1:
+            if not all(is_number(beta) and 0 < beta < 1 for beta in (first, last)):
                 raise argument_error("start", (first, last), "first and last beta between 0 and 1")
             power = 0.5 if kind == "scaled_linear" else 1.0
             betas = torch.linspace(first**power, last**power, steps, dtype=torch.float64) ** (1 / power)

@@ -10,7 +10,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from distillrs.errors import argument_error, unknown_name_error
+from distillrs.checks import check_number
+from distillrs.errors import unknown_name_error
 from distillrs.schedule._times import Time, as_time
 from distillrs.schedule.gaussian_paths import positive
 from distillrs.schedule.path import Kind, Path
@@ -148,8 +149,7 @@ class SigmoidWeight(LossWeight):
     bias: float = 2.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.bias):
-            raise argument_error("bias", self.bias, "a finite number")
+        check_number("bias", self.bias, "a finite number")
 
     def of_x0(self, path: Path, t: Tensor) -> Tensor:
         """An error of x0 is ``sqrt(SNR)`` times as large as one of the noise."""
@@ -171,5 +171,4 @@ class PreconditionedWeight(LossWeight):
 
 
 def _from_zero(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise argument_error(name, value, "a number from 0")
+    check_number(name, value, "a number from 0", least=0)

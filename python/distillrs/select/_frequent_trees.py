@@ -114,6 +114,22 @@ def expand(levels: Sequence[Level], tree: int, most: int) -> tuple[Tensor, Tenso
     )
 
 
+def nodes_of(levels: Sequence[Level]) -> Tensor:
+    """How many nodes each tree of the last level has when it is written out.
+
+    Args:
+        levels: The trees of each depth.
+
+    Returns:
+        float64 ``[trees]``: exact up to 2^53, infinite beyond what float64 holds.
+    """
+    sizes = torch.ones(len(levels[0].labels), dtype=torch.float64)
+    for level in levels[1:]:
+        owners = torch.arange(len(level.labels)).repeat_interleave(level.offsets.diff())
+        sizes = torch.ones(len(level.labels), dtype=torch.float64).index_add_(0, owners, sizes[level.children])
+    return sizes
+
+
 def only(levels: Sequence[Level], trees: Tensor) -> tuple[Level, ...]:
     """The levels with some trees of the last one, renumbered in their order, and those below that they are made of.
 

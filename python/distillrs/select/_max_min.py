@@ -53,6 +53,10 @@ def max_min(
         for place, item in enumerate(items):
             if not isinstance(item, str):
                 raise argument_error("items", f"{type(item).__name__} at {place}", f"texts, as the metric is {metric}")
+            try:
+                item.encode()
+            except UnicodeEncodeError as failure:
+                raise argument_error("items", f"a lone surrogate at {place}", "texts of characters") from failure
     if metric == "normalised_levenshtein" or callable(metric):
         measure = cast(Callable[[Item, Item], float], normalised_levenshtein if isinstance(metric, str) else metric)
 

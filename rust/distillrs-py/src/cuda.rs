@@ -3,7 +3,7 @@ use pyo3::prelude::*;
 
 use crate::error::CoreResult;
 
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 11] = [
     ("divergences.cuh", include_str!("../../../cuda/divergences.cuh")),
     ("energy.cu", include_str!("../../../cuda/energy.cu")),
     ("farthest_first.cu", include_str!("../../../cuda/farthest_first.cu")),
@@ -13,6 +13,7 @@ const SOURCES: [(&str, &str); 10] = [
     ("rows.cuh", include_str!("../../../cuda/rows.cuh")),
     ("sparse_divergence.cu", include_str!("../../../cuda/sparse_divergence.cu")),
     ("store_decode.cu", include_str!("../../../cuda/store_decode.cu")),
+    ("tiles.cuh", include_str!("../../../cuda/tiles.cuh")),
     ("values.cuh", include_str!("../../../cuda/values.cuh")),
 ];
 

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from distillrs.cli import exit_codes, interrupt
-from distillrs.cli.arguments import Common
+from distillrs.cli.arguments import Common, Running
 from distillrs.cli.progress import Progress, choose
 from distillrs.cli.running import command, resumable, use_threads
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DistillSampler(Common):
+class DistillSampler(Running, Common):
     """Distil a sampler of many steps into one of a few, and judge it against its teacher and real examples.
 
     Trains a small teacher on the data by flow matching, distils it, and draws from both with the same noise. OUT then
@@ -47,6 +47,14 @@ class DistillSampler(Common):
         int | None,
         tyro.conf.arg(metavar="N", help="Steps of the student.", help_behavior_hint="(default: 4)"),
     ] = None
+    set: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(
+            metavar="KEY=VALUE",
+            help="Change a setting: an option of the method by its name (off_diagonal=0.5 of flow-map, ratio=3 of "
+            "dmd2) or any key of config.toml (student.steps=3000). --dry-run shows them all.",
+        ),
+    ] = ()
     network: Annotated[
         str | None,
         tyro.conf.arg(metavar="NAME", help="mlp or unet.", help_behavior_hint="(default: chosen for the data)"),
@@ -57,17 +65,6 @@ class DistillSampler(Common):
             metavar="FOLDER", help="Where results go.", help_behavior_hint="(default: out/DATA-STEPS-steps-METHOD)"
         ),
     ] = None
-    overwrite: Annotated[
-        bool,
-        tyro.conf.arg(help="Throw away results of another configuration in OUT.", help_behavior_hint=""),
-    ] = False
-    dry_run: Annotated[
-        bool,
-        tyro.conf.arg(help="Print the whole plan, sizes and settings, and write nothing.", help_behavior_hint=""),
-    ] = False
-    json: Annotated[bool, tyro.conf.arg(help="Print JSON for programs, without progress.", help_behavior_hint="")] = (
-        False
-    )
 
     def run(self, output: Console, messages: Console) -> int:
         """Does the work."""
@@ -123,6 +120,8 @@ def distill(
 
     Raises:
         KeyboardInterrupt: After Ctrl-C; the same call goes on from there.
+        TrainingDivergedError: A loss that is not finite.
+        ArgumentError: The folder holds another configuration.
     """
     from distillrs.cli.folder import Folder
     from distillrs.cli.sampler.results import RESULTS

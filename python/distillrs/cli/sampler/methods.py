@@ -171,7 +171,7 @@ def find(name: str) -> Method:
 
     Raises:
         UnknownNameError: There is none.
-        ArgumentError: A recipe that makes no sampler of few steps, or that this command cannot begin.
+        ArgumentError: The id of a method's recipe; the message has the method's name.
     """
     if name in METHODS:
         return METHODS[name]

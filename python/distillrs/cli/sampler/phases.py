@@ -20,7 +20,7 @@ from distillrs.cli.progress import Progress
 from distillrs.cli.sampler.plan import Prepared
 from distillrs.cli.settings import identity, same_identity
 from distillrs.diffusion import Batch, Data, Diagonal, FlowMap, Network
-from distillrs.errors import ArgumentError
+from distillrs.errors import ArgumentError, TrainingDivergedError
 from distillrs.objective import Objective
 from distillrs.schedule import Cosine, RectifiedFlow, Triangle, Uniform
 
@@ -178,6 +178,9 @@ def _train(prepared: Prepared, folder: Folder, progress: Progress, run: _Run) ->
     """Runs a phase; its state is written from time to time and at an interruption, and the same call goes on from it.
 
     What comes out is the same, bit for bit, as of a run that was never interrupted.
+
+    Raises:
+        TrainingDivergedError: A loss that is not finite.
     """
     average = copy.deepcopy(run.networks[run.averaged]).eval().requires_grad_(False)
     record, state = _restore(prepared, folder, run, average)
@@ -196,12 +199,19 @@ def _train(prepared: Prepared, folder: Folder, progress: Progress, run: _Run) ->
 
         def after_step(at: fitting.Progress) -> None:
             nonlocal saved
-            done = at.step.index + 1
+            done, loss = at.step.index + 1, float(at.loss.total.detach())
+            if not math.isfinite(loss):
+                key = "student.rates" if run.name == "student" else "teacher.learning_rate"
+                raise TrainingDivergedError(
+                    f"the {run.name}'s training diverged: the loss is {loss} at step {done}; a smaller {key} usually "
+                    "helps, with --overwrite",
+                    step=at.step.index,
+                )
             if run.moved in run.objective.turns(at.step):
                 # Young averages forget faster, or the first weights would stay in them.
                 moves = len(record.losses) + 1
                 _follow(average, run.networks[run.averaged], min(run.average, (1 + moves) / (10 + moves)))
-                record.losses.append(float(at.loss.total.detach()))
+                record.losses.append(loss)
             for turn, optimiser in optimisers.items():
                 for group in optimiser.param_groups:
                     group["lr"] = run.rates[turn] * fade(done)
@@ -281,6 +291,6 @@ def trajectories(prepared: Prepared, teacher: nn.Module) -> schedule.Trajectorie
     noise, labels = draw(prepared, min(64, max(4, 2**20 // values)), "trajectories")
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return sampler.map.predict(x, t.expand(len(x)), sampler.condition(labels)).value
+        return sampler.map.predict(x, t.to(x.device).expand(len(x)), sampler.condition(labels)).value
 
     return schedule.Trajectories.record(grid, noise, velocity, solver="euler")

@@ -95,8 +95,6 @@ def resolve(asked: Mapping[str, Any], bundle: DataBundle, *, processors: int) ->
         },
     )
     settings = merge(basis, asked)
-    if "rates" in asked.get("student", {}):
-        settings["student"]["rates"] = merge(basis["student"]["rates"], asked["student"]["rates"])
     own = convert(settings["method"].get("options", {}), dict[str, Any], "method.options")
     settings["method"] = {**settings["method"], "options": method.complete(own)}
     return from_dict(SamplerSettings, settings)
@@ -216,7 +214,8 @@ def prepare(settings: SamplerSettings, bundle: DataBundle) -> Prepared:
     """Settles what every phase needs.
 
     Raises:
-        ArgumentError: The device is not there, or too few real examples to compare with.
+        UnknownNameError: An option that the network does not have.
+        ArgumentError: The device is not there, too few real examples to compare with, or parts that do not fit.
     """
     from distillrs.cli.preparation import device, make_transform
 
@@ -225,6 +224,7 @@ def prepare(settings: SamplerSettings, bundle: DataBundle) -> Prepared:
         if len(rows) < least:
             got = f"{len(rows)} {name} examples"
             raise argument_error("data", got, f"{least} or more, as evaluation.neighbours asks")
+    denoisers.check_options(settings.network.name, settings.network.options)
     made = Prepared(settings, bundle, make_transform(settings.transform, bundle.x_train), device(settings.device))
     # What does not fit together is refused before anything is computed.
     own = made.method.arguments(settings.method.options)

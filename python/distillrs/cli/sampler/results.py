@@ -194,6 +194,7 @@ def card(figures: Mapping[str, Any]) -> str:
     few = [row for row in figures["samplers"] if row["name"] == "teacher" and row["steps"] == steps]
     beside = f"; the teacher itself in {steps}: {few[0]['paired_rmse']:.3f}" if few and few[0] is not teacher else ""
     shape = " x ".join(map(str, data["shape"]))
+    unit = "standard deviations of the data" if settings["transform"] == "standardise" else "the units of the data"
     plural = "s" if steps > 1 else ""
     lines = [
         "---",
@@ -216,7 +217,7 @@ def card(figures: Mapping[str, Any]) -> str:
         "## Figures",
         "",
         f"From the same noise as the teacher the student's samples are {own['paired_rmse']:.3f} away from the "
-        f"teacher's (root mean square, in standard deviations of the data{beside}). Their Frechet distance to the "
+        f"teacher's (root mean square, in {unit}{beside}). Their Frechet distance to the "
         f"test set is {own['frechet']:.3f} (teacher {teacher['frechet']:.3f}, real training examples "
         f"{real['frechet']:.3f}).",
         "",

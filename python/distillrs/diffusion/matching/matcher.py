@@ -232,10 +232,20 @@ class Matcher(nn.Module):
         return {"updates": dict(self._updates), "evaluations": counts, "last": dict(self._counted_last)}
 
     def set_extra_state(self, state: Any) -> None:
-        """Restores the counts."""
-        self._updates = {name: int(count) for name, count in state["updates"].items()}
-        self._counted_last = {name: int(index) for name, index in state["last"].items()}
-        self._tally = Tally({role: (int(pair[0]), int(pair[1])) for role, pair in state["evaluations"].items()})
+        """Restores the counts.
+
+        Raises:
+            ArgumentError: A state that is not a matcher's; nothing is changed then.
+        """
+        try:
+            updates = {turn: int(state["updates"][turn]) for turn in (GENERATOR, CRITIC)}
+            last = {str(turn): int(index) for turn, index in state["last"].items()}
+            counts = {str(role): (int(pair[0]), int(pair[1])) for role, pair in state["evaluations"].items()}
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as failure:
+            got = f"a mapping of {sorted(map(str, state))}" if isinstance(state, Mapping) else type(state).__name__
+            allowed = "what get_extra_state of a Matcher gave: updates, last and evaluations"
+            raise argument_error("state", got, allowed) from failure
+        self._updates, self._counted_last, self._tally = updates, last, Tally(counts)
 
     @property
     def _fits(self) -> bool:
