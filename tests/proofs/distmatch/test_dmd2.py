@@ -21,7 +21,7 @@ WEAK_STEPS = 150
 LOOKS = 10
 LEVELS = (1.0, 0.75, 0.5, 0.25)
 RATES = {"generator": 1e-3, "critic": 2e-3}
-ADVERSARY = 3e-3
+ADVERSARY = 3e-2
 
 ARMS: dict[str, dict[str, Any]] = {
     "ratio 5": {},
