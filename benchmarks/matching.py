@@ -1,4 +1,4 @@
-"""Distribution matching: the published loop written down plainly against `Matcher`, and adapters against copies.
+"""Distribution matching: a published loop written plainly against `Matcher`, adapters against copies, recipes' updates.
 
 Usage::
 
@@ -8,6 +8,11 @@ A round is five steps of DMD2's loop at a ratio of 5:1: one update of the genera
 optimisers, two threads on both sides. The peer draws from torch's generator, freezes the critic in the generator's turn
 and fits it on the sample that is there, as the authors' code does. The ideal count of forward units (a forward pass 1,
 a backward pass 2) is 5 for the generator's update without guidance and 3 or 4 for the critic's.
+
+An update of a recipe is draw, rollout, loss and backward pass of one turn and one batch, without an optimiser, beside
+plain flow matching of the same network. The ideal is in forward units over the 3 of flow matching; a backward pass that
+is differentiated to the inputs alone counts 1. The number of forward passes is the one that the objective counts. The
+critic's turns make a sample of their own, as most do at a ratio above 1.
 
 Memory is counted as bytes of parameters, gradients and Adam's moments of a frozen teacher, a student and a critic: once
 as three networks, once as one frozen base with two adapters; and as the peak of a process of its own for each.
@@ -28,7 +33,7 @@ import measure
 import torch
 from torch import Tensor, nn
 
-from distillrs import _core
+from distillrs import _core, recipes
 from distillrs.diffusion import (
     Batch,
     Critic,
@@ -46,6 +51,18 @@ from distillrs.frozen import Frozen
 from distillrs.schedule import RectifiedFlow
 
 STEPS = 5
+
+UNITS = {
+    "dmd2": {"generator": (3, 2), "critic": (2, 2)},
+    "dmd2, discriminator": {"generator": (4, 3), "critic": (4, 6)},
+    "tdm, four steps": {"generator": (6, 2), "critic": (5, 2)},
+    "swiftbrush": {"generator": (3, 2), "critic": (2, 2)},
+    "swiftbrush, adapter": {"generator": (3, 2), "critic": (2, 2)},
+    "sid": {"generator": (3, 4), "critic": (2, 2)},
+    "uni_instruct": {"generator": (4, 5), "critic": (4, 6)},
+}
+"""Forward passes of a turn, and the units of its backward passes: 2 for each network that is trained on, 1 for each
+that passes a gradient on to its input."""
 
 
 class Perceptron(nn.Module):
@@ -133,6 +150,80 @@ def build(student: nn.Module, teacher: nn.Module, fake: nn.Module, features: int
     )
 
 
+def flow_matching(network: nn.Module, x0: Tensor) -> Tensor:
+    t, noise = torch.rand(len(x0)), torch.randn_like(x0)
+    x = (1 - t[:, None]) * x0 + t[:, None] * noise
+    return (network(x, t) - (noise - x0)).square().mean()
+
+
+def built(name: str, features: int, width: int, rank: int) -> Matcher:
+    """A recipe on copies of one network, or on a critic that is an adapter of the teacher."""
+    student, teacher, fake = roles("copies", features, width, rank)
+    shared = {"path": RectifiedFlow(), "kind": "velocity", "shape": (features,)}
+    head, last = nn.Linear(width, 1), "layers.5"
+    if name == "dmd2":
+        return recipes.dmd2(student, teacher, fake, **shared)
+    if name == "dmd2, discriminator":
+        return recipes.dmd2(student, teacher, fake, head=head, features=last, **shared)
+    if name == "tdm, four steps":
+        return recipes.tdm(student, teacher, fake, guidance=None, **shared)
+    if name == "sid":
+        return recipes.sid(student, teacher, fake, **shared)
+    if name == "uni_instruct":
+        return recipes.uni_instruct(student, teacher, fake, head, last, **shared)
+    if name == "swiftbrush, adapter":
+        base = SharedBase(teacher.module, {"critic": LowRank(rank)})
+        teacher, fake = base.view(None), base.view("critic")
+    return recipes.swiftbrush(student, teacher, fake, guidance=None, **shared)
+
+
+def turns(objective: Matcher, batch: Batch, passes: dict[str, tuple[int, int]]) -> dict[str, Callable[[], None]]:
+    """An update of each turn; the passes that it counts must be those that are expected of it."""
+    count = itertools.count(1)
+    own = [value for group in objective.parameter_groups().values() for value in group]
+
+    def of(turn: str) -> Callable[[], None]:
+        def run() -> None:
+            # Never twice the same step: its sample would be there already.
+            loss = objective(batch, next(count), turn=turn)
+            for value in own:
+                value.grad = None
+            loss.total.backward()
+
+        return run
+
+    for turn, (forward, _) in passes.items():
+        found = round(float(objective(batch, next(count), turn=turn).terms["evaluations"]))
+        if found != forward:
+            raise RuntimeError(f"the {turn}'s turn takes {found} forward passes, not {forward}")
+    return {turn: of(turn) for turn in passes}
+
+
+def updates(rows: int, features: int, width: int, rank: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of an update of each recipe's turns, over those of plain flow matching, and the ideal."""
+    torch.manual_seed(0)
+    x0, network = torch.randn(rows, features), Perceptron(features, width)
+
+    def plainly() -> None:
+        network.zero_grad()
+        flow_matching(network, x0).backward()
+
+    contenders: dict[str, Callable[[], None]] = {"flow matching, plain": plainly}
+    ideals = {}
+    for name, passes in UNITS.items():
+        for turn, work in turns(built(name, features, width, rank), Batch(x0), passes).items():
+            contenders[f"{name}, {turn}"] = work
+            ideals[f"{name}, {turn}"] = sum(passes[turn]) / 3
+    seconds = measure.medians(measure.alternate(contenders, rounds=rounds, warm_up=3))
+    peer = seconds.pop("flow matching, plain")
+    print(f"{'flow matching, plain':32} {peer * 1e3:8.2f} ms")
+    found = {"flow matching, plain": {"seconds": peer}}
+    for name, value in seconds.items():
+        found[name] = {"seconds": value, "times_flow_matching": value / peer, "ideal": ideals[name]}
+        print(f"{name:32} {value * 1e3:8.2f} ms {value / peer:6.2f} of flow matching, {ideals[name]:5.2f} ideal")
+    return found
+
+
 def roles(kind: str, features: int, width: int, rank: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Student, teacher and critic: three networks, or views of one."""
     torch.manual_seed(0)
@@ -181,6 +272,7 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:10} {value * 1e3:8.2f} ms for one update of the generator and {STEPS} of the critic")
     print(f"{'':10} {ratio:8.2f} of plain")
+    every = updates(arguments.rows, features, arguments.width, rank, arguments.rounds)
     memory = {}
     for kind in ("nothing", "copies", "adapters"):
         command = [sys.executable, __file__, "--memory", kind]
@@ -196,6 +288,7 @@ def main() -> None:
             "width": arguments.width,
             "seconds": seconds,
             "times_plain": ratio,
+            "updates": every,
             "memory_width": wide,
             "rank": rank,
             "memory": {kind: memory[kind] for kind in ("copies", "adapters")},

@@ -143,6 +143,18 @@ def test_the_integral_over_levels_is_the_divergence(divergence):
     assert whole == pytest.approx(divergence_at(divergence, path, start, MEAN, DEVIATION), rel=1e-6)
 
 
+@pytest.mark.parametrize("divergence", [ops.ForwardKL(), ops.ReverseKL(), ops.JensenShannon()], ids=str)
+def test_expanded_gaps_over_all_levels_are_the_gradient_of_the_divergence(divergence):
+    path, start, rate = RectifiedFlow(), 0.4, LevelWeight("score", 2.0, rate=True)
+    found = torch.zeros(2, dtype=torch.float64)
+    for node, weight in zip(*np.polynomial.legendre.leggauss(20), strict=True):
+        t = start + (1 - start) * (node + 1) / 2
+        found += weight * (1 - start) / 2 * torch.tensor(surrogate(ExpandedGap(divergence), path, t, rate))
+    expected = slopes(lambda m, s: divergence_at(divergence, path, start, m, s))
+    assert found.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-8)
+    assert min(map(abs, expected)) > 1e-3
+
+
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_half_is_the_fisher_gradient_and_more_overshoots(path):
     t, weight = 0.3, LevelWeight("score", 2.0)
