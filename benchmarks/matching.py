@@ -24,7 +24,6 @@ import argparse
 import copy
 import itertools
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,7 +243,7 @@ def held(kind: str, rows: int, features: int, width: int, rank: int) -> dict[str
     trained = [value for value in own if value.requires_grad]
     # A gradient and Adam's two moments for each trained parameter.
     tensors = sum(value.nbytes for value in own) + 3 * sum(value.nbytes for value in trained)
-    return {"tensors": tensors, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"tensors": tensors, "peak": measure.peak_bytes()}
 
 
 def main() -> None:
@@ -258,7 +257,7 @@ def main() -> None:
     _core.set_threads(2)
     torch.set_num_threads(2)
     if arguments.memory == "nothing":
-        print(json.dumps({"tensors": 0, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        print(json.dumps({"tensors": 0, "peak": measure.peak_bytes()}))
         return
     if arguments.memory:
         print(json.dumps(held(arguments.memory, 64, features, wide, rank)))
