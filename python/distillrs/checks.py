@@ -101,6 +101,23 @@ def check_flag(name: str, value: object) -> None:
         raise argument_error(name, value, "True or False")
 
 
+def check_instance(name: str, value: object, kind: type, allowed: str) -> None:
+    """Refuses what is of another class, by the name of what it is: a module's own text can fill pages.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+        kind: The class, or one that it must derive from.
+        allowed: What would have been accepted, in words.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if not isinstance(value, kind):
+        shown = value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+        raise argument_error(name, shown, allowed)
+
+
 def check_text(name: str, value: object, allowed: str = "a string that is not empty") -> None:
     """Refuses what is not a string with at least one character.
 

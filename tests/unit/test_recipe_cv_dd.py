@@ -243,6 +243,8 @@ def test_an_order_must_be_one():
         (lambda t, s: recipes.cv_dd(t, s, area=0.0), "resizedcrop"),
         (lambda t, s: recipes.cv_dd_initial(*data(), 1, t, difficulty="mild"), "difficulty"),
         (lambda t, s: recipes.cv_dd_initial(*data(), 1, t, factor=0), "factor"),
+        (lambda t, s: recipes.cv_dd_initial(*data(), "a", t), "per_class"),
+        (lambda t, s: recipes.cv_dd_initial(*data(), 1, 3), "teachers"),
         (lambda t, s: recipes.cv_dd_views(batch=0), "batch"),
         (lambda t, s: condense.ViewPlan.from_dict(PLAN.describe() | {"batch": "all"}), "batch"),
     ],

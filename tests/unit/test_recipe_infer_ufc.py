@@ -232,6 +232,7 @@ def plain_set():
     [
         (lambda: started(1), "per_class"),
         (lambda: started(0), "per_class"),
+        (lambda: recipes.infer_ufc_initial(*data(), 4, 3), "teachers"),
         (lambda: started(noise=-1), "noise"),
         (lambda: recipes.infer_ufc(teachers(3), started()), "synthetic"),
         (lambda: recipes.infer_ufc(teachers(), plain_set()), "synthetic"),

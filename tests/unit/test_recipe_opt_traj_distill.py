@@ -166,7 +166,9 @@ def test_a_first_step_is_its_formula():
     pairs = zip(*(torch.autograd.grad(3 * each, parameters) for each in (loss.total, expected)), strict=True)
     for one, two in pairs:
         torch.testing.assert_close(one, two)
-    assert torch.equal(objective(data, dr.Step(0, items=4)).total, loss.total / 4)
+    # A micro-batch that is half of its step counts half.
+    own = len(data.source[0])
+    torch.testing.assert_close(objective(data, dr.Step(0, items=2 * own)).total, loss.total / 2)
 
 
 def test_warming_up_has_neither_bracket():
@@ -292,8 +294,14 @@ def test_the_recipe_says_what_it_is_for():
         (lambda b, h: recipes.opt_traj_distill(b, b, KNOWN, NEW), "head"),
         (lambda b, h: recipes.opt_traj_distill(b, h, (0, 1), (1,)), "known"),
         (lambda b, h: recipes.opt_traj_distill(b, h, (0,), (1,)), "known"),
+        (lambda b, h: recipes.opt_traj_distill(b, h, 3, (1,)), "known"),
+        (lambda b, h: recipes.opt_traj_distill(b, h, (0, 1), ("a",)), "new"),
+        (lambda b, h: recipes.opt_traj_distill(3, h, (0, 1), (2,)), "body"),
         (lambda b, h: recipes.opt_traj_distill(b, h, (0, 1), ()), "new"),
         (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, weight=-1), "weight"),
+        (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, mix="a little"), "mix"),
+        (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, warmup=1.5), "warmup"),
+        (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, decay="0.9"), "decay"),
         (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, decay=1.0), "decay"),
         (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, warmup=-1), "warmup"),
         (lambda b, h: recipes.opt_traj_distill(b, h, KNOWN, NEW, energy=0), "energy"),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_instance, check_number, check_whole
 from distillrs.condense.gradient_statistics import Moments, RunningMoments, Subspace, head_gradients, moments
 from distillrs.errors import argument_error
 from distillrs.step import Loss, Step
@@ -45,8 +46,7 @@ def mixed_target(
     Returns:
         Examples [m + k, ...], and labels int64 [m + k], -100 where there is none. Without a graph.
     """
-    if not 0 <= threshold <= 1:
-        raise argument_error("threshold", threshold, "a number from 0 to 1")
+    check_number("threshold", threshold, "a number from 0 to 1", least=0, most=1)
     probability, guess = logits.detach().softmax(1).max(1)
     labels = torch.where(probability < threshold, torch.full_like(guess, IGNORED), guess)
     return torch.cat([few[0], unlabelled.to(few[0])]), torch.cat([few[1], labels.to(few[1])])
@@ -106,19 +106,22 @@ class GradientDistillation(nn.Module):
         energy: float = 0.98,
     ) -> None:
         super().__init__()
-        if not isinstance(head, nn.Linear):
-            raise argument_error("head", type(head).__name__, "an nn.Linear, of which gradients are formed")
-        classes = [*known, *new]
+        check_instance("body", body, nn.Module, "a module from examples to features [n, D]")
+        check_instance("head", head, nn.Linear, "an nn.Linear, of which gradients are formed")
         allowed = f"different class numbers from 0 to {head.out_features - 1}, at least one, and two of them known"
+        for side, given in (("known", known), ("new", new)):
+            if not isinstance(given, Sequence):
+                raise argument_error(side, given, allowed)
+            for each in given:
+                check_whole(side, each, allowed, least=0)
+        classes = [*known, *new]
         if len(set(classes)) != len(classes) or not all(0 <= each < head.out_features for each in classes):
             raise argument_error("known", (tuple(known), tuple(new)), allowed)
         if len(known) < 2 or not new:
             raise argument_error("known" if len(known) < 2 else "new", (tuple(known), tuple(new)), allowed)
         for name, value in (("weight", weight), ("few", few), ("mix", mix)):
-            if not value >= 0:
-                raise argument_error(name, value, "a number from 0")
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-            raise argument_error("warmup", warmup, "a whole number from 0")
+            check_number(name, value, "a number from 0", least=0)
+        check_whole("warmup", warmup, "a whole number from 0", least=0)
         # Outside torch's registry: they are neither owned nor saved here.
         self._networks = (body, head)
         self.known, self.new = tuple(known), tuple(new)
@@ -147,8 +150,9 @@ class GradientDistillation(nn.Module):
             turn: ``None`` or "student".
 
         Returns:
-            ``total`` is the loss divided by ``step.items`` if that is given; ``terms`` are "source", "few", "mixed",
-            and after the warm-up "domain" and "class", before their weights.
+            ``total`` is the loss, times the share of source examples in ``step.items`` if that is given, so that the
+            micro-batches of a step are averaged; ``terms`` are "source", "few", "mixed", and after the warm-up "domain"
+            and "class", before their weights.
 
         Raises:
             ArgumentError: A batch that is not allowed; the few and the mixed may be none.
@@ -170,7 +174,8 @@ class GradientDistillation(nn.Module):
             terms["domain"] = self._domain(logits, features, y, mixed_y)
             terms["class"] = self._class(logits[len(x) :], features[len(x) :], mixed_y)
             total = total + self.weight * (terms["domain"] + terms["class"])
-        return Loss(total / (step.items or 1), {name: value.detach() for name, value in terms.items()})
+        share = 1.0 if step.items is None else len(x) / step.items
+        return Loss(total * share, {name: value.detach() for name, value in terms.items()})
 
     def turns(self, step: Step | int) -> tuple[str, ...]:
         """One turn, "student"."""
@@ -258,8 +263,7 @@ class GradientAmplifier(nn.Module):
         self, module: nn.Module, *, amount: float = 0.1, held: int | None = None, every: int | None = None
     ) -> None:
         super().__init__()
-        if not amount >= 0:
-            raise argument_error("amount", amount, "a number from 0")
+        check_number("amount", amount, "a number from 0", least=0)
         chosen = [each for each in module.parameters() if each.ndim > 1 and each.requires_grad]
         if not chosen:
             raise argument_error("module", type(module).__name__, "one with trained parameters of two axes or more")

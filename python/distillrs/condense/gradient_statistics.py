@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_number, check_whole
 from distillrs.condense.signals import wide
 from distillrs.errors import argument_error
 
@@ -86,8 +87,7 @@ class RunningMoments(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], *, decay: float = 0.95) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise argument_error("decay", decay, "a number from 0 to below 1")
+        check_number("decay", decay, "a number from 0 to below 1", least=0, below=1)
         self.decay = decay
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("variance", torch.zeros(shape))
@@ -135,16 +135,12 @@ class Subspace(nn.Module):
 
     def __init__(self, size: int, *, held: int | None = None, every: int | None = None, energy: float = 0.98) -> None:
         super().__init__()
-        if isinstance(size, bool) or not isinstance(size, int) or size < 2:
-            raise argument_error("size", size, "a whole number from 2")
+        check_whole("size", size, "a whole number from 2", least=2)
         held = min(max(1, size * 4 // 5), 300) if held is None else held
-        if isinstance(held, bool) or not isinstance(held, int) or not 1 <= held < size:
-            raise argument_error("held", held, f"None or a whole number from 1 to {size - 1}")
+        check_whole("held", held, f"None or a whole number from 1 to {size - 1}", least=1, most=size - 1)
         every = held if every is None else every
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise argument_error("every", every, "None or a positive integer")
-        if not 0 < energy <= 1:
-            raise argument_error("energy", energy, "a number above 0, at most 1")
+        check_whole("every", every, "None or a positive integer", least=1)
+        check_number("energy", energy, "a number above 0, at most 1", above=0, most=1)
         self.every, self.energy = every, energy
         self.register_buffer("ring", torch.zeros(held, size))
         # As wide as it can become, so that a state always has the same shapes; columns beyond the rank are 0.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_instance, check_number
 from distillrs.condense.signals import wide
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen, evaluating
@@ -36,7 +37,9 @@ def distance_covariance(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ArgumentError: Samples that are not paired.
     """
-    if not x.ndim or not len(x) or len(x) != len(y):
+    for name, value in (("x", x), ("y", y)):
+        check_instance(name, value, Tensor, "a tensor [n, ...]")
+    if not x.ndim or not len(x) or not y.ndim or len(x) != len(y):
         raise argument_error("y", tuple(y.shape), f"as many rows as x, {len(x) if x.ndim else 0}, at least 1")
     return (_centred(x) * _centred(y.to(x))).mean()
 
@@ -131,9 +134,12 @@ class FairAutoencoder(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_instance("encoder", encoder, nn.Module, "a GaussianCode")
+        check_instance("decoder", decoder, nn.Module, "a module from latents [n, k] to examples")
+        if not callable(reconstruction):
+            raise argument_error("reconstruction", reconstruction, "a function of what was decoded and the examples")
         for name, value in (("fairness", fairness), ("divergence", divergence)):
-            if not value >= 0:
-                raise argument_error(name, value, "a number from 0")
+            check_number(name, value, "a number from 0", least=0)
         # Outside torch's registry: they are neither owned nor saved here.
         self._networks = (encoder, decoder)
         self.fairness, self.divergence, self.reconstruction, self.seed = fairness, divergence, reconstruction, seed
@@ -217,9 +223,10 @@ class LatentDistillation(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_instance("student", student, nn.Module, "a GaussianCode")
+        check_instance("teacher", teacher, nn.Module, "a GaussianCode")
         for name, value in (("quality", quality), ("utility", utility)):
-            if not value >= 0:
-                raise argument_error(name, value, "a number from 0")
+            check_number(name, value, "a number from 0", least=0)
         if distance not in ("l1", "l2"):
             raise argument_error("distance", distance, "'l1' or 'l2'")
         self._student = (student,)
@@ -296,8 +303,7 @@ def generated(
     Raises:
         ArgumentError: A negative spread.
     """
-    if not spread >= 0:
-        raise argument_error("spread", spread, "a number from 0")
+    check_number("spread", spread, "a number from 0", least=0)
     step, pieces = Step.of(step), []
     with evaluating(encoder, decoder):
         for first in range(0, len(x), batch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number
 from distillrs.errors import argument_error
 from distillrs.trajectory import ParameterLayout
 
@@ -34,8 +35,7 @@ def merge_about(one: Tensor, two: Tensor, anchor: Tensor, layout: ParameterLayou
     for name, vector in (("one", one), ("two", two), ("anchor", anchor)):
         if vector.shape != (layout.size,):
             raise argument_error(name, tuple(vector.shape), f"({layout.size},)")
-    if not 0 <= amount <= 1:
-        raise argument_error("amount", amount, "a number from 0 to 1")
+    check_number("amount", amount, "a number from 0 to 1", least=0, most=1)
     sizes = [slot.size for slot in layout.slots]
     merged = []
     with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import ops, random
+from distillrs.checks import check_instance, check_number, check_whole
 from distillrs.condense.functional import FunctionalNetwork, require_layout
 from distillrs.condense.matching import TURN
 from distillrs.condense.merging import merge_about
@@ -39,6 +40,7 @@ def sphere_energy(x: Tensor, y: Tensor, kernel: ops.PairKernel) -> Tensor:
         ArgumentError: Fewer than two points.
     """
     for name, points in (("x", x), ("y", y)):
+        check_instance(name, points, Tensor, "a tensor [n, d]")
         if points.ndim != 2 or len(points) < 2:
             raise argument_error(name, tuple(points.shape), "[n, d], n >= 2")
     # The smallest gap that has a slope is no number of 16 bits.
@@ -122,16 +124,12 @@ class PairDistributionMatching(nn.Module):
         if len(synthetic) < 2 or real.rows < 2:
             raise argument_error("synthetic", f"{len(synthetic)} pairs beside {real.rows}", "at least 2 of each")
         for name, value in (("common", common), ("gap", gap)):
-            if not value >= 0:
-                raise argument_error(name, value, "a number from 0")
+            check_number(name, value, "a number from 0", least=0)
         for name, value in (("temperature", temperature), ("clip", 1.0 if clip is None else clip)):
-            if not value > 0:
-                raise argument_error(name, value, "a number above 0")
-        if not 0 <= amount <= 1:
-            raise argument_error("amount", amount, "a number from 0 to 1")
+            check_number(name, value, "a number above 0", above=0)
+        check_number("amount", amount, "a number from 0 to 1", least=0, most=1)
         for name, size in (("batch", 2 if batch is None else batch), ("real_batch", real_batch)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 2:
-                raise argument_error(name, size, "a whole number from 2")
+            check_whole(name, size, "a whole number from 2", least=2)
         self.network = FunctionalNetwork(network)
         require_layout(store.metadata.get("layout"), self.network.layout)
         self._keys = sorted(store.lengths())

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_number, check_whole
 from distillrs.condense.pairs import Pairs
 from distillrs.condense.signals import wide
-from distillrs.errors import argument_error
 from distillrs.step import Step
 
 
@@ -34,10 +33,8 @@ class PairTargets(nn.Module):
     def __init__(self, count: int, rank: int = 10, *, strength: float = 1.0, seed: int = 0) -> None:
         super().__init__()
         for name, value in (("count", count), ("rank", rank)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise argument_error(name, value, "a positive integer")
-        if not math.isfinite(strength):
-            raise argument_error("strength", strength, "a finite number")
+            check_whole(name, value, "a positive integer", least=1)
+        check_number("strength", strength, "a finite number")
         self.rank, self.strength = rank, strength
         self.diagonal = nn.Parameter(torch.ones(count))
         self.left = nn.Parameter(random.normal(count, rank, step=Step(0, seed=seed), name="similarities"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_whole
 from distillrs.condense.experts import Snapshots, WritableStore
 from distillrs.condense.pairs import PairNetwork, Pairs, contrastive_loss
 from distillrs.errors import TrainingDivergedError, argument_error
@@ -130,8 +131,7 @@ def record_pair_experts(
     Returns:
         Keys of the experts, "expert-0" and so on.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise argument_error("count", count, "a positive integer")
+    check_whole("count", count, "a positive integer", least=1)
     known, keys = set(store.keys()), [f"expert-{number}" for number in range(count)]
     for number, key in enumerate(keys):
         if key in known:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_number, check_whole
 from distillrs.condense.functional import FunctionalNetwork, require_layout
 from distillrs.condense.guard import Gate, Guard
 from distillrs.condense.inner import Target
@@ -95,10 +96,9 @@ class PairTrajectoryMatching(nn.Module):
             raise argument_error("sides", sides, "'both', 'images' or 'texts'")
         if normalise not in ("apart", "together"):
             raise argument_error("normalise", normalise, "'apart' or 'together'")
-        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 2):
-            raise argument_error("batch", batch, "None or a whole number from 2")
-        if not temperature > 0:
-            raise argument_error("temperature", temperature, "a number above 0")
+        if batch is not None:
+            check_whole("batch", batch, "None or a whole number from 2", least=2)
+        check_number("temperature", temperature, "a number above 0", above=0)
         self.network = FunctionalNetwork(network)
         require_layout(store.metadata.get("layout"), self.network.layout)
         if isinstance(windows.start, range):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_whole, numbers
 from distillrs.condense.initial import nearest_to_centres
 from distillrs.errors import DataError, argument_error
 from distillrs.frozen import Frozen
@@ -140,17 +140,19 @@ class PairedSynthetic(nn.Module):
         pairs = Pairs(images, texts).checked("pairs")
         if not all(bool(torch.isfinite(each).all()) for each in pairs):
             raise argument_error("pairs", "a value that is not finite", "finite values")
-        if len(rates) != 2 or not all(rate > 0 and math.isfinite(rate) for rate in rates):
+        begun = numbers("rates", rates)
+        if len(begun) != 2 or not min(begun) > 0:
             raise argument_error("rates", rates, "two finite numbers above 0: of the image head and of the text head")
         self.images = nn.Parameter(images.detach().clone())
         self.texts = nn.Parameter(texts.detach().clone())
-        if len(rate_bounds) != 2 or not 0 < rate_bounds[0] <= rate_bounds[1]:
+        bounds = numbers("rate_bounds", rate_bounds)
+        if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
             raise argument_error("rate_bounds", rate_bounds, "(low, high) with 0 < low <= high")
         if targets is not None and len(targets) != len(images):
             raise argument_error("targets", f"those of {len(targets)} pairs", f"as many as there are, {len(images)}")
-        self.rate_bounds = rate_bounds
+        self.rate_bounds = (bounds[0], bounds[1])
         self.targets = None if targets is None else targets.to(images)
-        values = torch.tensor(rates, dtype=images.dtype, device=images.device)
+        values = torch.tensor(begun, dtype=images.dtype, device=images.device)
         if learn_rates:
             self.rates = nn.Parameter(values)
         else:
@@ -215,10 +217,8 @@ def spread_pairs(network: PairNetwork, pairs: Pairs, count: int, *, seed: int = 
         ArgumentError: A value that is not allowed.
         DataError: There are fewer than ``count`` pairs.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise argument_error("count", count, "a positive integer")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise argument_error("batch", batch, "a positive integer")
+    for name, value in (("count", count), ("batch", batch)):
+        check_whole(name, value, "a positive integer", least=1)
     if count > pairs.checked("pairs").rows:
         raise DataError(f"count: got {count}, but there are {pairs.rows} pairs; allowed is at most as many")
     pieces = torch.split(torch.arange(pairs.rows), batch)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distillrs import random
 from distillrs.augment import Augmentation
+from distillrs.checks import check_instance, check_number, check_whole
 from distillrs.condense.committee import Committee
 from distillrs.condense.labels import check_classes
 from distillrs.errors import DataError, argument_error
@@ -58,16 +59,15 @@ def realistic_patches(
         DataError: A class has too few examples.
     """
     for name, value, least in (("per_class", per_class, 1), ("candidates", candidates, 1), ("crops", crops, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise argument_error(name, value, f"a whole number from {least}")
+        check_whole(name, value, f"a whole number from {least}", least=least)
+    check_instance("teachers", teachers, Committee, "a Committee")
     if difficulty not in get_args(Difficulty):
         raise argument_error("difficulty", difficulty, "'easy', 'medium' or 'hard'")
     if candidates < per_class:
         raise argument_error("candidates", candidates, f"at least per_class, {per_class}")
     if crops and x.ndim != 4:
         raise argument_error("crops", crops, f"0 for examples of shape {tuple(x.shape[1:])}: crops are of images")
-    if not 0 < area <= 1:
-        raise argument_error("area", area, "a share above 0, at most 1")
+    check_number("area", area, "a share above 0, at most 1", above=0, most=1)
     check_classes("y", y, len(x))
     crop = Augmentation("resizedcrop", resizedcrop=area)
     step = Step(0, seed=seed)
@@ -140,8 +140,8 @@ def realistic_images(
         ArgumentError: A value that is not allowed.
         DataError: A class has too few examples.
     """
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-        raise argument_error("factor", factor, "a positive integer")
+    for name, value in (("per_class", per_class), ("factor", factor), ("candidates", candidates)):
+        check_whole(name, value, "a whole number from 1", least=1)
     patches, labels = realistic_patches(
         x,
         y,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_instance, check_whole
 from distillrs.errors import argument_error
 
 
@@ -23,10 +24,12 @@ def recall(queries: Tensor, keys: Tensor, k: int, *, batch: int = 1024) -> float
     Raises:
         ArgumentError: Arguments that do not fit each other.
     """
+    for name, value in (("queries", queries), ("keys", keys)):
+        check_instance(name, value, Tensor, "a tensor [n, d]")
     if queries.ndim != 2 or not len(queries) or queries.shape != keys.shape:
         raise argument_error("keys", tuple(keys.shape), f"the shape of queries, {tuple(queries.shape)}, [n, d], n >= 1")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(queries):
-        raise argument_error("k", k, f"a whole number from 1 to {len(queries)}")
+    check_whole("k", k, f"a whole number from 1 to {len(queries)}", least=1, most=len(queries))
+    check_whole("batch", batch, "a whole number from 1", least=1)
     found = 0
     for first in range(0, len(queries), batch):
         products = queries[first : first + batch] @ keys.T

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_instance, check_number, check_whole
 from distillrs.condense import (
     BatchNormStatistics,
     BlockAdditive,
@@ -52,11 +53,10 @@ def infer_ufc_initial(
         DataError: A class has too few examples.
     """
     check_classes("y", y, len(x))
+    check_instance("teachers", teachers, Committee, "a Committee")
     classes, members = int(y.max()) + 1, len(teachers)
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-        raise argument_error("per_class", per_class, "a positive integer")
-    if not noise >= 0:
-        raise argument_error("noise", noise, "a number from 0")
+    check_whole("per_class", per_class, "a positive integer", least=1)
+    check_number("noise", noise, "a number from 0", least=0)
     blocks = per_class * classes // (classes + members)
     if not blocks:
         least = -(-(classes + members) // classes)
