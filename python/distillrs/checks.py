@@ -14,6 +14,8 @@ from distillrs.errors import argument_error
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is one finite number of Python or numpy, and no truth value."""
+    if type(value) is float:
+        return math.isfinite(value)
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:
@@ -32,6 +34,11 @@ def numbers(name: str, values: object) -> tuple[float, ...]:
     Raises:
         ArgumentError: It is no such sequence.
     """
+    # What is plainly right is not taken apart: a tensor's items would be tensors.
+    if isinstance(values, torch.Tensor) and values.ndim == 1 and values.is_floating_point() and not values.is_meta:
+        values = values.tolist()
+    if isinstance(values, list | tuple) and set(map(type, values)) == {float} and all(map(math.isfinite, values)):
+        return tuple(values)
     try:
         items: tuple[object, ...] = tuple(values)  # type: ignore[arg-type]  # what has no items is refused below
         # Not float() alone: it reads texts, too.

@@ -125,7 +125,8 @@ class _Clocked:
 
     def _told(self, t: Tensor, r: Tensor, dtype: torch.dtype) -> list[Tensor]:
         told = {"t": (t,), "r": (r,), "t_r": (t, r)}.get(self.times) or (t, t - r)
-        return [(self._clock(time) * self.clock_factor).to(dtype) for time in told]
+        clocks = (self._clock(time) for time in told)
+        return [(clock if self.clock_factor == 1 else clock * self.clock_factor).to(dtype) for clock in clocks]
 
     def _clock(self, time: Tensor) -> Tensor:
         if self.clock == "time":

@@ -79,5 +79,5 @@ class StateMap:
 
 def per_row(coefficient: Tensor, like: Tensor) -> Tensor:
     """A float64 coefficient ``[n]`` shaped to multiply ``[n, ...]``; half precision is multiplied in float32."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
+    dtype = like.dtype if like.dtype == torch.float32 else torch.promote_types(like.dtype, torch.float32)
     return coefficient.to(device=like.device, dtype=dtype).reshape(-1, *(1,) * (like.dim() - 1))

@@ -23,7 +23,7 @@ def as_float64(name: str, value: Time) -> Tensor:
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise argument_error(name, f"a tensor of {value.dtype}", "a number or a floating-point tensor")
-        return value.to(torch.float64)
+        return value if value.dtype is torch.float64 else value.to(torch.float64)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise argument_error(name, value, "a number or a floating-point tensor")
     return torch.tensor(float(value), dtype=torch.float64)
@@ -44,7 +44,7 @@ def check_range(name: str, value: Tensor, low: float, high: float, what: str = "
         return
     try:
         # By numpy, which takes a few microseconds for a batch's times where four calls of torch take tens.
-        numbers = value.detach().numpy()
+        numbers = (value.detach() if value.requires_grad else value).numpy()
         least, most = numbers.min(), numbers.max()
     except RuntimeError:
         return
@@ -65,7 +65,8 @@ def work_dtype(*values: Tensor) -> torch.dtype:
     """The type to compute in: half precision is widened to float32."""
     dtype = torch.float32
     for value in values:
-        dtype = torch.promote_types(dtype, value.dtype)
+        if value.dtype != dtype:
+            dtype = torch.promote_types(dtype, value.dtype)
     return dtype
 
 

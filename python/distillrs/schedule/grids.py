@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -38,10 +39,11 @@ class Grid:
         values = numbers("times", times)
         if len(values) < 2:
             raise argument_error("times", values, "two or more times")
-        check_range("times", torch.tensor(values, dtype=torch.float64), 0.0, 1.0, "times")
-        for early, late in itertools.pairwise(values):
-            if not late < early:
-                raise argument_error("times", f"{late} after {early}", "strictly decreasing times, noise first")
+        if not (min(values) >= 0 and max(values) <= 1):
+            check_range("times", torch.tensor(values, dtype=torch.float64), 0.0, 1.0, "times")
+        if not all(map(operator.gt, values, values[1:])):
+            early, late = next(pair for pair in itertools.pairwise(values) if not pair[1] < pair[0])
+            raise argument_error("times", f"{late} after {early}", "strictly decreasing times, noise first")
         self._times = values
         self.path = path
 
@@ -141,7 +143,7 @@ def karras(
     ratios = (first + share * (last - first)) ** rho
     # The ends come back from the powers with an error in the last bits.
     ratios[-1], ratios[0] = sigma_min, sigma_max
-    return Grid([*path.clock(ratios, of="ratio").tolist(), 0.0], path)
+    return Grid((*path.clock(ratios, of="ratio").tolist(), 0.0), path)
 
 
 def spaced(
@@ -179,7 +181,7 @@ def spaced(
     times = path.clock(first + share * (last - first), of=of).tolist()
     # The ends come back from the clock with an error in the last bits.
     times[0], times[-1] = start, end
-    return Grid([*times, 0.0] if then_data else times, path)
+    return Grid((*times, 0.0) if then_data else times, path)
 
 
 def shifted(steps: int, shift: float, path: Path | None = None, *, start: float = 1.0, end: float = 0.0) -> Grid:

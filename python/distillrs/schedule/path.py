@@ -18,6 +18,8 @@ Kind: TypeAlias = Literal["x0", "noise", "v", "velocity", "score", "F"]
 Clock: TypeAlias = Literal["time", "thousand", "sigma", "log_sigma", "ratio", "log_snr", "angle", "index"]
 """How a level of noise is named; see :meth:`Path.clock`."""
 
+_KINDS, _CLOCKS = get_args(Kind), get_args(Clock)
+
 
 class Row(NamedTuple):
     """A kind as a linear form: ``scale * kind = data * x0 + noise * eps``.
@@ -282,10 +284,11 @@ class Path(ABC):
         drift, drift_derivative = self._drift(times), self._drift_derivative(times)
         dtype = work_dtype(value, x_t)
         self._shifted(x_t, drift, reference, -1, dtype)  # refuses a wrong reference for every pair of kinds
-        given, wanted = self._row(kind, times), self._row(to, times)
+        given = self._row(kind, times)
         if kind == to:
             spread(times, value, dtype)
             return value
+        wanted = self._row(to, times)
         alpha, sigma = self._alpha(times), self._sigma(times)
         if {kind, to} == {"noise", "score"}:
             # Multiples of each other, which holds without any signal, too.
@@ -381,8 +384,8 @@ def check_kind(name: str, value: object) -> None:
     Raises:
         UnknownNameError: By the argument's name.
     """
-    if value not in get_args(Kind):
-        raise unknown_name_error(name, value, list(get_args(Kind)))
+    if value not in _KINDS:
+        raise unknown_name_error(name, value, list(_KINDS))
 
 
 def check_clock(name: str, value: object) -> None:
@@ -391,5 +394,5 @@ def check_clock(name: str, value: object) -> None:
     Raises:
         UnknownNameError: By the argument's name.
     """
-    if value not in get_args(Clock):
-        raise unknown_name_error(name, value, list(get_args(Clock)))
+    if value not in _CLOCKS:
+        raise unknown_name_error(name, value, list(_CLOCKS))

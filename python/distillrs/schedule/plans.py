@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
 from distillrs import random
@@ -36,8 +37,7 @@ class Move:
 
     def __post_init__(self) -> None:
         for name, number in (("unit", self.unit), ("step", self.step)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise argument_error(name, number, "an integer from 0")
+            check_whole(name, number, "an integer from 0", least=0)
         if self.cache not in get_args(CacheOperation):
             raise unknown_name_error("cache operation", self.cache, list(get_args(CacheOperation)))
         check_number("level", self.level, "a time from 0 to 1", least=0, most=1)
@@ -99,7 +99,7 @@ class RolloutPlan:
         check_grid("grid", grid)
         if gradient not in ("none", "last", "all"):
             raise argument_error("gradient", gradient, "'none', 'last' or 'all'")
-        return cls(tuple(_unit(grid, 0, grid.steps, gradient, "none")))
+        return _planned(grid._times, grid.steps, gradient)
 
     @classmethod
     def simulated(cls, grid: Grid, *, step: Step | int, name: str = "exit") -> RolloutPlan:
@@ -117,7 +117,7 @@ class RolloutPlan:
             ArgumentError: For what is no grid, or a name that is no text.
         """
         check_grid("grid", grid)
-        return cls(tuple(_unit(grid, 0, _exit(grid, step, name), "last", "none", leave=True)))
+        return _planned(grid._times, _exit(grid, step, name), "last", leave=True)
 
     @classmethod
     def autoregressive(
@@ -141,22 +141,33 @@ class RolloutPlan:
         check_grid("grid", grid)
         check_whole("units", units, "a positive number of units", least=1)
         check_number("context_level", context_level, "a time from 0 to 1", least=0, most=1)
-        calls = _exit(grid, step, name)
-        moves: list[Move] = []
-        for unit in range(units):
-            moves += _unit(grid, unit, calls, "last", "read", leave=True)
-            # Nothing comes after the last unit.
-            if unit < units - 1:
-                moves.append(Move(unit, calls, context_level, context_level, cache="write"))
-        return cls(tuple(moves))
+        return _in_a_row(grid._times, units, _exit(grid, step, name), context_level)
 
 
 def _exit(grid: Grid, step: Step | int, name: str) -> int:
     return int(random.integers(range(1), grid.steps, step=step, name=name)) + 1
 
 
-def _unit(grid: Grid, unit: int, calls: int, gradient: str, cache: CacheOperation, leave: bool = False) -> list[Move]:
-    times = grid.times.tolist()
+# A run asks for one of a few plans at every step, and a plan cannot be changed: each is made once.
+@lru_cache(maxsize=256)
+def _planned(times: tuple[float, ...], calls: int, gradient: str, leave: bool = False) -> RolloutPlan:
+    return RolloutPlan(tuple(_unit(times, 0, calls, gradient, "none", leave)))
+
+
+@lru_cache(maxsize=256)
+def _in_a_row(times: tuple[float, ...], units: int, calls: int, context_level: float) -> RolloutPlan:
+    moves: list[Move] = []
+    for unit in range(units):
+        moves += _unit(times, unit, calls, "last", "read", leave=True)
+        # Nothing comes after the last unit.
+        if unit < units - 1:
+            moves.append(Move(unit, calls, context_level, context_level, cache="write"))
+    return RolloutPlan(tuple(moves))
+
+
+def _unit(
+    times: tuple[float, ...], unit: int, calls: int, gradient: str, cache: CacheOperation, leave: bool = False
+) -> list[Move]:
     moves = []
     for index in range(calls):
         last = index == calls - 1

@@ -92,7 +92,9 @@ class Critic:
         wide = torch.promote_types(value.dtype, torch.float32)
         value, x_t = value.to(wide), drawn.x_t.to(wide)
         if rolled.state is None:
-            found = path.convert(value, x_t, drawn.t, kind=self.kind, to=compare)
+            found = value
+            if compare != self.kind:
+                found = path.convert(value, x_t, drawn.t, kind=self.kind, to=compare)
             error = found - _target(path, rolled.x.to(wide), drawn.noise.to(wide), drawn.t, compare)
         else:
             found = path.convert(value, x_t, drawn.t, kind=self.kind, to="x0")
