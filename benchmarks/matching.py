@@ -2,12 +2,13 @@
 
 Usage::
 
-    python benchmarks/matching.py [--rounds N] [--rows N] [--width N]
+    python benchmarks/matching.py [--rounds N]
 
 A round is five steps of DMD2's loop at a ratio of 5:1: one update of the generator and five of the critic, with their
-optimisers, two threads on both sides. The peer draws from torch's generator, freezes the critic in the generator's turn
-and fits it on the sample that is there, as the authors' code does. The ideal count of forward units (a forward pass 1,
-a backward pass 2) is 5 for the generator's update without guidance and 3 or 4 for the critic's.
+optimisers, two threads on both sides, at two sizes of the network and its batch. The peer draws from torch's generator,
+freezes the critic in the generator's turn and fits it on the sample that is there, as the authors' code does. The ideal
+count of forward units (a forward pass 1, a backward pass 2) is 5 for the generator's update without guidance and 3 or 4
+for the critic's.
 
 An update of a recipe is draw, rollout, loss and backward pass of one turn and one batch, without an optimiser, beside
 plain flow matching of the same network. The ideal is in forward units over the 3 of flow matching; a backward pass that
@@ -50,6 +51,8 @@ from distillrs.frozen import Frozen
 from distillrs.schedule import RectifiedFlow
 
 STEPS = 5
+SIZES = ((256, 512), (1024, 1024))
+"""Rows and width; recipes are timed at the first."""
 
 UNITS = {
     "dmd2": {"generator": (3, 2), "critic": (2, 2)},
@@ -147,6 +150,20 @@ def build(student: nn.Module, teacher: nn.Module, fake: nn.Module, features: int
         ratio=STEPS,
         shape=(features,),
     )
+
+
+def loop(rows: int, features: int, width: int, rounds: int) -> dict[str, float]:
+    """Seconds of a round, written plainly and by `Matcher`."""
+    contenders = {
+        name: make(*roles("copies", features, width, 0), rows, features)
+        for name, make in (("plain", plain), ("matcher", matched))
+    }
+    seconds = measure.medians(measure.alternate(contenders, rounds=rounds, warm_up=3))
+    for name, value in seconds.items():
+        print(f"{name:10} {value * 1e3:8.2f} ms for one update of the generator and {STEPS} of the critic")
+    ratio = seconds["matcher"] / seconds["plain"]
+    print(f"{'':10} {ratio:8.2f} of plain, {rows} rows, width {width}")
+    return seconds | {"times_plain": ratio}
 
 
 def flow_matching(network: nn.Module, x0: Tensor) -> Tensor:
@@ -249,8 +266,6 @@ def held(kind: str, rows: int, features: int, width: int, rank: int) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--memory", choices=["copies", "adapters", "nothing"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     features, rank, wide = 64, 16, 2048
@@ -262,16 +277,8 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(held(arguments.memory, 64, features, wide, rank)))
         return
-    contenders = {
-        name: make(*roles("copies", features, arguments.width, rank), arguments.rows, features)
-        for name, make in (("plain", plain), ("matcher", matched))
-    }
-    seconds = measure.medians(measure.alternate(contenders, rounds=arguments.rounds, warm_up=3))
-    ratio = seconds["matcher"] / seconds["plain"]
-    for name, value in seconds.items():
-        print(f"{name:10} {value * 1e3:8.2f} ms for one update of the generator and {STEPS} of the critic")
-    print(f"{'':10} {ratio:8.2f} of plain")
-    every = updates(arguments.rows, features, arguments.width, rank, arguments.rounds)
+    loops = {f"{rows} x {width}": loop(rows, features, width, arguments.rounds) for rows, width in SIZES}
+    every = updates(SIZES[0][0], features, SIZES[0][1], rank, arguments.rounds)
     memory = {}
     for kind in ("nothing", "copies", "adapters"):
         command = [sys.executable, __file__, "--memory", kind]
@@ -283,10 +290,9 @@ def main() -> None:
     measure.write(
         "matching",
         {
-            "rows": arguments.rows,
-            "width": arguments.width,
-            "seconds": seconds,
-            "times_plain": ratio,
+            "loop": loops,
+            "rows": SIZES[0][0],
+            "width": SIZES[0][1],
             "updates": every,
             "memory_width": wide,
             "rank": rank,
