@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distillrs.errors import ArgumentError
-from distillrs.schedule import EDM, VP, AlphaTable, CosineAlpha, RectifiedFlow, Residual, SubVP, Table, Trig
+from distillrs.schedule import EDM, VP, AlphaTable, CosineAlpha, Path, RectifiedFlow, Residual, SubVP, Table, Trig
 from distillrs.testing import check_path
 
 ALL = [
@@ -255,3 +255,26 @@ def test_a_path_that_lies_about_its_slope_fails_the_check():
 
     with pytest.raises(AssertionError, match="come back from log_snr"):
         check_path(Backwards())
+
+
+@pytest.mark.parametrize("path", [RectifiedFlow(), Trig(0.5), Trig(1.0)])
+@pytest.mark.parametrize("kind", ["velocity", "F", "v", "noise"])
+def test_what_a_path_writes_in_closed_form_is_the_general_form(path, kind):
+    if kind == "F" and isinstance(path, RectifiedFlow):
+        pytest.skip("a rectified flow has no F")
+    t = torch.linspace(0.03, 0.97, 17, dtype=torch.float64)
+    r = t.flip(0) * 0.9
+    found, wanted = path._jump(kind, t, r), Path._jump(path, kind, t, r)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    torch.testing.assert_close(path._deviation(t), Path._deviation(path, t), rtol=0, atol=1e-14)
+    torch.testing.assert_close(path._angle(t), Path._angle(path, t), rtol=0, atol=1e-14)
+    torch.testing.assert_close(path._time_of_angle(path._angle(t)), t, rtol=0, atol=1e-14)
+
+
+def test_the_angle_of_a_trigonometric_path_reaches_both_ends():
+    path = Trig(0.5)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    angles = path.clock(ends, to="angle")
+    assert angles.tolist() == [0.0, math.pi / 2]
+    assert path.clock(angles, of="angle").tolist() == [0.0, 1.0]

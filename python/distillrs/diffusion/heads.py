@@ -101,14 +101,7 @@ class Jump(Head):
 
     def weights(self, path: Path, t: Tensor, r: Tensor) -> HeadWeights:
         """See the class."""
-        scale, data, noise = path._row(self.kind, t)
-        alpha, sigma = path._alpha(t), path._sigma(t)
-        alpha_r, sigma_r = path._alpha(r), path._sigma(r)
-        determinant = alpha * noise - sigma * data
-        return HeadWeights(
-            (alpha_r * noise - sigma_r * data) / determinant,
-            scale * (sigma_r * alpha - alpha_r * sigma) / determinant,
-        )
+        return HeadWeights(*path._jump(self.kind, t, r))
 
     def velocity(self, path: Path, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The prediction as a velocity."""

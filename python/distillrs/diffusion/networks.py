@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distillrs.diffusion.conditions import Condition
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.schedule import Clock, Path
+from distillrs.schedule._times import as_time
 from distillrs.schedule.path import check_path
 
 Times: TypeAlias = Literal["t", "r", "t_r", "t_gap"]
@@ -120,7 +121,7 @@ class _Clocked:
         if not self.scale_input:
             return x
         assert self.path is not None
-        scale = torch.hypot(self.path.alpha(t) * self.path.sigma_data, self.path.sigma(t))
+        scale = self.path._deviation(as_time(t))
         return x / scale.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
 
     def _told(self, t: Tensor, r: Tensor, dtype: torch.dtype) -> list[Tensor]:

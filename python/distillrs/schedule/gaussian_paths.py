@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distillrs.checks import check_number
-from distillrs.schedule.path import Path, Row
+from distillrs.schedule.path import Kind, Path, Row
 
 
 def positive(name: str, value: float) -> None:
@@ -95,6 +95,9 @@ class RectifiedFlow(Path):
     def _time_of_sigma(self, sigma: Tensor) -> Tensor:
         return sigma * 1
 
+    def _jump(self, kind: Kind, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        return (torch.ones_like(t), r - t) if kind == "velocity" else Path._jump(self, kind, t, r)
+
 
 @dataclass(frozen=True, slots=True)
 class Trig(Path):
@@ -131,6 +134,21 @@ class Trig(Path):
 
     def _time_of_sigma(self, sigma: Tensor) -> Tensor:
         return torch.asin((sigma / self.sigma_data).clamp(max=1.0)) * (2 / math.pi)
+
+    def _time_of_angle(self, angle: Tensor) -> Tensor:
+        return angle * (2 / math.pi)
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * t
+
+    def _deviation(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.sigma_data)
+
+    def _jump(self, kind: Kind, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        if kind != "F":
+            return Path._jump(self, kind, t, r)
+        gap = t - r
+        return self._alpha(gap), -self._sigma(gap)
 
     def _network(self, t: Tensor) -> Row:
         cosine, sine = self._alpha(t), (math.pi / 2 * t).sin()

@@ -92,6 +92,26 @@ class Path(ABC):
             "kind", "F", f"another kind: the paths EDM and Trig define F, {type(self).__name__} does not"
         )
 
+    def _angle(self, t: Tensor) -> Tensor:
+        return torch.atan2(self._sigma(t), self._alpha(t) * self.sigma_data)
+
+    def _deviation(self, t: Tensor) -> Tensor:
+        """Standard deviation of the state, for data of deviation ``sigma_data``."""
+        return torch.hypot(self._alpha(t) * self.sigma_data, self._sigma(t))
+
+    def _jump(self, kind: Kind, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of state and prediction in the state at ``r`` that has the data and noise which both claim at ``t``.
+
+        With the prediction as a row ``scale F = data x0 + noise eps`` and ``D = alpha_t noise - sigma_t data``:
+        ``(alpha_r noise - sigma_r data) / D`` and ``scale (sigma_r alpha_t - alpha_r sigma_t) / D``.
+        """
+        scale, data, noise = self._row(kind, t)
+        alpha, sigma = self._alpha(t), self._sigma(t)
+        alpha_r, sigma_r = self._alpha(r), self._sigma(r)
+        determinant = alpha * noise - sigma * data
+        of_state = (alpha_r * noise - sigma_r * data) / determinant
+        return of_state, scale * (sigma_r * alpha - alpha_r * sigma) / determinant
+
     def _drift(self, t: Tensor) -> Tensor | None:
         """Weight of the reference in the state, for paths between two images."""
         return None
@@ -196,9 +216,12 @@ class Path(ABC):
             return (value + 1) / rows
         if clock == "angle":
             check_range("value", value, 0.0, math.pi / 2, "angles")
-            value = value.tan() * self.sigma_data
+            return self._time_of_angle(value)
         check_range("value", value, 0.0, math.inf, "ratios")
         return self._time_of_ratio(value)
+
+    def _time_of_angle(self, angle: Tensor) -> Tensor:
+        return self._time_of_ratio(angle.tan() * self.sigma_data)
 
     def _time_of_ratio(self, ratio: Tensor) -> Tensor:
         return self.time_of_log_snr(-2 * ratio.log())
@@ -217,7 +240,7 @@ class Path(ABC):
         if clock == "index":
             return t * self._rows() - 1
         if clock == "angle":
-            return torch.atan2(self._sigma(t), self._alpha(t) * self.sigma_data)
+            return self._angle(t)
         return self._sigma(t) / self._alpha(t)
 
     def _rows(self) -> int:
