@@ -151,6 +151,7 @@ def train(
     rates: float | Mapping[str, float] = RATE,
     optimiser: type[torch.optim.Optimizer] = torch.optim.Adam,
     clip: float | None = None,
+    learned_share: float = 1.0,
     watch: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Every turn with a learning rate that falls along a cosine to 0; gives the gradient norms of the first turns.
@@ -162,23 +163,27 @@ def train(
         seed: Of everything drawn.
         rates: Highest learning rate, of each turn or of all.
         optimiser: Of every turn; parameters that a turn's loss does not reach stay.
-        clip: Largest gradient norm; `None` for no clipping.
+        clip: Largest gradient norm of a turn's networks; `None` for no clipping.
+        learned_share: Of the student's rate, for a learned weight of its losses.
         watch: Called after every step with its index.
     """
     groups = objective.parameter_groups()
     learned = groups.pop("balance", [])
-    groups = {turn: [*group, *(learned if turn == "student" else [])] for turn, group in groups.items()}
     highest = {turn: rates[turn] if isinstance(rates, Mapping) else rates for turn in groups}
     # One kernel for all parameters: a loop over two dozen small ones costs as much as the gradient.
     fast: dict[str, Any] = {"fused": True} if optimiser is torch.optim.Adam else {"foreach": True}
-    optimisers = {turn: optimiser(group, lr=highest[turn], **fast) for turn, group in groups.items()}
+    parts = {turn: [{"params": group, "share": 1.0}] for turn, group in groups.items()}
+    if learned:
+        parts["student"].append({"params": learned, "share": learned_share})
+    optimisers = {turn: optimiser(part, lr=highest[turn], **fast) for turn, part in parts.items()}
     norms = []
     for index in range(steps):
         step = dr.Step(index, seed=seed, total=steps)
         batch = batch_of(step)
         for place, turn in enumerate(objective.turns(step)):
             share = min((index + 1) / max(1, steps / 50), 0.5 * (1 + math.cos(math.pi * index / steps)))
-            optimisers[turn].param_groups[0]["lr"] = highest[turn] * share
+            for part in optimisers[turn].param_groups:
+                part["lr"] = highest[turn] * share * part["share"]
             loss = objective(batch, step, turn=turn)
             optimisers[turn].zero_grad()
             loss.total.backward()

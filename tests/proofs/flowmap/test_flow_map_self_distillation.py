@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.proof, pytest.mark.slow]
 
 SEEDS = [1, 2, 3, 4, 5]
 UPDATES = 1200
+LEARNED_SHARE = 0.01
 STEPS = (1, 2, 4, 8)
 ROWS = 2000
 ARMS = ("lagrangian", "midpoint", "uniform", "eulerian")
@@ -28,11 +29,20 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
     network = bed.Net(2, seed=seed)
     objective = recipes.flow_map_self_distillation(network, arm, seed=seed)
     draw = bed.batches(seed)
-    norms = bed.train(objective, UPDATES, lambda step: diffusion.Batch(draw(step)), seed=seed, clip=1.0)
+    norms = bed.train(
+        objective,
+        UPDATES,
+        lambda step: diffusion.Batch(draw(step)),
+        seed=seed,
+        clip=1.0,
+        learned_share=LEARNED_SHARE,
+    )
     noise = bed.start(ROWS, seed)
     with torch.no_grad():
         made = [diffusion.sample(objective.map, noise, schedule.spaced(steps, PATH)) for steps in STEPS]
-    return {"FD": [bed.frechet(samples) for samples in made], "spikiness": bed.spikiness(norms)}
+    # Steps of a map that did not settle can leave what is finite.
+    distances = [bed.frechet(samples) if bool(samples.isfinite().all()) else 1e300 for samples in made]
+    return {"FD": distances, "spikiness": bed.spikiness(norms)}
 
 
 def test_1_the_lagrangian_condition_is_the_best(proof: Proof) -> None:

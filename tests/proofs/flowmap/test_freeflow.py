@@ -14,8 +14,8 @@ from proofs.ledger import Proof
 pytestmark = [pytest.mark.proof, pytest.mark.slow]
 
 SEEDS = [1, 2, 3]
-UPDATES = 1500
-CORRECTION = 0.5
+UPDATES = 6000
+CORRECTION = 2.0
 HELD_OUT = 512
 ROWS = 2000
 PATH = schedule.RectifiedFlow()

@@ -33,7 +33,7 @@ from proofs.ledger import Proof
 pytestmark = [pytest.mark.proof, pytest.mark.slow]
 
 SEEDS = [1, 2, 3, 4, 5]
-UPDATES = 1000
+UPDATES = 4000
 RATE = 1e-3
 ROWS = 2000
 PATH = EDM(80.0, 1.0)
