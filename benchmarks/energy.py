@@ -2,17 +2,19 @@
 
 Usage::
 
-    python benchmarks/energy.py [--quick] [--rounds N] [--threads N]
+    python benchmarks/energy.py [--features N] [--quick] [--rounds N]
 
 The floor of a sum is one product in float64, which all distances come from; with the gradients of both sets two more
 are needed. The peer forms all pairs at once in float64, as most code does, and leaves the gradient to autograd.
-Everything is timed in turns in one process, with page faults kept out of all sides; memory is the process's at the peak
-of a call beyond what is there before. With `--quick` shapes are small and nothing is written.
+Everything is timed in turns in one process and one thread, in seconds of the processor, with page faults kept out of
+all sides; memory is the process's at the peak of a call beyond what is there before. `--features` chooses one of the
+shapes, which go into the same file; with `--quick` they are small and nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,7 @@ import measure
 import torch
 from torch import Tensor
 
-from distillrs import _core, ops
+from distillrs import ops
 
 # Points of both sets, features.
 SHAPES = [(2000, 2000, 2), (2000, 2000, 64), (1500, 1500, 784), (2000, 500, 3072)]
@@ -69,7 +71,7 @@ def bench(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
             "matrix": lambda peer=peer: peer(x, y),
             "matrix with gradients": with_gradient(peer, x, y),
         }
-        seconds = measure.medians(measure.alternate(contenders, rounds=rounds, warm_up=1))
+        seconds = measure.medians(measure.alternate(contenders, rounds=rounds, warm_up=1, clock=time.process_time))
         results[name] = {
             "seconds": seconds,
             "sum_over_product": seconds["sum"] / seconds["product"],
@@ -87,23 +89,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--features", type=int, choices=[shape[2] for shape in SHAPES], help="only the shape of these")
     arguments = parser.parse_args()
     measure.keep_freed_memory()
-    torch.set_num_threads(arguments.threads)
-    _core.set_threads(arguments.threads)
-    results: dict[str, Any] = {"threads": arguments.threads}
-    for shape in QUICK if arguments.quick else SHAPES:
+    torch.set_num_threads(1)
+    shapes = [shape for shape in SHAPES if arguments.features in (None, shape[2])]
+    for shape in QUICK if arguments.quick else shapes:
         found = bench(shape, 2 if arguments.quick else arguments.rounds)
-        results["{} and {} points of {} features".format(*shape)] = found
         for name, row in found.items():
             print(f"{shape}, {name}")
             for what, seconds in row["seconds"].items():
                 memory = row["extra_bytes"].get(what)
                 beside = "" if memory is None else f"  extra memory {memory / 2**20:7.1f} MiB"
                 print(f"  {what:24} {1e3 * seconds:9.2f} ms{beside}", flush=True)
-    if not arguments.quick:
-        measure.write("energy", results)
+        if not arguments.quick:
+            measure.add("energy", "{} and {} points of {} features".format(*shape), found)
 
 
 if __name__ == "__main__":

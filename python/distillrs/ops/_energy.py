@@ -183,7 +183,8 @@ def _sums(pairs: _Pairs, wanted: tuple[bool, bool]) -> tuple[Tensor, tuple[Tenso
             by_x[rows].addmm_(slope, _weighted(pairs.y[points], pairs.b[points]))
         if by_y is not None:
             by_y[points].addmm_(slope.mT, _weighted(pairs.x[rows], pairs.a[rows]))
-    return total, (_derivative(pairs, pairs.x, pairs.a, by_x), _derivative(pairs, pairs.y, pairs.b, by_y))
+    of_product = pairs.kernel.of_product
+    return total, (_derivative(pairs.x, pairs.a, by_x, of_product), _derivative(pairs.y, pairs.b, by_y, of_product))
 
 
 def _weighted(points: Tensor, weights: Tensor) -> Tensor:
@@ -191,14 +192,15 @@ def _weighted(points: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([points, points.new_ones(len(points), 1)], 1) * weights[:, None]
 
 
-def _derivative(pairs: _Pairs, own: Tensor, weights: Tensor, sums: Tensor | None) -> Tensor | None:
+def _derivative(own: Tensor, weights: Tensor, sums: Tensor | None, of_product: bool) -> Tensor | None:
+    """A set's derivative from its sums over the other set, in the set's own memory."""
     if sums is None:
         return None
     others, mass = sums[:, :-1], sums[:, -1:]
-    if pairs.kernel.of_product:
-        return weights[:, None] * others
+    if of_product:
+        return own.copy_(others).mul_(weights[:, None])
     # d |x - y|^2 = 2 (x - y).(dx - dy)
-    return 2 * weights[:, None] * (mass * own - others)
+    return own.mul_(mass).sub_(others).mul_(2 * weights[:, None])
 
 
 class _Pairs:
@@ -209,10 +211,12 @@ class _Pairs:
     ) -> None:
         self.kernel = kernel
         self.dtype = torch.float32 if x.device.type == "mps" else torch.float64
-        self.x, self.y = x.detach().to(self.dtype), y.detach().to(self.dtype)
+        # Copies, of which the mean is taken off and over which derivatives are written.
+        self.x, self.y = (points.detach().to(self.dtype, copy=True) for points in (x, y))
         if not kernel.of_product and len(x):
             centre = self.x.mean(0)
-            self.x, self.y = self.x - centre, self.y - centre
+            self.x -= centre
+            self.y -= centre
         self.a, self.b = (
             points.new_ones(len(points)) if weights is None else weights.to(self.dtype)
             for points, weights in ((self.x, x_weights), (self.y, y_weights))
@@ -220,7 +224,7 @@ class _Pairs:
 
     def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Rows, points, and what the kernel takes, ``[rows, points]``."""
-        square, other = self.x.square().sum(1), self.y.square().sum(1)
+        square, other = (torch.einsum("nd,nd->n", points, points) for points in (self.x, self.y))
         is_near = torch.finfo(self.dtype).eps ** 0.4
         size = max(1, _PAIRS_AT_ONCE // max(1, min(_ROWS_AT_ONCE, len(self.x))))
         for first in range(0, len(self.x), _ROWS_AT_ONCE):
