@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,16 @@ import distillrs as dr
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
+# A figure, what is asked of it, and whether it holds.
+Bar = dict[str, Any]
+
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 15, warm_up: int = 2
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each contender, taken in turns so that a slow phase of the machine hits all alike.
 
@@ -28,6 +38,7 @@ def alternate(
         contenders: What to time, by name.
         rounds: Timed calls of each.
         warm_up: Calls of each before that.
+        clock: What tells the seconds; `time.process_time` leaves out what other work on the machine takes.
     """
     for _ in range(warm_up):
         for work in contenders.values():
@@ -35,9 +46,9 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, work in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             work()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
@@ -83,11 +94,98 @@ def machine() -> dict[str, Any]:
     }
 
 
+def run_at(level: str) -> None:
+    """Begins the script anew with vector instructions no wider than `level`, in the core and in PyTorch alike.
+
+    Compiled code has its own setting, which :func:`compiled_like_the_core` makes.
+    """
+    if os.environ.get("DISTILLRS_SIMD") != level:
+        os.environ.update(dict.fromkeys(("DISTILLRS_SIMD", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"), level))
+        os.environ["MKL_ENABLE_INSTRUCTIONS"] = level.upper()
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def compiled_like_the_core() -> None:
+    """Lets `torch.compile` make vectors no wider than the core's."""
+    import torch._inductor.config as inductor
+
+    inductor.cpp.simdlen = {"avx512": 512, "avx2": 256}.get(dr._core.simd_level(), 0)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc serve large blocks from its heap and never trim it: no page faults but of the first calls."""
+    trim_threshold, mmap_max = -1, -4
+    for option, value in ((trim_threshold, 2**31 - 1), (mmap_max, 0)):
+        if not _libc().mallopt(option, value):
+            raise RuntimeError("glibc's mallopt refused")
+
+
+def extra_bytes(work: Callable[[], object]) -> int:
+    """By how much a call's memory at its peak exceeds what is there before it (Linux, glibc).
+
+    The call is made once before, so that code that it loads and buffers that stay for the next call are not its own;
+    what the allocator keeps of freed memory is given back then, so that every page that the call takes is counted.
+    """
+    work()
+    gc.collect()
+    _libc().malloc_trim(0)
+    # Sets the peak to what is resident now.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_bytes()
+    work()
+    return peak_bytes() - before
+
+
+def bar(of: str, figure: float, *, at_least: float | None = None, at_most: float | None = None) -> Bar:
+    """A figure beside the bound that is asked of it."""
+    if (at_least is None) == (at_most is None):
+        raise ValueError(f"{of}: one bound, at_least or at_most")
+    if at_least is not None:
+        return {"of": of, "figure": figure, "at_least": at_least, "held": figure >= at_least}
+    return {"of": of, "figure": figure, "at_most": at_most, "held": at_most is not None and figure <= at_most}
+
+
+def show_bars(bars: Sequence[Bar]) -> None:
+    """Prints figures beside their bounds."""
+    for row in bars:
+        bound = f"at least {row['at_least']}" if "at_least" in row else f"at most {row['at_most']}"
+        print(f"  {row['of']:60} {row['figure']:7.3f}, {bound}: {'held' if row['held'] else 'missed'}", flush=True)
+
+
+def each_way(option: str, values: Sequence[str]) -> None:
+    """Runs the script once for each value of an option, each in a process of its own."""
+    for value in values:
+        subprocess.run([sys.executable, *sys.argv, option, value], check=True)
+
+
 def write(name: str, results: Mapping[str, Any]) -> None:
     """Writes `benchmarks/results/NAME.json` beside the machine and the command that made it."""
     RESULTS.mkdir(exist_ok=True)
-    command = f"python benchmarks/{name}.py"
-    if sys.argv[1:]:
-        command += " " + " ".join(sys.argv[1:])
-    page = {"command": command, "machine": machine(), "results": dict(results)}
+    page = {"command": _command(name), "machine": machine(), "results": dict(results)}
     (RESULTS / f"{name}.json").write_text(json.dumps(page, indent=1) + "\n")
+
+
+def add(name: str, group: str, results: Mapping[str, Any]) -> None:
+    """Writes the entries of one group of results into `benchmarks/results/NAME.json`, beside those that are there.
+
+    A benchmark of many parts can so be run part by part. What another machine made, or another version, is dropped.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    here = {key: value for key, value in machine().items() if key != "simd"}
+    page: dict[str, Any] = {"commands": [], "machine": here, "results": {}}
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found["machine"] == here:
+            page = found
+    page["commands"] = sorted({*page["commands"], _command(name)})
+    page["results"].setdefault(group, {}).update(results)
+    path.write_text(json.dumps(page, indent=1) + "\n")
+
+
+def _command(name: str) -> str:
+    return " ".join([f"python benchmarks/{name}.py", *sys.argv[1:]])

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    names = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("run", "measure"))
+    names = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("run", "measure", "peers", "heads"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all by default")
     arguments = parser.parse_args()

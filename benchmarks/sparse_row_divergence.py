@@ -17,7 +17,6 @@ from typing import Any
 
 import measure
 import torch
-from row_divergence import keep_freed_memory
 from torch import Tensor
 
 from distillrs import _core, ops
@@ -83,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    keep_freed_memory()
+    measure.keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     _core.set_threads(arguments.threads)
     rounds = 2 if arguments.quick else arguments.rounds

@@ -16,8 +16,9 @@ from distillrs.ops._opaque import opaque
 from distillrs.ops._row_divergence import refuse_second_derivative
 from distillrs.ops._rows import LOGIT_DTYPES
 
-_ROWS_AT_ONCE = 256
-_PAIRS_AT_ONCE = 2**19
+# A tile stays in the second cache from one step to the next.
+_ROWS_AT_ONCE = 512
+_PAIRS_AT_ONCE = 2**17
 
 
 @opaque
@@ -41,9 +42,9 @@ def energy(
     - energy distance (Szekely and Rizzo, 2013): the same with ``NegativeDistance()``.
 
     The torch backend's arithmetic is in float64 where the device has it, with distances of near points from their
-    differences. The CUDA kernels take all distances from differences, in float32, and sum over the pairs in float64;
-    points nearer than 1e-19 coincide for them. The gradient with respect to both sets, which may be one, is formed on
-    the way back, tile by tile; a second derivative is refused.
+    differences; where a gradient is wanted it is formed with the sum, of the same products. The CUDA kernels take all
+    distances from differences, in float32, and sum over the pairs in float64; points nearer than 1e-19 coincide for
+    them; they form the gradient on the way back. Both sets may be one; a second derivative is refused.
 
     Args:
         x: ``[n, *features]``: float64, float32, bfloat16 or float16.
@@ -80,8 +81,9 @@ def energy(
     # Not -1 for the features: with no points it would be any number.
     width = x.shape[1:].numel()
     rows, others = x.reshape(len(x), width), y.reshape(len(y), width)
-    on_device = _takes_cuda(backend, rows, others, kernel)
-    total: Tensor = _Energy.apply(rows, others, kernel, x_weights, y_weights, on_device)
+    kind = _OnDevice if _takes_cuda(backend, rows, others, kernel) else _InTorch
+    wanted = tuple(torch.is_grad_enabled() and points.requires_grad for points in (rows, others))
+    total: Tensor = kind.apply(rows, others, kernel, x_weights, y_weights, wanted)
     return total.to(dtype)
 
 
@@ -106,7 +108,7 @@ def _check_weights(name: str, weights: Tensor | None, points: Tensor) -> None:
         raise argument_error(name, "a tensor that requires gradients", allowed)
 
 
-class _Energy(torch.autograd.Function):
+class _OnDevice(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -115,52 +117,90 @@ class _Energy(torch.autograd.Function):
         kernel: PairKernel,
         x_weights: Tensor | None,
         y_weights: Tensor | None,
-        on_device: bool,
+        _wanted: tuple[bool, bool],
     ) -> Tensor:
-        ctx.kernel, ctx.on_device = kernel, on_device
+        ctx.kernel = kernel
         ctx.save_for_backward(x, y, x_weights, y_weights)
-        if on_device:
-            return _cuda_energy.value(x.detach(), y.detach(), kernel, x_weights, y_weights)
-        pairs = _Pairs(x, y, kernel, x_weights, y_weights)
-        total = torch.zeros((), dtype=pairs.dtype, device=x.device)
-        for rows, points, u in pairs.tiles():
-            total += pairs.a[rows] @ kernel.value(u) @ pairs.b[points]
-        return total
+        return _cuda_energy.value(x.detach(), y.detach(), kernel, x_weights, y_weights)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, y, x_weights, y_weights = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:2]
-        found: list[Tensor | None] = [None, None]
+        sides = ((x, y, x_weights, y_weights), (y, x, y_weights, x_weights))
         with torch.no_grad():
-            if ctx.on_device:
-                sides = ((x, y, x_weights, y_weights), (y, x, y_weights, x_weights))
-                slopes = [
-                    _cuda_energy.slopes(one, other, ctx.kernel, a, b) if is_needed else None
-                    for (one, other, a, b), is_needed in zip(sides, needed, strict=True)
-                ]
-            else:
-                slopes = list(_slopes(_Pairs(x, y, ctx.kernel, x_weights, y_weights)))
-            for side, (points, slope) in enumerate(zip((x, y), slopes, strict=True)):
-                found[side] = None if slope is None else (upstream * slope).to(points.dtype)
-        if torch.is_grad_enabled():
-            found = [None if value is None else refuse_second_derivative(value) for value in found]
-        return found[0], found[1], None, None, None, None
+            found = [
+                (upstream * _cuda_energy.slopes(one, other, ctx.kernel, a, b)).to(one.dtype) if is_needed else None
+                for (one, other, a, b), is_needed in zip(sides, ctx.needs_input_grad[:2], strict=True)
+            ]
+        return (*_given_away(found), None, None, None, None)
 
 
-def _slopes(pairs: _Pairs) -> tuple[Tensor, Tensor]:
-    """The derivatives with respect to both sets."""
-    by_x, by_y = torch.zeros_like(pairs.x), torch.zeros_like(pairs.y)
+class _InTorch(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        kernel: PairKernel,
+        x_weights: Tensor | None,
+        y_weights: Tensor | None,
+        wanted: tuple[bool, bool],
+    ) -> Tensor:
+        total, slopes = _sums(_Pairs(x, y, kernel, x_weights, y_weights), wanted)
+        ctx.save_for_backward(*slopes)
+        ctx.dtypes = (x.dtype, y.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            found = [
+                None if slope is None else (upstream * slope).to(dtype)
+                for slope, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            ]
+        return (*_given_away(found), None, None, None, None)
+
+
+def _given_away(gradients: list[Tensor | None]) -> list[Tensor | None]:
+    if not torch.is_grad_enabled():
+        return gradients
+    return [None if value is None else refuse_second_derivative(value) for value in gradients]
+
+
+def _sums(pairs: _Pairs, wanted: tuple[bool, bool]) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+    """The sum over all pairs, and its derivatives with respect to the sets that want them."""
+    total = torch.zeros((), dtype=pairs.dtype, device=pairs.x.device)
+    by_x, by_y = (
+        points.new_zeros(len(points), points.shape[1] + 1) if is_wanted else None
+        for points, is_wanted in zip((pairs.x, pairs.y), wanted, strict=True)
+    )
     for rows, points, u in pairs.tiles():
-        slope = pairs.kernel.derivative(u) * pairs.a[rows, None] * pairs.b[points]
-        if pairs.kernel.of_product:
-            by_x[rows] += slope @ pairs.y[points]
-            by_y[points] += slope.mT @ pairs.x[rows]
+        total += pairs.a[rows] @ (pairs.kernel.value(u) @ pairs.b[points])
+        if by_x is None and by_y is None:
             continue
-        # d |x - y|^2 = 2 (x - y).(dx - dy)
-        by_x[rows] += 2 * (slope.sum(1, keepdim=True) * pairs.x[rows] - slope @ pairs.y[points])
-        by_y[points] += 2 * (slope.sum(0)[:, None] * pairs.y[points] - slope.mT @ pairs.x[rows])
-    return by_x, by_y
+        slope = pairs.kernel.derivative(u)
+        if by_x is not None:
+            by_x[rows].addmm_(slope, _weighted(pairs.y[points], pairs.b[points]))
+        if by_y is not None:
+            by_y[points].addmm_(slope.mT, _weighted(pairs.x[rows], pairs.a[rows]))
+    of_product = pairs.kernel.of_product
+    return total, (_derivative(pairs.x, pairs.a, by_x, of_product), _derivative(pairs.y, pairs.b, by_y, of_product))
+
+
+def _weighted(points: Tensor, weights: Tensor) -> Tensor:
+    """What a derivative sums over the other set: its points, and for distances the weights themselves behind them."""
+    return torch.cat([points, points.new_ones(len(points), 1)], 1) * weights[:, None]
+
+
+def _derivative(own: Tensor, weights: Tensor, sums: Tensor | None, of_product: bool) -> Tensor | None:
+    """A set's derivative from its sums over the other set, in the set's own memory."""
+    if sums is None:
+        return None
+    others, mass = sums[:, :-1], sums[:, -1:]
+    if of_product:
+        return own.copy_(others).mul_(weights[:, None])
+    # d |x - y|^2 = 2 (x - y).(dx - dy)
+    return own.mul_(mass).sub_(others).mul_(2 * weights[:, None])
 
 
 class _Pairs:
@@ -171,10 +211,12 @@ class _Pairs:
     ) -> None:
         self.kernel = kernel
         self.dtype = torch.float32 if x.device.type == "mps" else torch.float64
-        self.x, self.y = x.detach().to(self.dtype), y.detach().to(self.dtype)
+        # Copies, of which the mean is taken off and over which derivatives are written.
+        self.x, self.y = (points.detach().to(self.dtype, copy=True) for points in (x, y))
         if not kernel.of_product and len(x):
             centre = self.x.mean(0)
-            self.x, self.y = self.x - centre, self.y - centre
+            self.x -= centre
+            self.y -= centre
         self.a, self.b = (
             points.new_ones(len(points)) if weights is None else weights.to(self.dtype)
             for points, weights in ((self.x, x_weights), (self.y, y_weights))
@@ -182,7 +224,8 @@ class _Pairs:
 
     def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Rows, points, and what the kernel takes, ``[rows, points]``."""
-        square, other = self.x.square().sum(1), self.y.square().sum(1)
+        square, other = (torch.einsum("nd,nd->n", points, points) for points in (self.x, self.y))
+        is_near = torch.finfo(self.dtype).eps ** 0.4
         size = max(1, _PAIRS_AT_ONCE // max(1, min(_ROWS_AT_ONCE, len(self.x))))
         for first in range(0, len(self.x), _ROWS_AT_ONCE):
             rows = slice(first, first + _ROWS_AT_ONCE)
@@ -191,13 +234,14 @@ class _Pairs:
                 u = self.x[rows] @ self.y[points].mT
                 if not self.kernel.of_product:
                     scale = square[rows, None] + other[points]
-                    u = torch.add(scale, u, alpha=-2)
-                    self._set_near(u, scale, rows, points)
+                    u = torch.add(scale, u, alpha=-2, out=u)
+                    # Most tiles have no near points, as their least distance tells; not-a-number tells nothing.
+                    if not u.amin() > is_near * (square[rows].amax() + other[points].amax()):
+                        self._set_near(u, (u <= scale.mul_(is_near)).nonzero(), rows, points)
                 yield rows, points, u
 
-    def _set_near(self, u: Tensor, scale: Tensor, rows: slice, points: slice) -> None:
+    def _set_near(self, u: Tensor, near: Tensor, rows: slice, points: slice) -> None:
         """Near points from their differences: of their products rounding would leave too few digits."""
-        near = (u <= torch.finfo(self.dtype).eps ** 0.4 * scale).nonzero()
-        for part in near.split(max(1, _PAIRS_AT_ONCE // max(1, self.x.shape[1]))):
+        for part in torch.split(near, max(1, _PAIRS_AT_ONCE // max(1, self.x.shape[1]))):
             i, j = part.unbind(1)
             u[i, j] = (self.x[rows][i] - self.y[points][j]).square().sum(1)
