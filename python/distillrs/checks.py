@@ -206,11 +206,12 @@ def device_of(name: str, value: object) -> torch.device:
     """
     if value is None:
         return torch.device("cpu")
-    if isinstance(value, torch.device):
-        return value
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int | torch.device):
         raise argument_error(name, value, "None or a device, such as 'cpu' or 'cuda:0'")
     try:
-        return torch.device(value)
+        found = torch.device(value)
     except (RuntimeError, ValueError) as failure:  # the second is a number beyond 64 bits
         raise argument_error(name, value, "None or a device, such as 'cpu' or 'cuda:0'") from failure
+    if found.type == "cuda" and (found.index or 0) >= (there := torch.cuda.device_count()):
+        raise argument_error(name, str(value), f"a device of this machine, which has {there} of CUDA")
+    return found

@@ -428,6 +428,11 @@ KNOWLEDGE = [
     (lambda: knowledge.TextMix({"a": answer}, {"a": 1}).batch(1.5, 0), "count"),
     (lambda: knowledge.TextMix({"a": answer}, {"a": 1}).batch(2, 0), "sources"),
     (lambda: knowledge.sample_text(3, IDS, 4, step=0), "network"),
+    (lambda: knowledge.block_length(0.5, 10**400), "draft_length"),
+    (lambda: knowledge.speed_up(0.5, -1, 0.1), "draft_length"),
+    (lambda: knowledge.speculative_sample(answer, answer, IDS, 4, step=0, name=3), "name"),
+    (lambda: knowledge.InfoNCE(key=3), "key"),
+    (lambda: knowledge.NoiseContrast(4, 2, key=None), "key"),
     (lambda: knowledge.speculative_sample(3, answer, IDS, 4, step=0), "target"),
     (lambda: knowledge.speculative_sample(answer, 3, IDS, 4, step=0), "draft"),
     (lambda: knowledge.speculative_sample(answer, answer, IDS, 4, step=0, draft_length=10**30), "draft_length"),
@@ -449,7 +454,54 @@ INTEGRATIONS = [
     (lambda: in_transformers.read_texts(3), "path"),
     (lambda: in_transformers.read_texts("x", field=3), "field"),
     (lambda: integrations.count_items(3, {}), "objective"),
+    (lambda: in_transformers.load("x", device="cuda:99"), "device"),
+    (lambda: teach(model=3), "model"),
+    (lambda: teach(tokenizer=3), "tokenizer"),
+    (lambda: teach(texts=3), "texts"),
+    (lambda: teach(texts=["\ud800"]), "text"),
+    (lambda: teach(offsets="no"), "offsets"),
+    (lambda: teach(flush_every="1"), "flush_every"),
+    (lambda: teach(flush_every=-1), "flush_every"),
+    (lambda: teach(on_progress=3), "on_progress"),
+    (lambda: teach(batch_size=True), "batch_size"),
+    (lambda: in_transformers.fingerprint(3, words), "model"),
+    (lambda: in_transformers.fingerprint(student(), None, max_length="5"), "max_length"),
+    (lambda: in_transformers.token_spans(3, []), "tokenizer"),
+    (lambda: in_transformers.token_spans(Words(), 3), "texts"),
+    (lambda: in_transformers.token_spans(Words(), [], add_special_tokens="no"), "add_special_tokens"),
+    (lambda: in_transformers.token_bytes(None), "tokenizer"),
+    (lambda: in_transformers.begins_word(3), "tokenizer"),
+    (lambda: in_transformers.AcrossTokenizers(3, Words()), "student"),
+    (lambda: in_transformers.AcrossTokenizers(Words(), 3), "teacher"),
+    (lambda: in_transformers.AcrossTokenizers(Words(), Words(), teacher_max_length=0), "teacher_max_length"),
+    (lambda: in_transformers.AcrossTokenizers(Words(), Words(), minimum_bytes=0), "minimum_bytes"),
+    (lambda: in_transformers.AcrossTokenizers(Words(), Words(), field=3), "field"),
+    (lambda: in_transformers.AcrossTokenizers(Words(), Words())(3), "examples"),
+    (lambda: in_transformers.AcrossTokenizers(Words(), Words())([3]), r"examples\[0\]"),
+    (lambda: list(accelerated().windows(3)), "loader"),
+    (lambda: accelerated().backward(3, {}), "model"),
+    (lambda: accelerated().backward(student(), {}), "batch"),
+    (lambda: accelerated().load_state_dict(3), "state"),
+    (lambda: in_lightning.distil(objective()).load_state_dict({}), "state"),
 ]
+
+
+def words(text, **settings):
+    return {"input_ids": [0]}
+
+
+class Words:
+    added_tokens_decoder = ()
+    __call__ = staticmethod(words)
+
+
+def teach(**arguments):
+    settings = {"model": student(), "tokenizer": words, "texts": ["a"], "path": "x", **arguments}
+    return in_transformers.teach(**settings)
+
+
+def accelerated():
+    return in_accelerate.Distil(Accelerator(), objective())
 
 
 class Accelerator:

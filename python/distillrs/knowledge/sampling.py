@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.checks import check_callable, check_whole
+from distillrs.checks import check_callable, check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen, evaluating
 from distillrs.knowledge.numerics import is_number, wide
@@ -151,6 +151,7 @@ def speculative_sample(
     check_whole("draft_length", draft_length, "a positive number of tokens", least=1, most=2**31)
     if not (is_number(lenience) and 0 < lenience <= 1):
         raise argument_error("lenience", lenience, "a number from above 0 to 1")
+    check_text("name", name)
     rows, given = prompts.shape
     device, step = prompts.device, Step.of(step)
     # A place is proposed again after a proposal before it was not taken; nothing was decided by its draws then.
@@ -239,8 +240,7 @@ def block_length(rate: float, draft_length: int) -> float:
     """
     if not (is_number(rate) and 0 <= rate <= 1):
         raise argument_error("rate", rate, "a probability")
-    if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 0:
-        raise argument_error("draft_length", draft_length, "a number of tokens from 0")
+    check_whole("draft_length", draft_length, "a number of tokens from 0 to 2**20", least=0, most=2**20)
     return float(sum(rate**power for power in range(draft_length + 1)))
 
 
