@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -42,7 +43,7 @@ def numbers(name: str, values: object) -> tuple[float, ...]:
     try:
         items: tuple[object, ...] = tuple(values)  # type: ignore[arg-type]  # what has no items is refused below
         # Not float() alone: it reads texts, too.
-        texts = any(isinstance(value, str) for value in items)
+        texts = isinstance(values, str | bytes) or any(isinstance(value, str) for value in items)
         found = None if texts else tuple(map(float, items))  # type: ignore[arg-type]  # likewise
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor's of several numbers
         found = None
@@ -155,6 +156,37 @@ def check_names(name: str, value: object, allowed: str = "a list of names") -> N
         raise argument_error(name, value, allowed)
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuses what is none of some words, an array of them, too.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+        choices: At least two words that would have been accepted.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    if not isinstance(value, str) or value not in choices:
+        *others, last = map(repr, choices)
+        raise argument_error(name, value, f"{', '.join(others)} or {last}")
+
+
+def check_callable(name: str, value: object, allowed: str) -> None:
+    """Refuses what cannot be called.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+        allowed: What would have been accepted, in words.
+
+    Raises:
+        ArgumentError: It cannot.
+    """
+    if not callable(value):
+        raise argument_error(name, value, allowed)
+
+
 def check_path(name: str, value: object) -> None:
     """Refuses what cannot be the path of a file or folder.
 
@@ -181,11 +213,12 @@ def device_of(name: str, value: object) -> torch.device:
     """
     if value is None:
         return torch.device("cpu")
-    if isinstance(value, torch.device):
-        return value
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int | torch.device):
         raise argument_error(name, value, "None or a device, such as 'cpu' or 'cuda:0'")
     try:
-        return torch.device(value)
-    except RuntimeError as failure:
+        found = torch.device(value)
+    except (RuntimeError, ValueError) as failure:  # the second is a number beyond 64 bits
         raise argument_error(name, value, "None or a device, such as 'cpu' or 'cuda:0'") from failure
+    if found.type == "cuda" and (found.index or 0) >= (there := torch.cuda.device_count()):
+        raise argument_error(name, str(value), f"a device of this machine, which has {there} of CUDA")
+    return found

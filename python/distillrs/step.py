@@ -54,14 +54,14 @@ class Step:
             if isinstance(value, bool):
                 raise argument_error(name, value, "a whole number")
             object.__setattr__(self, name, whole)
-        if self.index < 0:
-            raise argument_error("index", self.index, "a step number from 0")
+        if not 0 <= self.index < 2**63:
+            raise argument_error("index", self.index, "a step number from 0, below 2**63")
         if not 0 <= self.seed < 2**64:
             raise argument_error("seed", self.seed, "an integer from 0 to 2**64 - 1")
         if self.total is not None and self.total < 1:
             raise argument_error("total", self.total, "None or a positive number of steps")
-        if self.first_unit < 0:
-            raise argument_error("first_unit", self.first_unit, "an index from 0")
+        if not 0 <= self.first_unit < 2**63:
+            raise argument_error("first_unit", self.first_unit, "an index from 0, below 2**63")
         if self.items is not None and self.items < 1:
             raise argument_error("items", self.items, "None or a positive count")
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import distillrs as dr
-from distillrs import evaluate, recipes
+from distillrs import evaluate, knowledge, recipes, trajectory
 from distillrs.knowledge import Tap
 from distillrs.registry import find_recipe
 
@@ -203,3 +203,29 @@ def test_without_labels_hinton_is_the_teacher_alone():
     loss = recipes.hinton(student, teacher, weight=1.0)(x, 0)
     torch.testing.assert_close(loss.total, 16 * kl(teacher(x), student(x), 4), rtol=1e-4, atol=1e-6)
     assert set(loss.terms) == {"distillation"}
+
+
+@pytest.fixture
+def classes():
+    torch.manual_seed(0)
+    return nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(6, 5), torch.randn(7, 6), torch.randint(5, (7,))
+
+
+def test_a_recipe_s_teacher_may_be_an_ensemble(classes):
+    student, first, second, x, labels = classes
+    ensemble = knowledge.Ensemble([dr.Frozen(first), dr.Frozen(second)])
+    found = recipes.hinton(student, ensemble, temperature=2.0, weight=1.0)((x, labels)).total
+    mean = ((first(x).softmax(1) + second(x).softmax(1)) / 2).log()
+    assert torch.allclose(found, 4 * kl(mean, student(x), 2.0), rtol=1e-5)
+
+
+def test_a_recipe_s_teacher_may_be_a_cache(classes, tmp_path):
+    student, teacher, _, x, _ = classes
+    settings = {"vocabulary": 5, "k": 5, "code": "f16", "temperatures": (2.0,)}
+    with trajectory.TeacherCache.create(tmp_path / "cache", fingerprint=trajectory.UNCHECKED, **settings) as cache:
+        cache.append("rows", teacher(x).detach())
+        rows = cache.index(["rows"])[0] + torch.arange(7)
+        written = recipes.hinton(student, knowledge.Cached(cache), temperature=2.0, weight=1.0)
+        found = written({"input": x, "teacher_rows": rows}).total
+    live = recipes.hinton(student, teacher, temperature=2.0, weight=1.0)({"input": x}).total
+    assert torch.allclose(found, live, rtol=1e-2)

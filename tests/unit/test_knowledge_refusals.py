@@ -133,7 +133,7 @@ def mixed(share):
         (lambda: kn.EntropyFilter(low="a"), "^low: got 'a', allowed is a number of nats"),
         (lambda: kn.EntropyFilter(high=NAN[0]), "^high: got"),
         (lambda: kn.VocabularyMap(torch.tensor([0, -1]), "a"), "^teacher_vocabulary: got 'a'"),
-        (lambda: kn.TextMix({"a": None}, {"a": "x"}), "^shares: got"),
+        (lambda: kn.TextMix({"a": print}, {"a": "x"}), "^shares: got"),
         (lambda: kn.acceptance(torch.ones(2, 3), torch.ones(2, 3), -1.0), "^temperature: got -1.0"),
         (lambda: kn.block_length(0.5, -3), "^draft_length: got -3"),
         (lambda: kn.block_length("a", 3), "^rate: got 'a'"),

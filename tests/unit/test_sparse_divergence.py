@@ -400,3 +400,15 @@ TOP = ops.TopK(IDS, LOGS, LOGS[:, 0], {2.0: LOGS[:, 0]})
 def test_top_k_and_rankings_refuse_by_name(call, message):
     with pytest.raises(ArgumentError, match=message):
         call()
+
+
+def test_a_tail_without_mass_has_none_at_any_temperature():
+    """Entries that a cache rounded do not sum to 1, and a tail of their rest would be infinitely far from no tail."""
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    exact = ops.TopK.from_logits(logits, 6, (2.0,))
+    rounded = ops.TopK(exact.ids, exact.log_probs.half().float(), exact.tail_log_mass, exact.log_partition)
+    assert bool((rounded.at(2.0).tail_log_mass == -torch.inf).all())
+    student = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
+    found = ops.sparse_row_divergence(student, rounded, ops.ForwardKL(), temperature=2.0)
+    dense = ops.row_divergence(student, logits, ops.ForwardKL(), temperature=2.0)
+    torch.testing.assert_close(found, dense, rtol=1e-2, atol=1e-3)

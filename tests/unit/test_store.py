@@ -246,7 +246,7 @@ def test_metadata_is_a_copy(tmp_path: Path) -> None:
 def test_open_refuses_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StoreMissing):
         Store.open(tmp_path / "nothing")
-    with pytest.raises(ArgumentError, match="verify: got 'sometimes', allowed is one of first, always, never"):
+    with pytest.raises(ArgumentError, match="verify: got 'sometimes', allowed is 'first', 'always' or 'never'"):
         Store.open(tmp_path, verify="sometimes")  # type: ignore[arg-type]  # what is refused
 
 

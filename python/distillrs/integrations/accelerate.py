@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distillrs.checks import check_instance
 from distillrs.errors import argument_error
 from distillrs.integrations.bookkeeping import (
     average_gradients,
@@ -60,6 +61,7 @@ class Distil:
         self._left = 0
         self._first = 0
         self._items = 1
+        self._batch_size = 1
         accelerator.register_for_checkpointing(self)
 
     def windows(self, loader: Iterable[Any]) -> Iterator[list[Any]]:
@@ -67,7 +69,12 @@ class Distil:
 
         Args:
             loader: As ``accelerator.prepare`` gave it.
+
+        Raises:
+            ArgumentError: Something that gives no batches.
         """
+        if not isinstance(loader, Iterable):
+            raise argument_error("loader", type(loader).__name__, "what accelerator.prepare() made of a loader")
         size = int(self.accelerator.gradient_accumulation_steps)
         window: list[Any] = []
         for batch in loader:
@@ -87,7 +94,13 @@ class Distil:
 
         Returns:
             This batch's part of the step's loss, detached: parts of a window and of all processes add up to it.
+
+        Raises:
+            ArgumentError: No module, or more batches than the window has, whose gradients nobody would bring together.
         """
+        check_instance("model", model, nn.Module, "the student as accelerator.prepare() gave it")
+        if self._left < 1:
+            raise argument_error("batch", "one more than the window has", "each batch of windows(loader), once")
         accelerator = self.accelerator
         world, rank = int(accelerator.num_processes), int(accelerator.process_index)
         self._left -= 1
@@ -118,7 +131,13 @@ class Distil:
         return {"index": self.step.index, "objective": self.objective.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from :meth:`state_dict`."""
+        """Goes on from :meth:`state_dict`.
+
+        Raises:
+            ArgumentError: The state of something else.
+        """
+        if not isinstance(state, dict) or not {"index", "objective"} <= set(state):
+            raise argument_error("state", type(state).__name__, "what state_dict() gave")
         self.step = self.step.at(int(state["index"]))
         self.objective.load_state_dict(state["objective"])
 

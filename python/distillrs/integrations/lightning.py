@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillrs.errors import argument_error
 from distillrs.integrations.bookkeeping import (
     average_gradients,
     count_items,
@@ -140,7 +141,13 @@ class _Hooks:
         return {"objective": self.objective.state_dict(), "unit": self._unit}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from :meth:`state_dict`."""
+        """Goes on from :meth:`state_dict`.
+
+        Raises:
+            ArgumentError: The state of something else.
+        """
+        if not isinstance(state, dict) or not {"objective", "unit"} <= set(state):
+            raise argument_error("state", type(state).__name__, "what state_dict() gave")
         self.objective.load_state_dict(state["objective"])
         self._unit = state["unit"]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_flag
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import Inputs
 from distillrs.step import Step
@@ -131,6 +132,7 @@ class Projector(nn.Module):
                 raise argument_error(name, value, "a positive integer")
         if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
             raise argument_error("axis", axis, "None or the number of an axis")
+        check_flag("bias", bias)
         self.axis = axis
         bound = 1 / math.sqrt(in_features)
         drawn = random.uniform(out_features, in_features + 1, step=Step(0, seed=seed), name="projector")
@@ -282,6 +284,8 @@ def layer_pairs(
             raise argument_error(name, count, "a positive number of layers")
     if not 1 <= student_layers <= teacher_layers:
         raise argument_error("student_layers", student_layers, f"a number from 1 to the teacher's, {teacher_layers}")
+    if not isinstance(how, str | list):
+        raise argument_error("how", type(how).__name__, "'uniform', 'last', 'first' or a list of layers")
     if how == "uniform":
         chosen = [(i + 1) * teacher_layers // student_layers - 1 for i in range(student_layers)]
     elif how == "last":
@@ -290,7 +294,8 @@ def layer_pairs(
         chosen = list(range(student_layers))
     else:
         chosen = list(how) if isinstance(how, list) else []
-        if len(chosen) != student_layers or not all(0 <= layer < teacher_layers for layer in chosen):
+        places = range(teacher_layers)
+        if len(chosen) != student_layers or not all(type(layer) is int and layer in places for layer in chosen):
             raise argument_error(
                 "how", how, f"'uniform', 'last', 'first' or {student_layers} layers below {teacher_layers}"
             )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_choice, check_instance, check_text
 from distillrs.errors import argument_error
 from distillrs.knowledge.divergences import Divergence
 from distillrs.knowledge.numerics import is_number, products, unit
@@ -64,8 +65,8 @@ class InfoNCE(nn.Module, Divergence):
             raise argument_error("queue", queue, "a number of rows from 0")
         if queue and (not isinstance(width, int) or width < 1):
             raise argument_error("width", width, "the number of features, with a queue")
-        if duplicates not in ("positive", "excluded"):
-            raise argument_error("duplicates", duplicates, "'positive' or 'excluded'")
+        check_choice("duplicates", duplicates, ("positive", "excluded"))
+        check_text("key", key, "the name of an entry of the batch")
         self.temperature = temperature
         self.queue = queue
         self.duplicates = duplicates
@@ -205,6 +206,11 @@ class NoiseContrast(nn.Module, Divergence):
             raise argument_error("temperature", temperature, "a number above 0")
         if not (is_number(momentum) and 0 <= momentum < 1):
             raise argument_error("momentum", momentum, "a number from 0 to below 1")
+        check_text("key", key, "the name of an entry of the batch")
+        if labels is not None:
+            check_instance("labels", labels, Tensor, f"None or int64 [{examples}] of at least two classes")
+        if labels is not None and labels.is_meta:
+            raise argument_error("labels", "a tensor on the meta device", "a tensor with data")
         groups = torch.arange(examples) if labels is None else labels.detach().cpu()
         if groups.dtype != torch.int64 or tuple(groups.shape) != (examples,) or int(groups.min()) == int(groups.max()):
             got = f"{groups.dtype} {tuple(groups.shape)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
-from distillrs.checks import check_number, check_text, check_whole
+from distillrs.checks import check_callable, check_instance, check_number, check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import IGNORED
 from distillrs.knowledge.numerics import is_number
@@ -99,11 +100,18 @@ class Corpus:
             ArgumentError: No attempt, fields that are no texts or that stand in the input already with another text,
                 or a weight that is negative or not finite.
         """
-        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
-            raise argument_error("attempts", attempts, "a whole number from 1")
+        check_whole("attempts", attempts, "a whole number from 1", least=1)
+        check_callable("write", write, "a function of an input and a step")
+        if check is not None:
+            check_callable("check", check, "None or a function of an example's fields")
+        check_text("source", source)
+        try:
+            numbered = [*enumerate(inputs)]
+        except TypeError as failure:
+            raise argument_error("inputs", type(inputs).__name__, "mappings from names to texts") from failure
         examples: list[Example] = []
         rejected: list[int] = []
-        for unit, given in enumerate(inputs):
+        for unit, given in numbered:
             if not isinstance(given, Mapping):
                 raise argument_error(f"inputs[{unit}]", type(given).__name__, "a mapping from names to texts")
             for attempt in range(attempts):
@@ -196,14 +204,22 @@ def paired_batch(
     Raises:
         ArgumentError: No tasks, or a row that is too long.
     """
+    for name, value, kind in (("examples", examples, Example), ("tasks", tasks, Task)):
+        if not isinstance(value, list | tuple) or not all(isinstance(each, kind) for each in value):
+            raise argument_error(name, value, f"a list of {kind.__name__}")
     if not tasks:
         raise argument_error("tasks", tasks, "at least one Task")
+    check_callable("encode", encode, "a function of a text that gives token ids")
+    for name, token in (("end", end), ("pad", pad), *([] if start is None else [("start", start)])):
+        check_whole(name, token, "a token, a whole number from 0", least=0, most=2**63 - 1)
+    if max_length is not None:
+        check_whole("max_length", max_length, "None or a number of tokens from 1", least=1)
     given: list[list[int]] = []
     due: list[list[int]] = []
     said: list[list[int]] = []
     for task in tasks:
         for example in examples:
-            prompt, answer = (list(encode(text)) for text in task.texts(example.fields))
+            prompt, answer = (_encoded(encode(text)) for text in task.texts(example.fields))
             given.append(prompt if start is not None else [*prompt, *answer, end])
             due.append([*answer, end] if start is not None else [*(IGNORED for _ in prompt), *answer, end])
             said.append([start, *answer] if start is not None else [])
@@ -219,6 +235,13 @@ def paired_batch(
         "task": torch.arange(len(tasks)).repeat_interleave(len(examples)),
         "weight": torch.tensor([example.weight for example in examples] * len(tasks), dtype=torch.float32),
     }
+
+
+def _encoded(tokens: Any) -> list[int]:
+    try:
+        return [operator.index(token) for token in tokens]
+    except TypeError:
+        raise argument_error("encode", f"a function that gives {tokens!r}", "one that gives token ids") from None
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
@@ -248,6 +271,10 @@ class TextMix:
     """
 
     def __init__(self, sources: Mapping[str, TextSource], shares: Mapping[str, float]) -> None:
+        for name, given in (("sources", sources), ("shares", shares)):
+            check_instance(name, given, Mapping, "a mapping by the sources' names")
+        for source in sources.values():
+            check_callable("sources", source, "functions of units and a step, by name")
         if set(sources) != set(shares):
             raise argument_error("shares", sorted(shares), f"one for each of {sorted(sources)}")
         are_shares = all(is_number(share) and share >= 0 for share in shares.values())
@@ -283,6 +310,7 @@ class TextMix:
             ArgumentError: Sources whose rows differ in length or number.
         """
         step = Step.of(step)
+        check_whole("count", count, "a number of rows from 1", least=1, most=2**62)
         units = torch.arange(step.first_unit, step.first_unit + count)
         origins = self.origins(units, step)
         rows: Tensor | None = None
@@ -290,7 +318,9 @@ class TextMix:
             own = (origins == number).nonzero()[:, 0]
             if not len(own):
                 continue
-            ids = source(units[own], step)
+            ids: Any = source(units[own], step)
+            if not isinstance(ids, Tensor):
+                raise argument_error("sources", f"{type(ids).__name__} from {name!r}", "int64 rows of one length")
             width = ids.shape[1] if rows is None and ids.ndim == 2 else (rows.shape[1] if rows is not None else -1)
             if ids.dtype != torch.int64 or ids.shape != (len(own), width):
                 got = f"{ids.dtype} {tuple(ids.shape)} from {name!r}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distillrs import ops
+from distillrs.checks import check_choice, check_number, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.numerics import is_number, unit
 from distillrs.knowledge.targets import check_labels
@@ -66,6 +67,7 @@ class Divergence(ABC):
 def leading_axes(tensor: Tensor, row_axes: int | None) -> int:
     """How many axes of a tensor number its rows."""
     if row_axes is not None:
+        check_whole("row_axes", row_axes, "None or a number of axes from 0", least=0)
         return row_axes
     return 1 if tensor.ndim >= 4 else max(tensor.ndim - 1, 0)
 
@@ -131,8 +133,8 @@ class NormalisedMSE(Divergence):
     reads_temperature = False
 
     def __post_init__(self) -> None:
-        if self.by not in ("both", "teacher"):
-            raise argument_error("by", self.by, "'both' or 'teacher'")
+        check_choice("by", self.by, ("both", "teacher"))
+        check_number("epsilon", self.epsilon, "a number above 0", above=0)
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`."""
@@ -234,8 +236,7 @@ class Bernoulli(Divergence):
     tempered = True
 
     def __post_init__(self) -> None:
-        if self.given not in ("logits", "log_probabilities"):
-            raise argument_error("given", self.given, "'logits' or 'log_probabilities'")
+        check_choice("given", self.given, ("logits", "log_probabilities"))
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`."""

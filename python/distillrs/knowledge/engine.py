@@ -89,7 +89,8 @@ class Objective(nn.Module):
         for name, entry in (("labels", labels), ("ids", ids)):
             check_text(name, entry, "the name of an entry of the batch")
         entries: Any = withheld
-        withheld = entries if isinstance(entries, str) or not isinstance(entries, Iterable) else tuple(entries)
+        is_list = isinstance(entries, Iterable) and not isinstance(entries, str | Tensor)
+        withheld = tuple(entries) if is_list else entries
         check_names("withheld", withheld)
         self.balance = balance
         self.inputs = inputs
@@ -135,7 +136,7 @@ class Objective(nn.Module):
         Raises:
             ArgumentError: A batch, a tap or shapes that do not fit; the message names which.
         """
-        if turn not in (None, TURN):
+        if turn is not None and (not isinstance(turn, str) or turn != TURN):
             raise argument_error("turn", turn, f"None or {TURN!r}")
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
         network = self.student if student is None else student

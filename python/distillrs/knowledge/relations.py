@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_choice
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import IGNORED
 from distillrs.knowledge.numerics import is_number, products, unit, wide
@@ -38,7 +39,7 @@ class AttentionMap:
     def _map(self, name: str, maps: Tensor) -> Tensor:
         if maps.ndim < 3:
             raise argument_error(name, f"shape {tuple(maps.shape)}", "maps [B, C, ...]")
-        return unit(wide(maps).abs().pow(self.p).mean(1).flatten(1))
+        return unit(wide(maps).abs().pow(float(self.p)).mean(1).flatten(1))
 
 
 class Gram:
@@ -59,10 +60,8 @@ class Gram:
         of: Literal["examples", "tokens", "channels"],
         normalise: Literal["vectors", "rows", "size", "none"] = "vectors",
     ) -> None:
-        if of not in ("examples", "tokens", "channels"):
-            raise argument_error("of", of, "'examples', 'tokens' or 'channels'")
-        if normalise not in ("vectors", "rows", "size", "none"):
-            raise argument_error("normalise", normalise, "'vectors', 'rows', 'size' or 'none'")
+        check_choice("of", of, ("examples", "tokens", "channels"))
+        check_choice("normalise", normalise, ("vectors", "rows", "size", "none"))
         self.of = of
         self.normalise = normalise
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from distillrs.checks import check_text, check_whole
+from distillrs.checks import check_choice, check_flag, check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import IGNORED
 from distillrs.knowledge.numerics import is_number
@@ -154,11 +154,10 @@ class EntropyFilter:
     high: float | Ramp = float("inf")
 
     def __post_init__(self) -> None:
-        if self.of not in ("student", "teacher"):
-            raise argument_error("of", self.of, "'student' or 'teacher'")
+        check_choice("of", self.of, ("student", "teacher"))
         for name in ("low", "high"):
             limit: Any = getattr(self, name)
-            if not callable(limit) and (isinstance(limit, bool) or not isinstance(limit, Real) or math.isnan(limit)):
+            if not callable(limit) and not is_number(limit) and limit not in (math.inf, -math.inf):
                 raise argument_error(name, limit, "a number of nats, or a ramp")
 
     def __call__(self, view: View) -> Tensor:
@@ -184,6 +183,7 @@ class SelfPaced:
     def __post_init__(self) -> None:
         if not callable(self.threshold) and not (is_number(self.threshold) and self.threshold > 0):
             raise argument_error("threshold", self.threshold, "a number above 0, or a ramp")
+        check_flag("hard", self.hard)
 
     def __call__(self, view: View) -> Tensor:
         """Numbers from 0 to 1, shaped as the rows."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_callable, check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen, evaluating
 from distillrs.knowledge.numerics import is_number, wide
@@ -55,6 +56,7 @@ def sample_text(
     Raises:
         ArgumentError: An argument is not allowed.
     """
+    check_callable("network", network, "a network or a function of input_ids=")
     check_drawing(prompts, length, temperature)
     rows, given = prompts.shape
     step = Step.of(step)
@@ -143,11 +145,13 @@ def speculative_sample(
     Raises:
         ArgumentError: An argument is not allowed, or the vocabularies differ.
     """
+    for name_of, network in (("target", target), ("draft", draft)):
+        check_callable(name_of, network, "a network or a function of input_ids=")
     check_drawing(prompts, length, temperature)
-    if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 1:
-        raise argument_error("draft_length", draft_length, "a positive number of tokens")
+    check_whole("draft_length", draft_length, "a positive number of tokens", least=1, most=2**31)
     if not (is_number(lenience) and 0 < lenience <= 1):
         raise argument_error("lenience", lenience, "a number from above 0 to 1")
+    check_text("name", name)
     rows, given = prompts.shape
     device, step = prompts.device, Step.of(step)
     # A place is proposed again after a proposal before it was not taken; nothing was decided by its draws then.
@@ -236,8 +240,7 @@ def block_length(rate: float, draft_length: int) -> float:
     """
     if not (is_number(rate) and 0 <= rate <= 1):
         raise argument_error("rate", rate, "a probability")
-    if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 0:
-        raise argument_error("draft_length", draft_length, "a number of tokens from 0")
+    check_whole("draft_length", draft_length, "a number of tokens from 0 to 2**20", least=0, most=2**20)
     return float(sum(rate**power for power in range(draft_length + 1)))
 
 
@@ -299,7 +302,7 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         best = torch.full_like(logits, -math.inf)
         return best.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-    return (logits / temperature).log_softmax(-1)
+    return (logits / float(temperature)).log_softmax(-1)
 
 
 def pick(log_weights: Tensor, uniform: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distillrs.checks import check_text
+from distillrs.checks import check_choice, check_text
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
@@ -44,8 +44,7 @@ class SnapshotRing(Teacher):
         for name, value in (("count", count), ("every", every)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise argument_error(name, value, "a positive integer")
-        if how not in ("probability", "logit", "vote"):
-            raise argument_error("how", how, "'probability', 'logit' or 'vote'")
+        check_choice("how", how, ("probability", "logit", "vote"))
         self.count = count
         self.every = every
         self.how: Literal["probability", "logit", "vote"] = how

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from distillrs.checks import check_text
+from distillrs.checks import check_choice, check_text
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.knowledge.heads import Head, StandIn, standing_in
 from distillrs.knowledge.inputs import Inputs
@@ -51,8 +51,7 @@ class Tap:
             raise argument_error("path", self.path, "the path of a module, such as 'model.layers.5'")
         if isinstance(self.field, bool) or not (self.field is None or isinstance(self.field, str | int)):
             raise argument_error("field", self.field, "None, the name of an entry, or an index of a tuple")
-        if self.side not in ("output", "input"):
-            raise argument_error("side", self.side, "'output' or 'input'")
+        check_choice("side", self.side, ("output", "input"))
         if self.call is not None and (isinstance(self.call, bool) or not isinstance(self.call, int) or self.call < 0):
             raise argument_error("call", self.call, "None or the number of a call, from 0")
 
@@ -184,7 +183,10 @@ def record(network: nn.Module, taps: Iterable[OneTap], inputs: Inputs, *, who: s
     given: Any = taps
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise argument_error("taps", taps, "a list of taps, such as [Tap('model.layers.5')]")
-    wanted = tuple(dict.fromkeys(taps))
+    try:
+        wanted = tuple(dict.fromkeys(taps))
+    except TypeError as failure:  # a list for a tap, a tensor of no axes
+        raise argument_error("taps", taps, "a list of taps, such as [Tap('model.layers.5')]") from failure
     for tap in wanted:
         if not isinstance(tap, Tap | Output | Head) and not callable(tap):
             raise argument_error("taps", tap, "a Tap, an Output, a Head or a function of a Run for each")

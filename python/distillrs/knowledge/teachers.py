@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.checks import check_text
+from distillrs.checks import check_choice, check_text, numbers
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
@@ -168,9 +168,8 @@ class Ensemble(Teacher):
         if not isinstance(members, Sequence) or not members:
             got = members if isinstance(members, Sequence) else type(members).__name__
             raise argument_error("members", got, "a list of at least one teacher")
-        if how not in ("probability", "logit", "vote"):
-            raise argument_error("how", how, "'probability', 'logit' or 'vote'")
-        shares = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
+        check_choice("how", how, ("probability", "logit", "vote"))
+        shares = [1.0] * len(members) if weights is None else [*numbers("weights", weights)]
         if len(shares) != len(members) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
             raise argument_error("weights", weights, f"{len(members)} numbers from 0, not all 0")
         self.members = nn.ModuleList([as_teacher("members", member) for member in members])

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from distillrs.checks import check_text
+from distillrs.checks import check_choice, check_text
 from distillrs.errors import argument_error
 from distillrs.knowledge.alignments import Alignment, Side, aligned, identity
 from distillrs.knowledge.divergences import Divergence
@@ -113,6 +113,7 @@ class Term:
                 "no alignment with a target that needs no teacher: tap what it is for",
             )
             raise argument_error("align", got, allowed)
+        check_choice("temperature_rule", self.temperature_rule, ("none", "squared"))
         is_tempered = isinstance(self.divergence, RowDivergence) or self.divergence.tempered
         if self.temperature_rule == "squared" and not is_tempered:
             got = f"'squared' with {type(self.divergence).__name__}, which divides nothing by a temperature"
@@ -124,8 +125,6 @@ class Term:
                 continue
             if not (is_number(value) and value > 0) and not isinstance(value, Tensor | PerRow) and not callable(value):
                 raise argument_error(name, value, "a positive number, a tensor, a ramp or PerRow(...)")
-        if self.temperature_rule not in ("none", "squared"):
-            raise argument_error("temperature_rule", self.temperature_rule, "'none' or 'squared'")
         same = self.teacher_temperature is None or self.teacher_temperature is self.temperature
         numbers = isinstance(self.temperature, int | float) and isinstance(self.teacher_temperature, int | float)
         if (
@@ -142,7 +141,9 @@ class Term:
                     raise argument_error(name, got, "1, the default; what a divergence has of its own it takes itself")
         if not callable(self.scale) and not is_number(self.scale):
             raise argument_error("scale", self.scale, "a finite number or a ramp")
-        if self.normaliser not in ("rows", "weights") and not (is_number(self.normaliser) and self.normaliser > 0):
+        normaliser: Any = self.normaliser
+        is_name = isinstance(normaliser, str) and normaliser in ("rows", "weights")
+        if not is_name and not (is_number(normaliser) and normaliser > 0):
             raise argument_error("normaliser", self.normaliser, "'rows', 'weights' or a positive number")
         check_text("teacher_name", self.teacher_name, "the name of one of the objective's teachers")
         if self.name is not None:

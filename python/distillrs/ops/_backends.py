@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_choice
 from distillrs.errors import ArgumentError, KernelCompileError, argument_error
 from distillrs.ops import _cuda, _reference, _rust
 from distillrs.ops._rows import DivergenceStatistics, Rows
@@ -114,8 +115,7 @@ def check(backend: Backend) -> None:
     Raises:
         ArgumentError: It is none.
     """
-    if backend not in ("auto", "torch", "rust", "cuda"):
-        raise argument_error("backend", backend, "'auto', 'torch', 'rust' or 'cuda'")
+    check_choice("backend", backend, ("auto", "torch", "rust", "cuda"))
 
 
 def _torch(

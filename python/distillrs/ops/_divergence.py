@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from distillrs.checks import is_number
 from distillrs.errors import argument_error
 from distillrs.ops import _backends
 from distillrs.ops._distributions import Dense, Sampled
@@ -14,7 +15,7 @@ from distillrs.ops._divergences import RowDivergence
 from distillrs.ops._estimates import Drawer, check_drawn
 from distillrs.ops._opaque import opaque
 from distillrs.ops._row_divergence import apply, row_divergence
-from distillrs.ops._rows import Reduction, Rows, TemperatureRule, prepare
+from distillrs.ops._rows import Reduction, Rows, TemperatureRule, check_logits, prepare
 from distillrs.ops._sampled import DrawnRows, KnownSlopes, drawn_rows, known_rows
 from distillrs.ops._sparse import sparse_row_divergence, split_events
 from distillrs.ops._top_k import TopK
@@ -215,6 +216,7 @@ _PLAIN: dict[str, Any] = {"labels": None, "label_weight": 0.0, "ignore_index": -
 
 def _kind(name: str, side: Distribution) -> Dense | TopK | Sampled:
     if isinstance(side, Tensor):
+        check_logits(name, side)
         return Dense(side)
     if not isinstance(side, Dense | TopK | Sampled):
         raise argument_error(name, type(side).__name__, _KINDS)
@@ -224,7 +226,7 @@ def _kind(name: str, side: Distribution) -> Dense | TopK | Sampled:
 def _number(side: str, kind: str, settings: dict[str, Any]) -> float:
     """The temperature of a side that can only serve some."""
     value = settings["temperature"]
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise argument_error("temperature", type(value).__name__, f"one number for all rows, as the {side} is a {kind}")
     return float(value)
 
@@ -235,7 +237,7 @@ def _as_drawn(side: str, settings: dict[str, Any]) -> None:
     if side == "teacher" and settings["teacher_temperature"] is not None:
         name = "teacher_temperature"
     value = settings[name]
-    if isinstance(value, Tensor) or value != 1:
+    if not is_number(value) or value != 1:
         got = "a tensor" if isinstance(value, Tensor) else value
         remedy = " (with another temperature of the student, teacher_temperature=1.0)" if side == "teacher" else ""
         raise argument_error(name, got, f"1 for a {side} that is Sampled: draws keep the temperature they had{remedy}")

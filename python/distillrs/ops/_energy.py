@@ -14,7 +14,7 @@ from distillrs.ops._cuda import _energy as _cuda_energy
 from distillrs.ops._kernels import PairKernel
 from distillrs.ops._opaque import opaque
 from distillrs.ops._row_divergence import refuse_second_derivative
-from distillrs.ops._rows import LOGIT_DTYPES
+from distillrs.ops._rows import check_real
 
 # A tile stays in the second cache from one step to the next.
 _ROWS_AT_ONCE = 512
@@ -64,10 +64,7 @@ def energy(
         KernelCompileError: The CUDA backend was named, and its compiler refuses a source.
     """
     for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise argument_error(name, type(value).__name__, "a tensor")
-        if value.dtype not in LOGIT_DTYPES:
-            raise argument_error(name, value.dtype, "a tensor of float64, float32, bfloat16 or float16")
+        check_real(name, value)
         if value.dim() == 0:
             raise argument_error(name, "a tensor without axes", "[points, *features]")
     if y.shape[1:] != x.shape[1:] or y.device != x.device:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number, is_number
 from distillrs.errors import argument_error
 
 
@@ -161,8 +161,7 @@ class Polynomial(PairKernel):
         if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 1:
             raise argument_error("degree", self.degree, "a positive integer")
         for name, value in (("scale", self.scale), ("offset", self.offset)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise argument_error(name, value, "a finite number")
+            check_number(name, value, "a finite number")
 
     def value(self, u: Tensor) -> Tensor:
         """``(scale u + offset)^degree``."""
@@ -210,10 +209,8 @@ def _inverse_root(u: Tensor) -> Tensor:
 
 
 def _is_positive(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value > 0  # type: ignore[operator,arg-type]  # it is a number
+    return is_number(value) and value > 0
 
 
 def _check_positive(name: str, value: object) -> None:
-    if not _is_positive(value):
-        raise argument_error(name, value, "a positive, finite number")
+    check_number(name, value, "a positive, finite number", above=0)

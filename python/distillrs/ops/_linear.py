@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_whole
 from distillrs.errors import argument_error
 from distillrs.ops import _backends
 from distillrs.ops._divergences import Mixture, RowDivergence
 from distillrs.ops._row_divergence import refuse_second_derivative
-from distillrs.ops._rows import LOGIT_DTYPES, Reduction, Rows, TemperatureRule, prepare
+from distillrs.ops._rows import Reduction, Rows, TemperatureRule, check_real, prepare
 
 # Of a product that is rounded to half precision before it is added to the float32 gradient of a weight.
 _PRODUCT_ELEMENTS = 2**21
@@ -85,8 +86,7 @@ def linear_row_divergence(
     """
     _check_head("student", student, student_weight, student_bias)
     _check_head("teacher", teacher, teacher_weight, teacher_bias)
-    if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int) or chunk_bytes <= 0:
-        raise argument_error("chunk_bytes", chunk_bytes, "a positive integer")
+    check_whole("chunk_bytes", chunk_bytes, "a positive integer of 63 bits", least=1, most=2**63 - 1)
     # Stand-ins without memory, so that the same arguments get the same checks.
     likes = [
         side.detach().new_zeros(()).expand(*side.shape[:-1], len(head))
@@ -124,13 +124,9 @@ def linear_row_divergence(
 
 
 def _check_head(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    for name, value in ((side, hidden), (f"{side}_weight", weight), (f"{side}_bias", bias)):
-        if value is None and name.endswith("bias"):
-            continue
-        if not isinstance(value, Tensor):
-            raise argument_error(name, type(value).__name__, "a tensor")
-        if value.dtype not in LOGIT_DTYPES:
-            raise argument_error(name, value.dtype, "a tensor of float64, float32, bfloat16 or float16")
+    head = {side: hidden, f"{side}_weight": weight} | ({} if bias is None else {f"{side}_bias": bias})
+    for name, value in head.items():
+        check_real(name, value)
         if value.dtype != hidden.dtype or value.device != hidden.device:
             got = f"{value.dtype} on {value.device}"
             raise argument_error(name, got, f"the dtype and device of {side}, {hidden.dtype} on {hidden.device}")

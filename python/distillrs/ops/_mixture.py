@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number
 from distillrs.errors import DistillrsError, argument_error
 from distillrs.ops import _backends, _mixture_reference, _mixture_rust
 from distillrs.ops._cuda import _mixture as _cuda_mixture
 from distillrs.ops._mixture_reference import Posterior
-from distillrs.ops._rows import LOGIT_DTYPES
+from distillrs.ops._rows import check_real
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not type it
@@ -147,10 +148,8 @@ def _mixture(
     _check_points(x, data)
     if weights is not None:
         _check_weights(weights, data)
-    if isinstance(bandwidth, bool) or not isinstance(bandwidth, int | float):
-        raise argument_error("bandwidth", bandwidth, "a finite number that is not negative")
-    if not (bandwidth >= 0 and math.isfinite(bandwidth)):
-        raise argument_error("bandwidth", bandwidth, "a finite number that is not negative")
+    check_number("bandwidth", bandwidth, "a finite number that is not negative", least=0)
+    bandwidth = float(bandwidth)
     shape = x.shape[: x.dim() - (data.dim() - 1)]
     like = torch.empty(0, dtype=_mixture_reference.arithmetic(x), device=x.device)
     alpha = _per_row("alpha", alpha, shape, like)
@@ -187,10 +186,7 @@ def _kernels(backend: _backends.Backend, x: Tensor, data: Tensor, only_mean: boo
 
 def _check_points(x: Tensor, data: Tensor) -> None:
     for name, value in (("x", x), ("data", data)):
-        if not isinstance(value, Tensor):
-            raise argument_error(name, type(value).__name__, "a tensor")
-        if value.dtype not in LOGIT_DTYPES:
-            raise argument_error(name, value.dtype, "a tensor of float64, float32, bfloat16 or float16")
+        check_real(name, value)
     if data.dim() == 0 or 0 in data.shape:
         raise argument_error("data", f"the shape {tuple(data.shape)}", "[points, *features] with at least one point")
     if data.device != x.device:
@@ -224,11 +220,9 @@ def _per_row(name: str, value: float | Tensor, shape: torch.Size, like: Tensor) 
             got = f"the shape {tuple(value.shape)}"
             raise argument_error(name, got, f"a number or one for each row, shape {tuple(shape)}")
         return value.to(like).expand(shape).reshape(-1)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise argument_error(name, value, f"a number or a tensor with one for each row, shape {tuple(shape)}")
-    if not math.isfinite(value) or (name == "sigma" and value < 0):
-        raise argument_error(name, value, "a finite number" + (" that is not negative" if name == "sigma" else ""))
-    return like.new_full((math.prod(shape),), value)
+    sign, least = (" that is not negative", 0.0) if name == "sigma" else ("", None)
+    check_number(name, value, f"a finite number{sign}, or a tensor with one for each row, {tuple(shape)}", least=least)
+    return like.new_full((math.prod(shape),), float(value))
 
 
 # The posterior's logarithm is, but for a constant, y_i.a + |y_i|^2 b with a = alpha x / s^2 and b = -alpha^2 / (2 s^2).

@@ -61,8 +61,6 @@ def plackett_luce(
     check_logits("teacher", teacher)
     if not isinstance(labels, Tensor):
         raise argument_error("labels", type(labels).__name__, "an int64 tensor of the rows' shape")
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise argument_error("ignore_index", ignore_index, "an integer")
     if student.shape != teacher.shape:
         raise argument_error("teacher", tuple(teacher.shape), f"the student's shape, {tuple(student.shape)}")
     rows = prepare(

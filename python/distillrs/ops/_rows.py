@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from distillrs.checks import check_number
+from distillrs.checks import check_choice, check_number, check_whole
 from distillrs.errors import argument_error
 from distillrs.ops._divergences import Mixture, RowDivergence
 
@@ -96,16 +95,27 @@ class Rows:
         return replace(self, divergence_scale=divergence_scale, label_scale=label_scale)
 
 
+def check_real(name: str, value: Tensor) -> None:
+    """Raises unless this is a dense tensor of real numbers that the backends know.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if not isinstance(value, Tensor):
+        raise argument_error(name, type(value).__name__, "a tensor")
+    if value.dtype not in LOGIT_DTYPES:
+        raise argument_error(name, value.dtype, "a tensor of float64, float32, bfloat16 or float16")
+    if value.layout != torch.strided:
+        raise argument_error(name, value.layout, "a dense tensor: to_dense()")
+
+
 def check_logits(name: str, logits: Tensor) -> None:
     """Raises unless this is a tensor of logits.
 
     Raises:
         ArgumentError: It is not.
     """
-    if not isinstance(logits, Tensor):
-        raise argument_error(name, type(logits).__name__, "a tensor")
-    if logits.dtype not in LOGIT_DTYPES:
-        raise argument_error(name, logits.dtype, "a tensor of float64, float32, bfloat16 or float16")
+    check_real(name, logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise argument_error(name, f"the shape {tuple(logits.shape)}", "[..., vocabulary] with at least one entry")
 
@@ -153,15 +163,12 @@ def prepare(
         if teacher_temperature is None
         else _positive("teacher_temperature", teacher_temperature, shape, like)
     )
-    if temperature_rule not in ("none", "squared"):
-        raise argument_error("temperature_rule", temperature_rule, "'none' or 'squared'")
-    if reduction not in ("mean", "sum", "none"):
-        raise argument_error("reduction", reduction, "'mean', 'sum' or 'none'")
+    check_choice("temperature_rule", temperature_rule, ("none", "squared"))
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
     if normaliser is not None and reduction != "mean":
         raise argument_error("normaliser", normaliser, f"None with reduction={reduction!r}; it divides the mean only")
     _check_mixture(divergence, shape)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
-        raise argument_error("ignore_index", ignore_index, "a whole number")
+    check_whole("ignore_index", ignore_index, "a whole number", least=-(2**63), most=2**63 - 1)
     label_scale = _per_row("label_weight", label_weight, shape, like)
     active = None
     if labels is not None:
@@ -244,14 +251,8 @@ def _per_row(name: str, value: float | Tensor, shape: tuple[int, ...], like: Ten
                 name, f"the shape {tuple(value.shape)}", f"a number or one for each row, shape {shape}"
             )
         return value.detach().to(like).expand(shape).reshape(-1)
-    allowed = f"a number or a tensor with one for each row, shape {shape}"
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise argument_error(name, value, allowed)
-    try:
-        number = float(value)
-    except OverflowError as failure:
-        raise argument_error(name, value, allowed) from failure
-    return like.new_full((math.prod(shape),), number)
+    check_number(name, value, f"a finite number or a tensor with one for each row, shape {shape}")
+    return like.new_full((math.prod(shape),), float(value))
 
 
 def _positive(name: str, value: float | Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -288,7 +289,7 @@ def _normalised(scale: Tensor, active: Tensor | None, normaliser: float | Tensor
     allowed = "None, 'rows', 'weights' or a positive, finite number"
     if isinstance(normaliser, str) and normaliser not in ("rows", "weights"):
         raise argument_error("normaliser", normaliser, allowed)
-    if normaliser is None or normaliser == "rows":
+    if normaliser is None or (isinstance(normaliser, str) and normaliser == "rows"):
         count = active.sum() if active is not None else scale.new_tensor(len(scale))
         # Without a row that counts the loss is 0, not 0 / 0.
         return scale / count.clamp(min=1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number, is_number, numbers
 from distillrs.errors import argument_error
 from distillrs.ops._rows import check_logits
 
@@ -72,15 +72,14 @@ class TopK:
         check_logits("logits", logits)
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= logits.shape[-1]:
             raise argument_error("k", k, f"an integer from 1 to {logits.shape[-1]}")
-        numbers = temperatures if isinstance(temperatures, Sequence) else ("",)
-        if not all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers):
-            raise argument_error("temperatures", temperatures, "positive, finite numbers")
+        kept = numbers("temperatures", temperatures)
+        for temperature in kept:
+            check_number("temperatures", temperature, "positive, finite numbers", above=0)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probs = logits.detach().to(dtype).log_softmax(-1)
         top, ids = log_probs.topk(k)
         rest = log_probs.scatter(-1, ids, -torch.inf).logsumexp(-1)
-        others = [float(temperature) for temperature in temperatures if temperature != 1]
-        return cls(ids, top, rest, {t: (log_probs / t).logsumexp(-1) for t in others})
+        return cls(ids, top, rest, {t: (log_probs / t).logsumexp(-1) for t in kept if t != 1})
 
     def at(self, temperature: float) -> TopK:
         """The same rows at another temperature, whose log-partition is kept.
@@ -92,9 +91,11 @@ class TopK:
             ArgumentError: For any other, with the list.
         """
         given: Any = temperature
-        one = isinstance(given, Tensor) and given.numel() == 1
-        if isinstance(given, bool) or not (one or isinstance(given, Real)):
-            raise argument_error("temperature", type(given).__name__, "one number for all rows")
+        if isinstance(given, Tensor) and given.numel() == 1 and not given.is_complex():
+            given = given.item()
+        if not is_number(given):
+            got = given if isinstance(given, int | float) else type(given).__name__
+            raise argument_error("temperature", got, "one finite number for all rows")
         temperature = float(given)
         if temperature == 1:
             return self
@@ -104,6 +105,8 @@ class TopK:
             raise argument_error("temperature", temperature, f"one whose log-partition is kept: {known}")
         log_probs = self.log_probs / temperature - partition[..., None]
         tail = log1mexp(log_probs.double().logsumexp(-1)).to(self.tail_log_mass.dtype)
+        # What has no mass has none at any temperature; entries that were rounded do not sum to 1.
+        tail = tail.masked_fill(self.tail_log_mass == -math.inf, -math.inf)
         return TopK(self.ids, log_probs, tail)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distillrs import random
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
-from distillrs.knowledge import AnyTap, Labels, Output, Term
+from distillrs.knowledge import AnyTap, Labels, Output, Teacher, Term
 from distillrs.step import Step
 
 LOGITS = Output("logits")
@@ -27,15 +27,32 @@ def task(logits: AnyTap, scale: float) -> list[Term]:
     return [Term(logits, target=Labels(), scale=scale, name="task")] if scale else []
 
 
-def frozen(teacher: nn.Module) -> Frozen:
+def frozen(teacher: nn.Module, name: str = "teacher") -> Frozen:
     """The teacher, frozen if it is not yet.
 
+    Args:
+        teacher: A network, which the recipe looks into.
+        name: The argument's, for the message.
+
     Raises:
-        ArgumentError: Something else than a module.
+        ArgumentError: Something else than a network.
     """
-    if not isinstance(teacher, nn.Module):
-        raise argument_error("teacher", type(teacher).__name__, "a torch.nn.Module")
+    if not isinstance(teacher, nn.Module) or isinstance(teacher, Teacher):
+        raise argument_error(name, type(teacher).__name__, "a torch.nn.Module that is a network")
     return teacher if isinstance(teacher, Frozen) else Frozen(teacher)
+
+
+def answering(teacher: nn.Module, name: str = "teacher") -> Frozen | Teacher:
+    """The teacher as an objective takes it: one of knowledge's own stays as it is, a network is frozen.
+
+    Args:
+        teacher: Either.
+        name: The argument's, for the message.
+
+    Raises:
+        ArgumentError: Neither.
+    """
+    return teacher if isinstance(teacher, Teacher) else frozen(teacher, name)
 
 
 def layer_taps(layers: Any) -> list[tuple[AnyTap, AnyTap]]:

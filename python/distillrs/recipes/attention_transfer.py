@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from distillrs.knowledge import MSE, AnyTap, AttentionMap, Chain, Objective, Pooled, Term
-from distillrs.recipes._networks import LOGITS, frozen, layer_taps, task
+from distillrs.recipes._networks import LOGITS, answering, layer_taps, task
 from distillrs.registry import recipe
 
 
@@ -35,7 +35,7 @@ def attention_transfer(
 
     Args:
         student: The network to train.
-        teacher: The trained one; it is frozen.
+        teacher: The trained one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         layers: Pairs of paths (student's, teacher's) of modules that give maps ``[B, C, H, W]``.
         beta: Weight of the sum over layers.
         p: Power of the activations.
@@ -52,4 +52,4 @@ def attention_transfer(
         Term(first, second, Chain(Pooled(), AttentionMap(p)), MSE(), scale=beta, name=f"attention/{first}")
         for first, second in layer_taps(layers)
     ]
-    return Objective(student, frozen(teacher), [*terms, *task(logits, task_weight)])
+    return Objective(student, answering(teacher), [*terms, *task(logits, task_weight)])

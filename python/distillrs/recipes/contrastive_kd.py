@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from distillrs.knowledge import AnyTap, NoiseContrast, Objective, Term, Through
-from distillrs.recipes._networks import LOGITS, embedding, frozen, task
+from distillrs.recipes._networks import LOGITS, answering, embedding, task
 from distillrs.registry import recipe
 
 
@@ -41,7 +41,7 @@ def contrastive_kd(
 
     Args:
         student: The network to train.
-        teacher: The trained one; it is frozen.
+        teacher: The trained one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         features: The student's embedding, usually what goes into its classifier.
         student_width: Its number of features, flattened.
         teacher_width: The teacher's.
@@ -71,4 +71,4 @@ def contrastive_kd(
         for side, size in (("student", student_width), ("teacher", teacher_width))
     ]
     term = Term(features, teacher_features, Through(*heads), contrast, scale=beta, name="contrast")
-    return Objective(student, frozen(teacher), [term, *task(logits, task_weight)])
+    return Objective(student, answering(teacher), [term, *task(logits, task_weight)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from distillrs.knowledge import AnyTap, DecoupledKL, Objective, Term
-from distillrs.recipes._networks import LOGITS, frozen, task
+from distillrs.recipes._networks import LOGITS, answering, task
 from distillrs.registry import recipe
 from distillrs.schedule import Constant, Ramp, WarmUp
 
@@ -32,7 +32,7 @@ def decoupled_kd(
 
     Args:
         student: The network to train.
-        teacher: The trained one; it is frozen.
+        teacher: The trained one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         alpha: Weight of the binary part.
         beta: Weight of the part among the other classes; the paper chooses it by data set, from 0.1 to 8.
         temperature: T of both sides.
@@ -55,4 +55,4 @@ def decoupled_kd(
         scale=scale,
         name="distillation",
     )
-    return Objective(student, frozen(teacher), [decoupled, *task(logits, task_weight)])
+    return Objective(student, answering(teacher), [decoupled, *task(logits, task_weight)])

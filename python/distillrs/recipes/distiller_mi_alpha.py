@@ -8,7 +8,7 @@ from torch import nn
 
 from distillrs import ops
 from distillrs.knowledge import AnyTap, MutualInformation, Objective, Term, Through
-from distillrs.recipes._networks import LOGITS, embedding, frozen, layer_taps, task
+from distillrs.recipes._networks import LOGITS, answering, embedding, layer_taps, task
 from distillrs.registry import recipe
 
 
@@ -49,7 +49,7 @@ def distiller_mi_alpha(
 
     Args:
         student: The network to train.
-        teacher: The trained one; it is frozen.
+        teacher: The trained one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         layers: Pairs (student's tap, teacher's tap) of features ``[B, ...]``, flattened by the embeddings.
         student_width: Features of each of the student's layers, flattened.
         teacher_width: Of the teacher's.
@@ -87,4 +87,4 @@ def distiller_mi_alpha(
             name="distillation",
         )
         terms.append(soft)
-    return Objective(student, frozen(teacher), [*terms, *task(logits, task_weight)], ids=key)
+    return Objective(student, answering(teacher), [*terms, *task(logits, task_weight)], ids=key)

@@ -6,7 +6,7 @@ from torch import nn
 
 from distillrs.knowledge import AnyTap, Objective, Shifted, Term
 from distillrs.ops import RowDivergence, TotalVariation
-from distillrs.recipes._networks import LOGITS, frozen
+from distillrs.recipes._networks import LOGITS, answering
 from distillrs.registry import recipe
 
 _DIVERGENCE = TotalVariation()
@@ -37,7 +37,8 @@ def distillspec(
 
     Args:
         draft: The small network to train.
-        target: The large one, over the same vocabulary; it is frozen.
+        target: The large one, over the same vocabulary; it is frozen, unless it is a
+            :class:`~distillrs.knowledge.Teacher`.
         divergence: Of the target p and the draft q; the total variation is one less the acceptance itself. Which is
             best depends on the task and on how text is decoded.
         temperature: Of both sides: that of the decoding.
@@ -51,4 +52,4 @@ def distillspec(
         ArgumentError: A value that is not allowed.
     """
     term = Term(logits, divergence=divergence, temperature=temperature, rows=Shifted(labels), name="distillation")
-    return Objective(draft, frozen(target), [term], labels=labels)
+    return Objective(draft, answering(target, "target"), [term], labels=labels)

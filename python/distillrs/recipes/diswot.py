@@ -12,7 +12,7 @@ from distillrs.errors import argument_error
 from distillrs.frozen import evaluating
 from distillrs.knowledge import MSE, AnyTap, ClassGradients, Entry, Gram, Objective, Tap, Term
 from distillrs.knowledge.taps import as_taps
-from distillrs.recipes._networks import LOGITS, frozen, task
+from distillrs.recipes._networks import LOGITS, answering, task
 from distillrs.registry import recipe
 
 
@@ -47,7 +47,8 @@ def diswot(
 
     Args:
         student: The network to train or to score.
-        teacher: The other one; it is frozen. For scores it is as random as the student.
+        teacher: The other one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`. For scores it is as
+            random as the student.
         features: The student's features ``[B, ...]`` before they are pooled.
         classifier: Path of its last, linear layer.
         teacher_features: The teacher's; ``None`` for the same tap.
@@ -72,7 +73,7 @@ def diswot(
         Term(features, teacher_features, Gram("examples", "rows"), MSE(), scale=relation, name="relation"),
         Term(taps[0], taps[1], ClassGradients(), MSE(), scale=semantic, name="semantic"),
     ]
-    return Objective(student, frozen(teacher), [*terms, *task(logits, task_weight)], labels=labels)
+    return Objective(student, answering(teacher), [*terms, *task(logits, task_weight)], labels=labels)
 
 
 @torch.no_grad()
@@ -80,8 +81,9 @@ def diswot_score(student: nn.Module, teacher: nn.Module, batch: Any, **options: 
     """How well a student fits a teacher before either is trained; more is better.
 
     It costs a forward pass of both, in evaluation mode: dropout draws nothing, and the statistics of normalisations
-    neither move nor are those of the batch for one of them alone. With :class:`distillrs.knowledge.Evolution` it
-    searches a space of students::
+    neither move nor are those of the batch for one of them alone. The weights that were drawn move it a lot: the mean
+    over a few pairs of networks ranks better than one. With :class:`distillrs.knowledge.Evolution` it searches a space
+    of students::
 
         def score(candidate):
             return recipes.diswot_score(build(candidate), teacher, batch, features="body", classifier="head")

@@ -8,7 +8,7 @@ from torch import nn
 
 from distillrs import ops
 from distillrs.knowledge import MSE, AnyTap, Objective, Projector, Stage, Term, Through
-from distillrs.recipes._networks import LOGITS, frozen, task
+from distillrs.recipes._networks import LOGITS, answering, task
 from distillrs.registry import recipe
 from distillrs.schedule import LinearRamp
 
@@ -45,7 +45,7 @@ def fitnets(
 
     Args:
         student: The network to train.
-        teacher: The trained one; it is frozen.
+        teacher: The trained one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         guided: Path of the student's layer.
         hint: Path of the teacher's.
         student_width: Channels of the guided layer.
@@ -78,4 +78,4 @@ def fitnets(
         scale=LinearRamp(first_weight, last_weight),
         name="distillation",
     )
-    return Objective(student, frozen(teacher), stages=[first, Stage([soft, *task(logits, 1.0)], name="outputs")])
+    return Objective(student, answering(teacher), stages=[first, Stage([soft, *task(logits, 1.0)], name="outputs")])

@@ -7,7 +7,7 @@ from torch import nn
 from distillrs import ops
 from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Objective, Term
-from distillrs.recipes._networks import LOGITS, frozen, task
+from distillrs.recipes._networks import LOGITS, answering, task
 from distillrs.registry import recipe
 
 
@@ -26,7 +26,7 @@ def hinton(
 
     Args:
         student: The network to train.
-        teacher: The trained one; it is frozen.
+        teacher: The trained one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         temperature: T of both sides.
         weight: w, from 0 to 1; with 1 no labels are needed.
         logits: Where the logits are, on both sides.
@@ -47,4 +47,4 @@ def hinton(
         scale=weight,
         name="distillation",
     )
-    return Objective(student, frozen(teacher), [soft, *task(logits, 1 - weight)])
+    return Objective(student, answering(teacher), [soft, *task(logits, 1 - weight)])

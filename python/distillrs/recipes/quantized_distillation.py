@@ -8,7 +8,7 @@ from distillrs import ops
 from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Objective, Stage, Term
 from distillrs.knowledge.forms import LearnedLevels, Quantised
-from distillrs.recipes._networks import LOGITS, frozen, task
+from distillrs.recipes._networks import LOGITS, answering, task
 from distillrs.registry import recipe
 
 _SOURCE = "Polino, Pascanu, Alistarh: Model compression via distillation and quantization, ICLR 2018"
@@ -54,7 +54,7 @@ def quantized_distillation(
 
     Args:
         student: The network to train; the form is put on it.
-        teacher: The trained one; it is frozen.
+        teacher: The trained one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         form: Bits, buckets and rounding.
         temperature: T of both sides.
         weight: a, from 0 to 1; with 1 no labels are needed.
@@ -70,7 +70,7 @@ def quantized_distillation(
     if not isinstance(form, Quantised):
         raise argument_error("form", type(form).__name__, "forms.Quantised(...)")
     form.apply(student)
-    return Objective(student, frozen(teacher), terms)
+    return Objective(student, answering(teacher), terms)
 
 
 @recipe(
@@ -100,7 +100,7 @@ def differentiable_quantization(
 
     Args:
         student: The trained network; the form is put on it.
-        teacher: The trained one; it is frozen.
+        teacher: The trained one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         form: Bits, also by layer, and buckets.
         temperature: T of both sides.
         weight: a, from 0 to 1; with 1 no labels are needed.
@@ -116,4 +116,4 @@ def differentiable_quantization(
     if not isinstance(form, LearnedLevels):
         raise argument_error("form", type(form).__name__, "forms.LearnedLevels(...)")
     form.apply(student)
-    return Objective(student, frozen(teacher), stages=[Stage(terms, trainable=("*.levels",), name="levels")])
+    return Objective(student, answering(teacher), stages=[Stage(terms, trainable=("*.levels",), name="levels")])

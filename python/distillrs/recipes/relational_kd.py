@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from distillrs.knowledge import AnyTap, Objective, PairDistances, SmoothL1, Term, TripletAngles
-from distillrs.recipes._networks import LOGITS, frozen, task
+from distillrs.recipes._networks import LOGITS, answering, task
 from distillrs.registry import recipe
 
 
@@ -31,7 +31,7 @@ def relational_kd(
 
     Args:
         student: The network to train.
-        teacher: The trained one; it is frozen.
+        teacher: The trained one; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         features: The student's embedding ``[B, ...]``, usually what goes into its classifier.
         teacher_features: The teacher's; ``None`` for the same tap.
         distance: Weight of the distances; 0 leaves them out.
@@ -49,4 +49,4 @@ def relational_kd(
         Term(features, teacher_features, PairDistances(), SmoothL1(), scale=distance, name="distance"),
         Term(features, teacher_features, TripletAngles(), SmoothL1(), scale=angle, name="angle"),
     ]
-    return Objective(student, frozen(teacher), [*terms, *task(logits, task_weight)])
+    return Objective(student, answering(teacher), [*terms, *task(logits, task_weight)])

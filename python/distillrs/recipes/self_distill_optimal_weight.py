@@ -10,7 +10,7 @@ from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Arithmetic, Brier, Inputs, Objective, Term, optimal_weight
 from distillrs.knowledge.taps import as_taps, record
 from distillrs.ops import RowDivergence
-from distillrs.recipes._networks import LOGITS, frozen
+from distillrs.recipes._networks import LOGITS, answering
 from distillrs.registry import recipe
 
 _BRIER = Brier()
@@ -48,7 +48,7 @@ def self_distill_optimal_weight(
 
     Args:
         student: The network to train, of the teacher's form.
-        teacher: The generation before, trained; it is frozen.
+        teacher: The generation before, trained; it is frozen, unless it is a :class:`~distillrs.knowledge.Teacher`.
         share: Of the truth, from 0 to 1.
         divergence: Between the student's distribution and the mix.
         temperature: Divides the student's and the teacher's logits.
@@ -64,7 +64,7 @@ def self_distill_optimal_weight(
         raise argument_error("share", share, "a number from 0 to 1")
     target = Arithmetic(1.0 - share)
     term = Term(logits, divergence=divergence, target=target, temperature=temperature, name="generation")
-    return Objective(student, frozen(teacher), [term])
+    return Objective(student, answering(teacher), [term])
 
 
 @torch.no_grad()

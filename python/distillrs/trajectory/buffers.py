@@ -62,7 +62,7 @@ def record_tensor(name: str, value: Any, column: Column) -> Tensor:
             tensor = torch.from_numpy(np.array(value))
         else:
             tensor = torch.as_tensor(value, dtype=column.dtype)
-    except (TypeError, ValueError, RuntimeError) as failure:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as failure:
         raise argument_error(name, value, _allowed(column)) from failure
     expected = tuple(tensor.shape[:1]) + column.shape if column.ragged else column.shape
     if tensor.layout != torch.strided or tensor.dtype != column.dtype or tuple(tensor.shape) != expected:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from distillrs.checks import check_whole
 from distillrs.errors import argument_error, unknown_name_error
 
 
@@ -41,8 +42,7 @@ class DeltaInt8:
     keyframe_every: int = 17
 
     def __post_init__(self) -> None:
-        if not 1 <= self.keyframe_every <= 65536:
-            raise argument_error("keyframe_every", self.keyframe_every, "a number of records from 1 to 65536")
+        _check_keyframes(self.keyframe_every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,11 @@ class Lossless:
     keyframe_every: int = 17
 
     def __post_init__(self) -> None:
-        if not 1 <= self.keyframe_every <= 65536:
-            raise argument_error("keyframe_every", self.keyframe_every, "a number of records from 1 to 65536")
+        _check_keyframes(self.keyframe_every)
+
+
+def _check_keyframes(keyframe_every: int) -> None:
+    check_whole("keyframe_every", keyframe_every, "a number of records from 1 to 65536", least=1, most=65536)
 
 
 Codec = Raw | HalfDelta | DeltaInt8 | Lossless
@@ -97,7 +100,7 @@ def codec_from_dict(form: Mapping[str, Any] | str) -> Codec:
         return codec_of(form)
     parameters = dict(form)
     name = parameters.pop("name", None)
-    if name not in _CODECS:
+    if not isinstance(name, str) or name not in _CODECS:
         raise unknown_name_error("codec", str(name), list(_CODECS))
     try:
         return _CODECS[name](**parameters)

@@ -234,7 +234,7 @@ class Documents:
         target = device_of("device", device)
         if out is not None and not isinstance(out, TopK):
             raise argument_error("out", type(out).__name__, "a TopK")
-        if dtype not in (torch.int32, torch.int64):
+        if not isinstance(dtype, torch.dtype) or dtype not in (torch.int32, torch.int64):
             raise argument_error("dtype", str(dtype), "torch.int32 or torch.int64")
         shape = tuple(numbers.shape)
         if _cuda_store.is_served(target) and _backends.is_ready(
@@ -445,8 +445,10 @@ def checked_temperatures(temperatures: Sequence[float]) -> list[float]:
     allowed = "positive numbers, each once"
     given: Any = temperatures
     if isinstance(given, Tensor | np.ndarray):
-        given = given.tolist()
-    if not isinstance(given, Sequence) or not all(is_number(each) and each > 0 for each in given):
+        has_values = isinstance(given, np.ndarray) or (given.layout == torch.strided and not given.is_meta)
+        given = given.tolist() if has_values else None
+    is_list = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    if not is_list or not all(is_number(each) and each > 0 for each in given):
         raise argument_error("temperatures", temperatures, allowed)
     found = [float(each) for each in given]
     if len(set(found)) != len(found):

@@ -36,7 +36,7 @@ def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
         ArgumentError: A store cannot hold this type.
     """
     found = _BY_NAME.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if found not in _ON_DISK:
+    if not isinstance(found, torch.dtype) or found not in _ON_DISK:
         raise argument_error("dtype", dtype if isinstance(dtype, str) else str(dtype), f"one of {', '.join(_BY_NAME)}")
     return found
 

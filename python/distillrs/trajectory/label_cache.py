@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distillrs import _core
 from distillrs.augment import Augmentation
-from distillrs.checks import device_of
+from distillrs.checks import check_choice, check_flag, check_number, check_path, device_of
 from distillrs.errors import (
     ArgumentError,
     KeyConflict,
@@ -101,11 +101,11 @@ class LabelCache(Documents):
             ArgumentError: An argument is not allowed.
         """
         check_fingerprint(fingerprint)
+        check_flag("exist_ok", exist_ok)
         kept = checked_temperatures(temperatures)
         if k is None and len(kept) > 1:
             raise argument_error("temperatures", temperatures, "(1.0,) without k: every class at hand serves any other")
-        if code not in ("u8", "f16"):
-            raise argument_error("code", code, '"u8" or "f16"')
+        check_choice("code", code, ("u8", "f16"))
         if not (augmentation is None or isinstance(augmentation, (Augmentation, str))):
             raise argument_error("augmentation", augmentation, "an Augmentation, words, or None")
         form: dict[str, Any] = {
@@ -120,6 +120,7 @@ class LabelCache(Documents):
             "fingerprint": fingerprint.to_dict() if isinstance(fingerprint, Fingerprint) else None,
         }
         if exist_ok:
+            check_path("path", path)
             try:
                 with Store.open(path) as there:
                     _check_augmentation(there, form["augmentation"])
@@ -293,8 +294,8 @@ class LabelCache(Documents):
         numbers = row_numbers(rows)
         if not self.dense:
             return self._gather_top_k(numbers, device, None, torch.int64).at(temperature)
-        if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
-            raise argument_error("temperature", temperature, "a positive, finite number")
+        check_number("temperature", temperature, "a positive, finite number", above=0)
+        temperature = float(temperature)
         target = device_of("device", device)
         out = filled("out", None, (*numbers.shape, self.classes), torch.float32, target.type == "cuda")
         self._retried(lambda: self._rows.gather_dense(memory(numbers), memory(out)))

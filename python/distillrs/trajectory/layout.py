@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from distillrs.checks import check_choice, check_flag, check_instance
 from distillrs.errors import ArgumentError, SchemaMismatch, argument_error
 from distillrs.trajectory.dtypes import HALF_DTYPES, dtype_name, dtype_of
 
@@ -100,6 +101,8 @@ class ParameterLayout:
         Raises:
             ArgumentError: The model has no parameters, lazy ones, FSDP1 flat ones, or mixed types without ``dtype``.
         """
+        check_instance("model", model, nn.Module, "a torch.nn.Module")
+        check_flag("trainable_only", trainable_only)
         chosen = {
             name: parameter
             for name, parameter in _parameters(model).items()
@@ -163,6 +166,8 @@ class ParameterLayout:
             ArgumentError: Parameters are missing, differ in shape, are sharded or have no data; ``out`` does not fit.
         """
         values = self._values(model)
+        if out is not None:
+            check_instance("out", out, Tensor, "a tensor, or None for a new one")
         devices = {value.device for value in values}
         for slot, value in zip(self.slots, values, strict=True):
             if _is_sharded(value):
@@ -198,6 +203,7 @@ class ParameterLayout:
         for slot, value in zip(self.slots, values, strict=True):
             if _is_sharded(value):
                 raise argument_error("model", f"a sharded parameter {slot.name!r}", "a module before it is sharded")
+        check_instance("vector", vector, Tensor, f"a tensor of shape [{self.size}]")
         if vector.shape != (self.size,):
             raise argument_error("vector", list(vector.shape), f"shape [{self.size}]")
         with torch.no_grad():
@@ -217,10 +223,12 @@ class ParameterLayout:
         Raises:
             ArgumentError: The last axis is not ``size`` long, or ``model`` lacks a parameter.
         """
+        check_instance("vector", vector, Tensor, f"a tensor of shape [..., {self.size}]")
         if vector.ndim == 0 or vector.shape[-1] != self.size:
             raise argument_error("vector", list(vector.shape), f"shape [..., {self.size}]")
         names = {slot.name: slot.name for slot in self.slots}
         if model is not None:
+            check_instance("model", model, nn.Module, "a torch.nn.Module, or None")
             self._values(model)
             names = _wrapped_names([name for name, _ in model.named_parameters()])
         lead = vector.shape[:-1]
@@ -248,8 +256,7 @@ class ParameterLayout:
         """
         from distillrs.trajectory.schema import Column
 
-        if half_precision not in ("refuse", "allow"):
-            raise argument_error("half_precision", half_precision, "'refuse' or 'allow'")
+        check_choice("half_precision", half_precision, ("refuse", "allow"))
         kind = self.dtype if dtype is None else dtype_of(dtype)
         if kind in HALF_DTYPES and half_precision == "refuse":
             raise argument_error(
@@ -300,6 +307,7 @@ class ParameterLayout:
         Raises:
             SchemaMismatch: They differ; the message names the first difference.
         """
+        check_instance("other", other, ParameterLayout, "a ParameterLayout")
         if self.fingerprint == other.fingerprint:
             return
         if self.dtype != other.dtype:
@@ -322,8 +330,12 @@ class ParameterLayout:
                     raise argument_error(
                         "model", f"a parameter {surplus[0]!r}", "a module with this layout's parameters"
                     )
-        else:
+        elif isinstance(model, Mapping):
+            for part, kind in [*((name, str) for name in model), *((each, Tensor) for each in model.values())]:
+                check_instance("model", part, kind, "a mapping of names to tensors")
             values = _canonical(dict(model))
+        else:
+            raise argument_error("model", type(model).__name__, "a torch.nn.Module, or a mapping of names to tensors")
         found = []
         for slot in self.slots:
             value = values.get(slot.name)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_flag, check_instance, check_text, check_whole
 from distillrs.errors import StoreError, argument_error
 from distillrs.step import Step
-from distillrs.trajectory.windows import Starts, check_span
+from distillrs.trajectory.windows import Starts, check_span, starts_at
 
 if TYPE_CHECKING:
     from distillrs.trajectory.store import Store
@@ -73,11 +74,19 @@ class WindowLoader:
         pin_memory: bool = False,
         name: str = "window",
     ) -> None:
+        from distillrs.trajectory.store import Store
+
+        check_instance("store", store, Store, "a Store")
+        check_whole("prefetch", prefetch, "at least 1 batch", least=1)
+        check_flag("pin_memory", pin_memory)
+        check_text("name", name)
+        if not callable(start):
+            starts_at(start, Step(0, seed=seed))
         self._store = store
         self._span = check_span(span)
         self._start = start
-        self._steps = range(steps) if isinstance(steps, int) else steps
-        self._units = range(units) if isinstance(units, int) else units
+        self._steps = _numbers("steps", steps, "a number of steps or a rising range from 0")
+        self._units = _numbers("units", units, "at least 1 window for each step, or a range of global ids")
         self._column, kind = store.schema.column(column)
         self._seed = seed
         self._prefetch = prefetch
@@ -85,8 +94,6 @@ class WindowLoader:
         self._name = name
         if kind.ragged:
             raise argument_error("column", self._column, "a column of fixed shape")
-        if prefetch < 1:
-            raise argument_error("prefetch", prefetch, "at least 1 batch")
         if len(self._units) < 1:
             raise argument_error("units", units, "at least 1 window for each step")
         if self._steps.step < 1 or self._steps.start < 0:
@@ -113,6 +120,13 @@ class WindowLoader:
         for unit, (key, start) in enumerate(windows):
             self._store.window(key, self._column, start=start, span=self._span, out=(first[unit], last[unit]))
         return WindowBatch(index, windows, first, last)
+
+
+def _numbers(name: str, value: int | range, allowed: str) -> range:
+    if isinstance(value, range):
+        return value
+    check_whole(name, value, allowed, least=0, most=2**63 - 1)
+    return range(value)
 
 
 _Free = queue.SimpleQueue[tuple[Tensor, Tensor] | None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from distillrs.errors import argument_error
 from distillrs.trajectory.buffers import describe, output_tensor
 
 _TOKENS = 1 << 24
+
+
+def _is_dense(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def token_count(tokens: int) -> int:
@@ -24,7 +29,7 @@ def integers(name: str, value: Tensor | None, shape: tuple[int, ...]) -> Tensor 
     """The integers of exactly that shape as the core takes them: int64, contiguous, on the CPU."""
     if value is None:
         return None
-    if not isinstance(value, Tensor) or value.is_floating_point() or tuple(value.shape) != shape:
+    if not _is_dense(value) or value.is_floating_point() or value.is_complex() or tuple(value.shape) != shape:
         got = describe(value) if isinstance(value, Tensor) else type(value).__name__
         raise argument_error(name, got, f"integers of shape {list(shape)}")
     return value.detach().to("cpu", torch.int64).contiguous()
@@ -32,7 +37,7 @@ def integers(name: str, value: Tensor | None, shape: tuple[int, ...]) -> Tensor 
 
 def reals(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The numbers of exactly that shape as the core takes them: float32, contiguous, on the CPU."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
+    if not _is_dense(value) or not value.is_floating_point() or tuple(value.shape) != shape:
         got = describe(value) if isinstance(value, Tensor) else type(value).__name__
         raise argument_error(name, got, f"a floating tensor of shape {list(shape)}")
     return value.detach().to("cpu", torch.float32).contiguous()
@@ -44,6 +49,9 @@ def row_numbers(rows: Tensor | Sequence[int]) -> Tensor:
         numbers = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
     except (TypeError, ValueError, RuntimeError, OverflowError) as failure:
         raise argument_error("rows", type(rows).__name__, "int64 row numbers") from failure
+    if not _is_dense(numbers) or numbers.is_complex():
+        got = f"{describe(numbers)}, {numbers.layout}, on {numbers.device}"
+        raise argument_error("rows", got, "int64 row numbers")
     if numbers.is_floating_point() or numbers.dtype is torch.bool:
         if numbers.numel():
             raise argument_error("rows", describe(numbers), "int64 row numbers")

@@ -39,8 +39,12 @@ def random_sample(logits: Tensor, draws: int, *, key: str, seed: int = 0, first:
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         raise argument_error("logits", getattr(logits, "shape", logits), "a floating tensor [tokens, vocabulary]")
+    if logits.layout != torch.strided or logits.is_meta:
+        raise argument_error("logits", f"{logits.layout} on {logits.device}", "a dense tensor with data")
     check_whole("draws", draws, "a whole number from 1", least=1)
-    check_whole("first", first, "the position of the first row in its document, a whole number from 0", least=0)
+    check_whole(
+        "first", first, "the position of the first row in its document, a whole number from 0", least=0, most=2**62
+    )
     if not isinstance(key, str):
         raise argument_error("key", key, "the document's key, a string")
     tokens = len(logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_instance, check_whole, device_of
 from distillrs.errors import DataError, KeyNotFound, argument_error, unknown_name_error
 from distillrs.random import Units
 from distillrs.step import Step
@@ -39,8 +41,8 @@ class Ring:
     ) -> None:
         if not isinstance(schema, Schema):
             raise argument_error("schema", schema, "a Schema(name=Column(...), ...)")
-        if not isinstance(capacity, int) or capacity < 1:
-            raise argument_error("capacity", capacity, "a number of records of at least 1")
+        check_whole("capacity", capacity, "a number of records of at least 1", least=1)
+        device = device_of("device", device)
         if version is not None:
             column = schema.column(version)[1]
             if column.shape != () or column.ragged:
@@ -114,7 +116,7 @@ class Ring:
 
     def evict(self, ids: Sequence[int] | Tensor) -> None:
         """Lets go of records; ids that are not held are passed over."""
-        for id in _as_list(ids):
+        for id in _as_list("ids", ids):
             slot = self._slots.pop(id, None)
             if slot is not None:
                 self._ids[slot] = -1
@@ -140,7 +142,7 @@ class Ring:
             return self._ragged[name][self._slot(ids)].clone()
         if isinstance(ids, int):
             return self._fixed[name][self._slot(ids)].clone()
-        slots = torch.tensor([self._slot(id) for id in _as_list(ids)], dtype=torch.int64)
+        slots = torch.tensor([self._slot(id) for id in _as_list("ids", ids)], dtype=torch.int64)
         values = self._fixed[name]
         return values.index_select(0, slots.to(values.device))
 
@@ -151,6 +153,8 @@ class Ring:
             KeyNotFound: One of them is not held (any more).
         """
         check_span(span)
+        if isinstance(id, bool) or not isinstance(id, int):
+            raise argument_error("id", id, "the id of a record, a whole number")
         return self.read(id, column), self.read(id + span, column)
 
     def sample(self, *, units: Units = 1, step: Step | int = 0, span: int | None = None, name: str = "ring") -> Tensor:
@@ -193,11 +197,12 @@ class Ring:
         Raises:
             ArgumentError: The state does not fit this ring; nothing changes then.
         """
+        check_instance("state", state, Mapping, "what Ring.state_dict() gives")
         try:
-            held, following = [int(id) for id in state["ids"]], int(state["next"])
+            held, following = _as_list("state", state["ids"]), operator.index(state["next"])
             columns = dict(state["columns"])
         except (KeyError, TypeError, ValueError) as failure:
-            raise argument_error("state", sorted(state), "what Ring.state_dict() gives") from failure
+            raise argument_error("state", sorted(map(str, state)), "what Ring.state_dict() gives") from failure
         if len(held) > self._capacity:
             raise argument_error("state", f"{len(held)} records", f"at most the capacity, {self._capacity}")
         if set(columns) != set(self._schema) or any(len(values) != len(held) for values in columns.values()):
@@ -236,8 +241,11 @@ class Ring:
         return self._slots[id]
 
 
-def _as_list(ids: Sequence[int] | Tensor) -> list[int]:
-    return [int(id) for id in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+def _as_list(name: str, ids: Sequence[int] | Tensor) -> list[int]:
+    try:
+        return [operator.index(id) for id in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+    except (TypeError, RuntimeError) as failure:
+        raise argument_error(name, ids, "ids of records, whole numbers") from failure
 
 
 def _value(name: str, value: Any, column: Column) -> Tensor:

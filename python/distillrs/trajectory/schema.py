@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from distillrs.checks import check_flag
 from distillrs.errors import ArgumentError, argument_error, unknown_name_error
 from distillrs.trajectory.codecs import Codec, Raw, codec_from_dict, codec_of, codec_to_dict
 from distillrs.trajectory.dtypes import disk_name, dtype_name, dtype_of, from_disk_name
@@ -47,10 +48,11 @@ class Column:
         ragged: bool = False,
         tensor_sizes: tuple[int, ...] | list[int] = (),
     ) -> None:
-        if not isinstance(shape, (tuple, list)) or not all(isinstance(extent, int) and extent > 0 for extent in shape):
+        if not _are_counts(shape, 1):
             raise argument_error("shape", shape, "a tuple of positive extents; () for a single number")
-        if not all(isinstance(part, int) and part >= 0 for part in tensor_sizes):
-            raise argument_error("tensor_sizes", tensor_sizes, "element counts from 0")
+        if not _are_counts(tensor_sizes, 0):
+            raise argument_error("tensor_sizes", tensor_sizes, "a tuple of element counts from 0")
+        check_flag("ragged", ragged)
         if tensor_sizes and sum(tensor_sizes) != prod(shape):
             raise argument_error(
                 "tensor_sizes", f"a sum of {sum(tensor_sizes)}", f"a sum of {prod(shape)}, the elements of a record"
@@ -152,7 +154,7 @@ class Schema(Mapping[str, Column]):
             if len(self._columns) > 1:
                 raise argument_error("column", None, f"one of {', '.join(self._columns)}")
             name = next(iter(self._columns))
-        if name not in self._columns:
+        if not isinstance(name, str) or name not in self._columns:
             raise unknown_name_error("column", name, list(self._columns))
         return name, self._columns[name]
 
@@ -173,3 +175,10 @@ class Schema(Mapping[str, Column]):
             raise
         except (KeyError, TypeError, ValueError) as failure:
             raise argument_error("schema", text[:200], "what Schema.to_json() gives") from failure
+
+
+def _are_counts(value: object, least: int) -> bool:
+    """Whether this is a tuple or list of whole numbers from the least on."""
+    return isinstance(value, (tuple, list)) and all(
+        isinstance(each, int) and not isinstance(each, bool) and each >= least for each in value
+    )

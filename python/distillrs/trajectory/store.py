@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distillrs import _core
-from distillrs.checks import check_flag, check_path
+from distillrs.checks import check_choice, check_flag, check_path, check_text, check_whole
 from distillrs.errors import SchemaMismatch, StoreError, StoreMissing, argument_error
 from distillrs.random import Units
 from distillrs.step import Step
@@ -94,6 +94,8 @@ class Store:
             raise argument_error("schema", schema, "a Schema(name=Column(...), ...)")
         check_path("path", path)
         check_flag("exist_ok", exist_ok)
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise argument_error("metadata", type(metadata).__name__, "a mapping that JSON can hold, or None")
         try:
             text = json.dumps(dict(metadata or {}), allow_nan=False)
         except (TypeError, ValueError) as failure:
@@ -123,8 +125,7 @@ class Store:
             StoreCorrupt: The store cannot be understood; see :meth:`repair`.
             StoreVersionError: A newer version of distillrs wrote it.
         """
-        if verify not in _VERIFY:
-            raise argument_error("verify", verify, f"one of {', '.join(_VERIFY)}")
+        check_choice("verify", verify, _VERIFY)
         check_path("path", path)
         return cls(_core.TrajectoryStore.open(os.fspath(path), verify), verify)
 
@@ -178,10 +179,10 @@ class Store:
         """
         if not self.writable:
             raise argument_error("store", "one opened to read", "one from Store.create(path, schema, exist_ok=True)")
-        if not isinstance(key, str):
-            raise argument_error("key", key, "the name of a trajectory, a string")
-        if resume_at is not None and (not isinstance(resume_at, int) or resume_at < 0):
-            raise argument_error("resume_at", resume_at, "a number of records from 0, or None to keep all")
+        _check_key(key)
+        if resume_at is not None:
+            allowed = "a number of records from 0, or None to keep all"
+            check_whole("resume_at", resume_at, allowed, least=0, most=2**63 - 1)
         writer = Writer(self._core.begin(key, resume_at), self._schema, self)
         self._writers.add(writer)
         return writer
@@ -200,6 +201,7 @@ class Store:
         Args:
             incomplete: Also of those that are not complete yet.
         """
+        check_flag("incomplete", incomplete)
         if incomplete:
             return self._core.lengths(True)
         return dict(self._complete())
@@ -214,6 +216,7 @@ class Store:
 
     def missing(self, key: str) -> list[int]:
         """Steps that a repair dropped; reading one raises :class:`StoreCorrupt`."""
+        _check_key(key)
         return self._core.missing(key)
 
     def refresh(self) -> None:
@@ -380,6 +383,8 @@ class Store:
             DataError: There is no complete trajectory.
         """
         step = Step.of(step)
+        check_span(span)
+        check_text("name", name)
         allowed = starts_at(start, step)
         known = self._choices
         if known is None or known[0] != (span, allowed):
@@ -428,6 +433,7 @@ class Store:
         Raises:
             KeyNotFound: No trajectory has this name.
         """
+        _check_key(key)
         found = self._core.codec_error(key, self._schema.column(column)[0])
         return None if found is None else CodecError(*found)
 
@@ -496,8 +502,7 @@ class Store:
         return lengths
 
     def _length(self, key: str) -> int:
-        if not isinstance(key, str):
-            raise argument_error("key", key, "the name of a trajectory, a string")
+        _check_key(key)
         length = self._complete().get(key)
         if length is None:
             length = self._core.lengths(True).get(key)
@@ -519,6 +524,11 @@ class Store:
 
     def _shape(self, key: str, name: str, kind: Column, step: int) -> tuple[int, ...]:
         return (self._core.rows(key, name, step), *kind.shape) if kind.ragged else kind.shape
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise argument_error("key", key, "the name of a trajectory, a string")
 
 
 def _index(value: object) -> int | None:

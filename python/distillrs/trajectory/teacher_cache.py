@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distillrs import _core
-from distillrs.checks import check_flag, check_path, device_of
+from distillrs.checks import check_choice, check_flag, check_path, device_of
 from distillrs.errors import KeyNotFound, SchemaMismatch, StoreMissing, argument_error
 from distillrs.ops import TopK
 from distillrs.trajectory.buffers import describe, memory
@@ -108,10 +108,9 @@ class TeacherCache(Documents):
             ArgumentError: An argument is not allowed.
         """
         check_fingerprint(fingerprint)
-        for name, flag in (("sampled", sampled), ("offsets", offsets)):
+        for name, flag in (("sampled", sampled), ("offsets", offsets), ("exist_ok", exist_ok)):
             check_flag(name, flag)
-        if code not in ("u8", "f16"):
-            raise argument_error("code", code, '"u8" or "f16"')
+        check_choice("code", code, ("u8", "f16"))
         form: dict[str, Any] = {
             "format": cls._FORMAT,
             "vocabulary": _count("vocabulary", vocabulary),
@@ -343,6 +342,8 @@ class TeacherCache(Documents):
             return self._pack_top_k(answers, sampled)
         if not isinstance(answers, Tensor):
             raise argument_error("answers", type(answers).__name__, "logits, a TopK or a Sampled")
+        if answers.layout != torch.strided or answers.is_meta:
+            raise argument_error("answers", f"{answers.layout} on {answers.device}", "a dense tensor with data")
         if answers.ndim != 2 or answers.shape[1] != self.vocabulary or answers.dtype not in _LOGITS:
             raise argument_error(
                 "answers",
@@ -398,7 +399,11 @@ class TeacherCache(Documents):
             raise argument_error("offsets", "None" if offsets is None else "offsets", allowed)
         if offsets is None:
             return None
-        found = integers("offsets", torch.as_tensor(offsets), (tokens + 1,))
+        try:
+            given = torch.as_tensor(offsets)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as failure:
+            raise argument_error("offsets", offsets, f"[{tokens + 1}] byte offsets") from failure
+        found = integers("offsets", given, (tokens + 1,))
         assert found is not None
         if int(found[0]) < 0 or bool((found[1:] < found[:-1]).any()):
             raise argument_error("offsets", "offsets that fall", "byte offsets that rise from 0 or more")
@@ -426,7 +431,10 @@ def _checked_keys(keys: Iterable[str]) -> list[str]:
     allowed = "a sequence of keys, which are strings"
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
         raise argument_error("keys", keys, allowed)
-    found = list(keys)
+    try:
+        found = list(keys)
+    except TypeError as failure:  # a tensor of no axes
+        raise argument_error("keys", keys, allowed) from failure
     for place, key in enumerate(found):
         if not isinstance(key, str):
             raise argument_error(f"keys[{place}]", key, "a string")

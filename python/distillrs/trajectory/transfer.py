@@ -15,6 +15,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_instance, check_names, check_path
 from distillrs.errors import DataError, StoreLocked, argument_error
 from distillrs.files import whole_file
 from distillrs.trajectory.buffers import as_bytes
@@ -57,6 +58,10 @@ def import_replay_buffers(
             memory (recorded without a copy).
         ArgumentError: The store's columns do not fit ``layout``.
     """
+    files = _files(paths)
+    check_instance("store", store, Store, "a Store")
+    check_instance("layout", layout, ParameterLayout, "a ParameterLayout")
+    _check_callback("on_expert", on_expert)
     name, kind = store.schema.column(column)
     if len(store.schema) > 1:
         raise argument_error("store", f"columns {', '.join(store.schema)}", f"one whose only column is {name!r}")
@@ -66,7 +71,7 @@ def import_replay_buffers(
             "store", got, f"a column of {dtype_name(layout.dtype)} [{layout.size}], as layout.column() makes"
         )
     present = []
-    for path in [Path(each) for each in paths]:
+    for path in files:
         experts = _load_replay_buffer(path)
         for index in range(len(experts)):
             key = f"{path.stem}-{index:03d}"
@@ -160,6 +165,11 @@ def export_safetensors(
         DataError: A trajectory misses records (see :meth:`Store.missing`) or has none.
         StoreCorrupt: Bytes contradict their checksum; that trajectory's file is not made.
     """
+    check_instance("store", store, Store, "a Store")
+    check_path("folder", folder)
+    if keys is not None:
+        check_names("keys", keys, "a list of the store's keys, or None for all")
+    _check_callback("on_trajectory", on_trajectory)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lengths = store.lengths()
@@ -185,6 +195,20 @@ def export_safetensors(
         if on_trajectory is not None:
             on_trajectory(key)
     return files
+
+
+def _files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable):
+        raise argument_error("paths", paths, "a list of paths")
+    found = list(paths)
+    for each in found:
+        check_path("paths", each)
+    return [Path(each) for each in found]
+
+
+def _check_callback(name: str, function: object) -> None:
+    if function is not None and not callable(function):
+        raise argument_error(name, function, "None or a function of a trajectory's name")
 
 
 def _file_name(key: str) -> str:
@@ -251,8 +275,10 @@ def import_safetensors(
     """
     from safetensors import SafetensorError, safe_open
 
+    check_instance("store", store, Store, "a Store")
+    _check_callback("on_trajectory", on_trajectory)
     keys = []
-    for path in [Path(each) for each in paths]:
+    for path in _files(paths):
         if not path.is_file():
             raise DataError(f"paths: there is no file {path}")
         try:

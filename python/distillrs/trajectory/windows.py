@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import floor, isfinite
+from math import floor
 
 import torch
 
 from distillrs import random
+from distillrs.checks import is_number
 from distillrs.errors import DataError, argument_error
 from distillrs.random import Units
 from distillrs.step import Step
@@ -40,7 +41,7 @@ def starts_at(start: Starts, step: Step) -> range | None:
     found = start(step) if callable(start) else start
     if found is None:
         return None
-    if isinstance(found, (int, float)) and isfinite(found) and callable(start):
+    if is_number(found) and callable(start):
         found = range(floor(found))
     if not isinstance(found, range) or len(found) == 0 or found.step < 1 or found.start < 0:
         raise argument_error("start", found, allowed)

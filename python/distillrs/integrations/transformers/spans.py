@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_flag, check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge import token_chunks
 
@@ -54,10 +55,12 @@ def token_spans(
         ArgumentError: A tokenizer that knows no offsets and whose tokens are not the text's bytes, or one that would
             cut the begin of a text: spans start at its first byte.
     """
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise argument_error("texts", type(texts).__name__, "a sequence of strings")
-    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
-        raise argument_error("max_length", max_length, "None or a whole number from 1")
+    _check_tokenizer("tokenizer", tokenizer)
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise argument_error("texts", type(texts).__name__, "a list of strings")
+    if max_length is not None:
+        check_whole("max_length", max_length, "None or a whole number from 1", least=1)
+    check_flag("add_special_tokens", add_special_tokens)
     settings: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_special_tokens_mask": True}
     if max_length is not None:
         if getattr(tokenizer, "truncation_side", "right") != "right":
@@ -98,6 +101,9 @@ class AcrossTokenizers:
         teacher_max_length: Longest row of the teacher.
         minimum_bytes: Smallest chunk.
         field: The text's name where the examples are mappings.
+
+    Raises:
+        ArgumentError: A value that is not allowed.
     """
 
     def __init__(
@@ -110,6 +116,13 @@ class AcrossTokenizers:
         minimum_bytes: int = 1,
         field: str = "text",
     ) -> None:
+        for name, tokenizer in (("student", student), ("teacher", teacher)):
+            _check_tokenizer(name, tokenizer)
+        for name, length in (("max_length", max_length), ("teacher_max_length", teacher_max_length)):
+            if length is not None:
+                check_whole(name, length, "None or a whole number from 1", least=1)
+        check_whole("minimum_bytes", minimum_bytes, "a number of bytes from 1", least=1)
+        check_text("field", field, "the name of an entry")
         self.student = student
         self.teacher = teacher
         self.lengths = (max_length, teacher_max_length)
@@ -122,9 +135,11 @@ class AcrossTokenizers:
         Raises:
             ArgumentError: An example without a text, or as of :func:`token_spans`.
         """
+        if isinstance(examples, str) or not isinstance(examples, Iterable):
+            raise argument_error("examples", type(examples).__name__, "a list of texts, or of mappings with one")
         texts: list[str] = []
         for number, each in enumerate(examples):
-            text = each if isinstance(each, str) else each.get(self.field)
+            text = each.get(self.field) if isinstance(each, Mapping) else each
             if not isinstance(text, str):
                 got = f"{type(text).__name__} for {self.field!r}"
                 raise argument_error(f"examples[{number}]", got, "a text, or a mapping with one")
@@ -154,7 +169,11 @@ def token_bytes(tokenizer: Any) -> list[bytes | None]:
 
     Returns:
         As many as the tokenizer has ids; ids without a token are ``None``.
+
+    Raises:
+        ArgumentError: No tokenizer.
     """
+    _check_tokenizer("tokenizer", tokenizer)
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     found: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
     special = set(tokenizer.all_special_ids)
@@ -184,14 +203,18 @@ def begins_word(tokenizer: Any, size: int | None = None) -> Tensor:
     """
     tokens = token_bytes(tokenizer)
     size = len(tokens) if size is None else size
-    if size < len(tokens):
-        raise argument_error("size", size, f"at least {len(tokens)}, the tokenizer's ids")
+    check_whole("size", size, f"at least {len(tokens)}, the tokenizer's ids", least=len(tokens))
     mask = torch.zeros(size, dtype=torch.bool)
     for number, token in enumerate(tokens):
         mask[number] = token is not None and token[:1].isspace()
     if tokenizer.eos_token_id is not None:
         mask[tokenizer.eos_token_id] = True
     return mask
+
+
+def _check_tokenizer(name: str, tokenizer: Any) -> None:
+    if not callable(tokenizer) or not hasattr(tokenizer, "added_tokens_decoder"):
+        raise argument_error(name, type(tokenizer).__name__, "a tokenizer of transformers")
 
 
 @cache

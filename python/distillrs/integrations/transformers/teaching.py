@@ -13,7 +13,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distillrs.checks import check_path, device_of
+from distillrs.checks import (
+    check_callable,
+    check_flag,
+    check_instance,
+    check_number,
+    check_path,
+    check_whole,
+    device_of,
+)
 from distillrs.errors import DataError, argument_error
 from distillrs.trajectory import Fingerprint, TeacherCache, key_of
 
@@ -117,9 +125,14 @@ def teach(
         SchemaMismatch: The cache there has other settings, or is of another model, tokenizer or maximum length.
         ArgumentError: An argument is not allowed, or a document is longer than the model's positions.
     """
+    check_instance("model", model, nn.Module, "a causal language model")
+    check_callable("tokenizer", tokenizer, "the model's tokenizer")
     for name, value in (("max_length", max_length), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise argument_error(name, value, "a whole number from 1")
+        check_whole(name, value, "a whole number from 1", least=1)
+    check_flag("offsets", offsets)
+    check_number("flush_every", flush_every, "a number of seconds from 0", least=0)
+    if on_progress is not None:
+        check_callable("on_progress", on_progress, "None or a function of a TeachProgress")
     is_pair = isinstance(shard, tuple | list) and len(shard) == 2
     if not (is_pair and all(type(each) is int for each in shard) and 0 <= shard[0] < shard[1]):
         raise argument_error("shard", shard, "(i, N) with 0 <= i < N")
@@ -181,6 +194,8 @@ def fingerprint(model: nn.Module, tokenizer: Any, *, max_length: int = 512) -> F
         tokenizer: Its tokenizer.
         max_length: Tokens at which documents are cut.
     """
+    check_instance("model", model, nn.Module, "a causal language model")
+    check_whole("max_length", max_length, "a whole number from 1", least=1)
     side = getattr(tokenizer, "truncation_side", "right")
     words = f"text, at most {max_length} tokens" + ("" if side == "right" else f", cut on the {side}")
     return Fingerprint.of(model, tokenizer, words)
@@ -309,6 +324,9 @@ def _logits(model: nn.Module, batch: Sequence[_Encoded]) -> Iterator[Tensor]:
     if longest == 0:
         yield from (torch.empty(0, _vocabulary(model)) for _ in batch)
         return
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+    output = model(input_ids=ids.to(device), attention_mask=mask.to(device))
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise argument_error("model", f"one that gives {type(output).__name__}", "one whose output has logits")
     for row, document in enumerate(batch):
         yield logits[row, : len(document.ids)]
