@@ -34,6 +34,8 @@ RATES = (0.03, 0.1, 0.3)
 
 # Of the trajectory engine, for both proofs.
 RANK = 1
+PAIRS = 47
+"""With the similarities and the rates they take no more numbers than the budget's pairs, 47 x (64 + 3) + 2 of 3,200."""
 INNER = 8
 STARTS = range(3)
 BATCH = 20

@@ -1,13 +1,13 @@
 """Mirage's proof: MUTAG condensed to frequent sets of computation trees, against random graphs of equal bytes.
 
 Splits are drawn by the seed. Claims: (a) trees against isomorphism, (b) embeddings of roots, (c) areas under the curve
-and bytes, (d) time. The support and how sets are drawn were chosen with seed 100 on validation graphs.
+and bytes, (d) time. Each split's support is the best of four on its validation graphs; pooling by sums and sets drawn
+class by class were chosen with the seeds 100 to 103.
 """
 
 from __future__ import annotations
 
 import time
-from functools import cache
 from statistics import fmean, median
 from typing import Any
 
@@ -31,7 +31,9 @@ pytestmark = [pytest.mark.proof, pytest.mark.slow]
 SEEDS = [1, 2, 3, 4, 5]
 CHOOSING_SEED = 100
 DEPTH = 2
-SUPPORT = 0.7
+SUPPORTS: tuple[tuple[float, int | None], ...] = ((0.7, None), (0.5, None), (0.3, None), (0.2, 2))
+"""Least share of a class's graphs, with the most trees of a set."""
+SHARE = 0.25
 EDGE_LABELS = True
 BY = "class"
 STEPS = 400
@@ -94,25 +96,38 @@ def random_of_bytes(graphs: Graphs, size: int, seed: int) -> Graphs:
     return graphs.take(rows)
 
 
+def condensed(bundle: GraphBundle, support: float, largest: int | None) -> TreeSets:
+    return recipes.mirage(DEPTH, support, edge_labels=EDGE_LABELS, largest=largest)(bundle.train)
+
+
 def seed_figures(seed: int) -> dict[str, Any]:
     bundle = load_graphs("mutag", seed=seed)
-    sets = recipes.mirage(DEPTH, SUPPORT, edge_labels=EDGE_LABELS)(bundle.train)
-    size, whole = sets.stored_bytes(), bundle.train.stored_bytes()
-    chance = random_of_bytes(bundle.train, size, seed)
-    found: dict[str, Any] = {"bytes": size, "share of bytes": size / whole, "sets": len(sets), "random": len(chance)}
-    for kind in ("GCN", "GIN"):
-        areas = {}
-        for name, graphs in (("full", bundle.train), ("condensed", sets.graphs()), ("random", chance)):
+    whole = bundle.train.stored_bytes()
+    tried: list[dict[str, Any]] = []
+    for support, largest in SUPPORTS:
+        sets = condensed(bundle, support, largest)
+        found = {"support": support, "largest": largest, "bytes": sets.stored_bytes(), "sets": len(sets)}
+        if found["bytes"] > SHARE * whole or len(sets.y.unique()) < bundle.classes:
+            continue
+        for kind in ("GCN", "GIN"):
             model = network(kind, bundle, seed)
-            train(model, graphs, seed, sets if name == "condensed" else None)
-            areas[name] = area(model, bundle.test)
-        found[kind] = areas
-    return found
+            train(model, sets.graphs(), seed, sets)
+            found[kind] = {"validation": area(model, bundle.validation), "condensed": area(model, bundle.test)}
+        tried.append(found)
+    # The first of equals.
+    best = max(tried, key=lambda each: each["GCN"]["validation"] + each["GIN"]["validation"])
+    chance = random_of_bytes(bundle.train, best["bytes"], seed)
+    chosen = {**best, "share of bytes": best["bytes"] / whole, "random": len(chance)}
+    for kind in ("GCN", "GIN"):
+        for name, graphs in (("full", bundle.train), ("random", chance)):
+            model = network(kind, bundle, seed)
+            train(model, graphs, seed)
+            chosen[kind] = {**chosen[kind], name: area(model, bundle.test)}
+    return {"chosen": chosen, "tried": tried}
 
 
-@cache
-def figures() -> dict[int, dict[str, Any]]:
-    return {seed: seed_figures(seed) for seed in SEEDS}
+def figures(proof: Proof) -> dict[int, dict[str, Any]]:
+    return {seed: proof.cell(f"seed-{seed}", lambda s=seed: seed_figures(s)) for seed in SEEDS}
 
 
 def test_a_numbers_of_trees_agree_with_isomorphism(proof: Proof) -> None:
@@ -157,13 +172,15 @@ def test_b_roots_have_the_embeddings_of_their_nodes(proof: Proof) -> None:
 
 
 def test_c_areas_of_networks_trained_on_the_sets(proof: Proof) -> None:
-    runs = figures()
+    runs = figures(proof)
     means = {
-        kind: {name: fmean(run[kind][name] for run in runs.values()) for name in ("full", "condensed", "random")}
+        kind: {
+            name: fmean(run["chosen"][kind][name] for run in runs.values()) for name in ("full", "condensed", "random")
+        }
         for kind in ("GCN", "GIN")
     }
-    shares = [run["share of bytes"] for run in runs.values()]
-    holds = max(shares) <= 0.25 and all(
+    shares = [run["chosen"]["share of bytes"] for run in runs.values()]
+    holds = max(shares) <= SHARE and all(
         mean["condensed"] >= 0.9 * mean["full"] and mean["condensed"] >= mean["random"] + 0.03
         for mean in means.values()
     )
@@ -179,18 +196,18 @@ def test_c_areas_of_networks_trained_on_the_sets(proof: Proof) -> None:
 
 def test_d_condensing_costs_little_of_a_training(proof: Proof) -> None:
     bundle = load_graphs("mutag", seed=SEEDS[0])
-    transform = recipes.mirage(DEPTH, SUPPORT, edge_labels=EDGE_LABELS)
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        transform(bundle.train)
+        for support, largest in SUPPORTS:
+            condensed(bundle, support, largest)
         times.append(time.perf_counter() - start)
     start = time.perf_counter()
     train(network("GIN", bundle, SEEDS[0]), bundle.train, SEEDS[0])
     whole = time.perf_counter() - start
     proof.conclude(
         "d",
-        "condensing takes at most 5% of the time of one training on all graphs",
+        "condensing at all four supports takes at most 5% of the time of one training on all graphs",
         holds=median(times) <= 0.05 * whole,
         figures={"seconds to condense": median(times), "seconds to train": whole, "share": median(times) / whole},
         seeds=SEEDS[:1],
@@ -198,27 +215,16 @@ def test_d_condensing_costs_little_of_a_training(proof: Proof) -> None:
 
 
 def pilot() -> None:
-    """Chooses the support and the draw: `python -c "from proofs.condense.test_mirage import pilot; pilot()"`."""
-    bundle = load_graphs("mutag", seed=CHOOSING_SEED, test_share=0.2, validation_share=0.2)
-    whole = {kind: network(kind, bundle, 0) for kind in ("GCN", "GIN")}
-    for model in whole.values():
-        train(model, bundle.train, 0)
-    print("full", {kind: round(area(model, bundle.validation), 3) for kind, model in whole.items()})
-    for exclusive in (False,):
-        for support in (0.3, 0.5, 0.7):
-            sets = recipes.mirage(DEPTH, support, edge_labels=EDGE_LABELS, exclusive=exclusive)(bundle.train)
-            if len(sets.y.unique()) < 2:
-                continue
-            chance = random_of_bytes(bundle.train, sets.stored_bytes(), 0)
+    """Chooses how sets are pooled and drawn: `python -c "from proofs.condense.test_mirage import pilot; pilot()"`."""
+    torch.set_num_threads(1)
+    for seed in range(CHOOSING_SEED, CHOOSING_SEED + 4):
+        bundle = load_graphs("mutag", seed=seed, test_share=0.2, validation_share=0.2)
+        for support, largest in SUPPORTS:
+            sets = condensed(bundle, support, largest)
             for pool in ("sum", "mean"):
-                for by in ("class",):
-                    row: dict[str, float] = {}
-                    for kind in ("GCN", "GIN"):
-                        model = network(kind, bundle, 0, pool=pool)
-                        train(model, sets.graphs(), 0, sets, by)
-                        row[kind] = round(area(model, bundle.validation), 3)
-                        if by == "class":
-                            model = network(kind, bundle, 0, pool=pool)
-                            train(model, chance, 0)
-                            row[f"random {kind}"] = round(area(model, bundle.validation), 3)
-                    print(exclusive, support, sets.stored_bytes(), len(sets), len(chance), pool, by, row, flush=True)
+                row = {}
+                for kind in ("GCN", "GIN"):
+                    model = network(kind, bundle, seed, pool=pool)
+                    train(model, sets.graphs(), seed, sets)
+                    row[kind] = round(area(model, bundle.validation), 3)
+                print(seed, support, largest, len(sets), sets.stored_bytes(), pool, row, flush=True)

@@ -1,7 +1,7 @@
-"""RepBlend's proof: halves of digits, 49 pairs with similarities of low rank for a budget of 50.
+"""RepBlend's proof: halves of digits, 47 pairs with similarities of low rank for a budget of 50.
 
 Encoders are principal components, heads are linear. Claims: (a) collapse, (b) recall, (c) both heads. The rates were
-chosen with seed 100 on validation pairs, the same for all arms.
+chosen with the seeds 100 and 101 on validation pairs, those that are best for blending and without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from proofs.ledger import Proof
 pytestmark = [pytest.mark.proof, pytest.mark.slow]
 
 SEEDS = [1, 2, 3]
-PAIRS = halves.BUDGET - 1
 ITERATIONS = 300
 ARMS: dict[str, dict[str, Any]] = {
     "blended": {},
@@ -30,7 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def arm(seed: int, options: dict[str, Any], part: halves.Part = "test") -> dict[str, float]:
     """Distils once and trains a student on the result."""
-    start = recipes.repblend_initial(halves.data().train, PAIRS, rank=halves.RANK, seed=seed)
+    start = recipes.repblend_initial(halves.data().train, halves.PAIRS, rank=halves.RANK, seed=seed)
     before = halves.likeness(start.pairs())
     store = halves.experts(seed, shared_start=False)
     made = recipes.repblend(
@@ -86,7 +85,7 @@ def test_a_blending_holds_the_collapse_back(proof: Proof) -> None:
     }
     proof.conclude(
         "a",
-        "halves of digits, 49 pairs: the mean cosine between different members of a modality rises less from the start "
+        "halves of digits, 47 pairs: the mean cosine between different members of a modality rises less from the start "
         "with blending than without, mean of three seeds",
         holds=fmean(rises["blended"]) < fmean(rises["not blended"]),
         figures={"rises": rises, "runs": found},
@@ -124,11 +123,10 @@ def test_c_both_heads(proof: Proof) -> None:
 def pilot() -> None:
     """Chooses rates: `python -c "from proofs.condense.test_repblend import pilot; pilot()"`."""
     torch.set_num_threads(1)
-    seed = halves.CHOOSING_SEED
-    print("random", real(seed, "validation"), flush=True)
-    for rate in (10.0, 100.0, 1000.0):
-        for similarities in (0.5, 5.0):
-            for name, value in (("images", rate), ("texts", rate), ("similarities", similarities)):
-                halves.MATCHING[name]["lr"] = value
+    for seed in (halves.CHOOSING_SEED, halves.CHOOSING_SEED + 1):
+        print(seed, "random", real(seed, "validation"), flush=True)
+        for rate in (1.0, 3.0, 10.0, 30.0):
+            for name in ("images", "texts"):
+                halves.MATCHING[name]["lr"] = rate
             for name in ("blended", "not blended"):
-                print(rate, similarities, name, arm(seed, ARMS[name], "validation"), flush=True)
+                print(seed, rate, name, arm(seed, ARMS[name], "validation"), flush=True)
