@@ -9,6 +9,7 @@
 //! a block: words 0 and 1, then 2 and 3, the first of each pair low. `f64` uniforms are the upper 53 bits of one.
 
 use crate::digest::xxh3_64;
+use crate::host::Level;
 
 use crate::{Error, Result, parallel};
 
@@ -299,14 +300,12 @@ fn fill_avx2<D: Draw>(draw: D, stream: Stream, units: Units<'_>, per: usize, fir
 fn fill_part<D: Draw>(draw: D, stream: Stream, units: Units<'_>, per: usize, first: usize, out: &mut [D::Value]) {
     #[cfg(target_arch = "x86_64")]
     {
-        let wide = is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
-        if wide && is_x86_feature_detected!("avx512f") {
-            // SAFETY: the features were just detected.
-            return unsafe { fill_avx512(draw, stream, units, per, first, out) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature was just detected.
-            return unsafe { fill_avx2(draw, stream, units, per, first, out) };
+        match Level::here() {
+            // SAFETY: the level says that the processor has the instructions.
+            Level::Avx512 => return unsafe { fill_avx512(draw, stream, units, per, first, out) },
+            // SAFETY: the level says that the processor has the instructions.
+            Level::Avx2 => return unsafe { fill_avx2(draw, stream, units, per, first, out) },
+            Level::Portable => {}
         }
     }
     fill_lanes::<D, 4>(draw, stream, units, per, first, out);

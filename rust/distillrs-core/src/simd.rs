@@ -24,14 +24,12 @@ macro_rules! vectorised {
                     $body $(::<$generic>)? ($($argument),*)
                 }
 
-                let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-                if wide && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl") {
-                    // SAFETY: the features were just detected.
-                    return unsafe { avx512 $(::<$generic>)? ($($argument),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the feature was just detected.
-                    return unsafe { avx2 $(::<$generic>)? ($($argument),*) };
+                match $crate::host::Level::here() {
+                    // SAFETY: the level says that the processor has the instructions.
+                    $crate::host::Level::Avx512 => return unsafe { avx512 $(::<$generic>)? ($($argument),*) },
+                    // SAFETY: the level says that the processor has the instructions.
+                    $crate::host::Level::Avx2 => return unsafe { avx2 $(::<$generic>)? ($($argument),*) },
+                    $crate::host::Level::Portable => {}
                 }
             }
             $body $(::<$generic>)? ($($argument),*)

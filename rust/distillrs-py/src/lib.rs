@@ -53,6 +53,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        distillrs_core::host::Level::bound().map_err(crate::error::CoreError::from)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

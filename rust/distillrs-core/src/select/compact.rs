@@ -4,8 +4,8 @@
 //! take half of it. The coordinates are the upper halves of `f32` (bfloat16), rounded; what rounding can do to a score
 //! is known from the targets ([`Compact::error_bound`]), and callers decide anew, exactly, whatever lies within it.
 
-use super::kernel::Level;
 use super::points::length;
+use crate::host::Level;
 
 /// Targets to a panel.
 pub(super) const LANES: usize = 32;
@@ -229,17 +229,7 @@ mod tests {
             let target = |index: usize| &targets[index * columns..(index + 1) * columns];
             let mut compact = Compact::pack(count, columns, |index, out| out.copy_from_slice(target(index)));
             compact.remove(0);
-            let mut levels = vec![Level::Portable];
-            #[cfg(target_arch = "x86_64")]
-            {
-                if Level::here() == Level::Avx512 {
-                    levels.push(Level::Avx512);
-                }
-                if Level::here() != Level::Portable {
-                    levels.push(Level::Avx2);
-                }
-            }
-            for level in levels {
+            for level in Level::all() {
                 compact.level = level;
                 let mut scores = vec![[0.0; LANES]; compact.panels()];
                 compact.scores(0, row, &mut scores);

@@ -4,6 +4,8 @@
 //! error is bounded by [`error_bound`]; callers decide anew, exactly, whatever lies within it. That is why this loop may
 //! fuse products with sums and take any vector width.
 
+use crate::host::Level;
+
 /// The target with the largest score.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Best {
@@ -13,42 +15,18 @@ pub(super) struct Best {
     pub gap: f32,
 }
 
-/// Which instructions the loop was compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Portable,
-}
-
-impl Level {
-    pub(super) fn here() -> Self {
+/// Targets of a panel: two vectors of them.
+fn lanes(level: Level) -> usize {
+    match level {
         #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
-                return Self::Avx512;
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Self::Avx2;
-            }
-        }
-        Self::Portable
-    }
-
-    fn lanes(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => 32,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => 16,
-            Self::Portable => 8,
-        }
+        Level::Avx512 => 32,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => 16,
+        Level::Portable => 8,
     }
 }
 
-/// Targets in panels: coordinate by coordinate, [`Level::lanes`] targets side by side.
+/// Targets in panels: coordinate by coordinate, [`lanes`] targets side by side.
 pub(super) struct Targets {
     level: Level,
     count: usize,
@@ -66,7 +44,7 @@ impl Targets {
     }
 
     fn pack_for(level: Level, count: usize, columns: usize, mut target: impl FnMut(usize, &mut [f32])) -> Self {
-        let lanes = level.lanes();
+        let lanes = lanes(level);
         let panels = count.div_ceil(lanes);
         let mut packed = Self {
             level,
@@ -87,14 +65,14 @@ impl Targets {
     /// No targets yet, and room for `count`; the first ones have at most this length.
     pub(super) fn with_room(count: usize, columns: usize, longest: f64) -> Self {
         let level = Level::here();
-        let panels = count.div_ceil(level.lanes());
-        let (values, biases) = (panels * columns * level.lanes(), panels * level.lanes());
+        let panels = count.div_ceil(lanes(level));
+        let (values, biases) = (panels * columns * lanes(level), panels * lanes(level));
         Self { level, count: 0, columns, panels: vec![0.0; values], biases: vec![f32::NEG_INFINITY; biases], longest }
     }
 
     /// One more target.
     pub(super) fn push(&mut self, row: &[f32]) {
-        let (lanes, index) = (self.level.lanes(), self.count);
+        let (lanes, index) = (lanes(self.level), self.count);
         let panel = &mut self.panels[index / lanes * self.columns * lanes..];
         for (column, &value) in row.iter().enumerate() {
             panel[column * lanes + index % lanes] = value;
@@ -146,7 +124,7 @@ impl Targets {
         thresholds: &mut [f32],
         found: &mut dyn FnMut(usize, usize) -> f32,
     ) {
-        let first = first / self.level.lanes();
+        let first = first / lanes(self.level);
         match self.level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
@@ -172,7 +150,7 @@ impl Targets {
         self.count = count;
     }
 
-    /// Scores of each row with the targets from `first` on, a multiple of [`Level::lanes`], as many as `out` has room
+    /// Scores of each row with the targets from `first` on, a multiple of [`lanes`], as many as `out` has room
     /// for; minus infinity where a panel has no target.
     pub(super) fn scores(&self, first: usize, rows: &[f32], out: &mut [f32]) {
         match self.level {
@@ -493,20 +471,6 @@ fn scores<const R: usize, const L: usize, T: Tile<R, L>>(
 mod tests {
     use super::*;
 
-    fn levels() -> Vec<Level> {
-        let mut levels = vec![Level::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if Level::here() == Level::Avx512 {
-                levels.push(Level::Avx512);
-            }
-            if Level::here() != Level::Portable {
-                levels.push(Level::Avx2);
-            }
-        }
-        levels
-    }
-
     #[test]
     fn every_level_finds_the_largest_score_and_the_gap_within_the_bound() {
         let noise = |seed: u64, count: usize| {
@@ -518,7 +482,7 @@ mod tests {
         };
         for (rows, count, columns) in [(1, 1, 1), (7, 33, 5), (40, 100, 64), (9, 64, 3)] {
             let (points, centres) = (noise(1, rows * columns), noise(2, count * columns));
-            for level in levels() {
+            for level in Level::all() {
                 let targets = Targets::pack_for(level, count, columns, |index, out| {
                     out.copy_from_slice(&centres[index * columns..(index + 1) * columns]);
                 });
@@ -542,7 +506,7 @@ mod tests {
                     } else {
                         assert_eq!(gap, f32::INFINITY);
                     }
-                    let first = level.lanes() * usize::from(count > level.lanes());
+                    let first = lanes(level) * usize::from(count > lanes(level));
                     let width = targets.width() - first;
                     let mut all = vec![0.0; 2 * width];
                     targets.scores(first, &[point, point].concat(), &mut all);

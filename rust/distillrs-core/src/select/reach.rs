@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::kernel::Targets;
 use super::points::{Frame, Points, squared_distance, squared_length};
+use crate::host::Level;
 use crate::parallel;
 
 /// Points that one task covers; a multiple of every number of lanes.
@@ -163,13 +164,12 @@ pub(super) fn above(scores: &[f32], offsets: &[f32], threshold: f32, first: u32,
     assert_eq!(scores.len(), offsets.len());
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the feature was just detected, and the slices are equally long.
-            return unsafe { above_avx512(scores, offsets, threshold, first, out) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature was just detected, and the slices are equally long.
-            return unsafe { above_avx2(scores, offsets, threshold, first, out) };
+        match Level::here() {
+            // SAFETY: the level says that the processor has the instructions; the slices are equally long.
+            Level::Avx512 => return unsafe { above_avx512(scores, offsets, threshold, first, out) },
+            // SAFETY: the level says that the processor has the instructions; the slices are equally long.
+            Level::Avx2 => return unsafe { above_avx2(scores, offsets, threshold, first, out) },
+            Level::Portable => {}
         }
     }
     above_plain(scores, offsets, threshold, first, out);
@@ -254,9 +254,9 @@ mod tests {
                 above(scores, offsets, threshold, 5, &mut found);
                 assert_eq!(found, plain);
                 #[cfg(target_arch = "x86_64")]
-                if is_x86_feature_detected!("avx2") {
+                if Level::here() >= Level::Avx2 {
                     let mut found = vec![9];
-                    // SAFETY: the feature was just detected, and the slices are equally long.
+                    // SAFETY: the level says that the processor has the instructions; the slices are equally long.
                     unsafe { above_avx2(scores, offsets, threshold, 5, &mut found) };
                     assert_eq!(found, plain);
                 }

@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 use super::layout::{Groups, LogProbCode, RowLayout};
 use super::pack::NOTHING;
 use super::unpack::{Defect, Id, Target, half_at, partitions_at, reference_entries, rest};
+use crate::host::Level;
 
 /// Ids of a group.
 const GROUP: usize = 8;
@@ -17,8 +18,7 @@ const GROUP: usize = 8;
 /// What the fast way needs; `None` if this machine or layout does not take it.
 pub(super) fn groups(layout: &RowLayout) -> Option<Groups> {
     let bits = layout.id_bits;
-    let machine = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
-    if !machine || layout.k < GROUP || bits > 24 || reach(layout) > layout.row_bytes {
+    if Level::here() == Level::Portable || layout.k < GROUP || bits > 24 || reach(layout) > layout.row_bytes {
         return None;
     }
     let mut groups = Groups { shuffle: [0; 32], shifts: [0; 8] };
@@ -49,7 +49,7 @@ pub(super) fn rows<I: Id>(
     target: &mut Target<'_, I>,
 ) -> Result<(), Defect> {
     assert!(layout.groups.as_ref() == Some(groups), "groups of another layout");
-    // SAFETY: the layout has groups only if the features were detected and every load of ids ends within the row.
+    // SAFETY: the layout has groups only at a level with the features, and every load of ids ends within the row.
     unsafe { rows_avx2(layout, groups, bytes, target) }
 }
 
