@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,26 @@ def test_documents_beyond_the_models_positions_are_refused(folder, tmp_path):
     with pytest.raises(ArgumentError, match=r"^max_length: got '512, with a document of \d+ tokens', allowed is .* 16"):
         integration.teach(model, tokenizer, ["short", "qz" * 40], tmp_path / "c", k=4)
     assert integration.teach(model, tokenizer, ["qz" * 40], tmp_path / "d", k=4, max_length=16).tokens == 16
+
+
+def test_folders_that_lack_weights_are_refused(folder, tmp_path):
+    """Weights that are not there would be drawn at random, and taught."""
+    cut, bodied, tied = (tmp_path / name for name in ("cut", "bodied", "tied"))
+    shutil.copytree(folder, cut)
+    (weights,) = cut.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(DataError, match="has no causal language model with a tokenizer"):
+        integration.load(cut)
+    model, tokenizer = integration.load(folder)
+    model.model.save_pretrained(bodied)
+    tokenizer.save_pretrained(bodied)
+    with pytest.raises(DataError, match=r"lacks 1 of the model's weights, such as lm_head\.weight"):
+        integration.load(bodied)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=310, **sizes)).save_pretrained(tied)
+    tokenizer.save_pretrained(tied)
+    whole = integration.load(tied)[0]
+    assert whole.lm_head.weight is whole.transformer.wte.weight
 
 
 def test_texts_of_files(tmp_path):

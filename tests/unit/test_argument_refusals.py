@@ -24,6 +24,7 @@ KL = ops.ForwardKL()
 SPARSE = ROWS.to_sparse()
 WORDS = np.array(["mean", "sum"])
 IDS = torch.zeros(1, 2, dtype=torch.int64)
+SQUARE = torch.eye(3)
 META = ROWS.to("meta")
 SCHEMA = trajectory.Schema(x=trajectory.Column((2,), "float32"))
 DRAWN = ops.Sampled(torch.zeros(2, 1, dtype=torch.int64), torch.full((2, 1), -1.0))
@@ -62,6 +63,10 @@ def paired(**arguments):
     examples, tasks = [knowledge.Example({"q": "a"})], [knowledge.Task("{q}", "{q}")]
     settings = {"examples": examples, "tasks": tasks, "encode": lambda text: [2] * len(text), "end": 1, **arguments}
     return knowledge.paired_batch(**settings)
+
+
+def generations():
+    return knowledge.RidgeGenerations.of(SQUARE, SQUARE, 0.1)
 
 
 class OneSided(knowledge.BatchAlignment):
@@ -429,6 +434,14 @@ KNOWLEDGE = [
     (lambda: knowledge.TextMix({"a": answer}, {"a": 1}).batch(2, 0), "sources"),
     (lambda: knowledge.sample_text(3, IDS, 4, step=0), "network"),
     (lambda: knowledge.block_length(0.5, 10**400), "draft_length"),
+    (lambda: knowledge.RidgeGenerations.of(3, SQUARE, 0.1), "kernel"),
+    (lambda: knowledge.RidgeGenerations.of(SQUARE, [1.0], 0.1), "targets"),
+    (lambda: generations().gains(3), "shares"),
+    (lambda: generations().gains_at(10**30, 0.5), "generation"),
+    (lambda: generations().predict(3), "kernel"),
+    (lambda: generations().predict(SQUARE, SQUARE), "shares"),
+    (lambda: generations().choose(SQUARE, [1.0], 2), "truth"),
+    (lambda: knowledge.Evolution(answer, answer, answer).load_state_dict(3), "state"),
     (lambda: knowledge.speed_up(0.5, -1, 0.1), "draft_length"),
     (lambda: knowledge.speculative_sample(answer, answer, IDS, 4, step=0, name=3), "name"),
     (lambda: knowledge.InfoNCE(key=3), "key"),
@@ -440,6 +453,32 @@ KNOWLEDGE = [
     (lambda: recipes.hinton(student(), 3), "teacher"),
     (lambda: recipes.attention_transfer(student(), None, [("a", "b")]), "teacher"),
     (lambda: recipes.distillspec(student(), 3), "target"),
+    (lambda: recipes.hinton(student(), student(), weight=True), "weight"),
+    (lambda: recipes.relational_kd(student(), student(), LOGITS, task_weight=WORDS), "task_weight"),
+    (lambda: recipes.decoupled_kd(student(), student(), warmup_steps=1.5), "warmup_steps"),
+    (lambda: recipes.contrastive_kd(student(), student(), LOGITS, "3", 3, 8), "student_width"),
+    (lambda: recipes.contrastive_kd(student(), student(), LOGITS, 3, 0, 8), "teacher_width"),
+    (lambda: recipes.contrastive_kd(student(), student(), LOGITS, 3, 3, 8, width=None), "width"),
+    (lambda: recipes.contrastive_kd(student(), student(), LOGITS, 3, 3, 2**63), "examples"),
+    (lambda: recipes.distiller_mi_alpha(student(), student(), [("a", "a")], 3, -1), "teacher_width"),
+    (lambda: recipes.distiller_mi_alpha(student(), student(), [("a", "a")], 3, 3, weight=WORDS), "weight"),
+    (lambda: recipes.fitnets(student(), student(), "a", "b", 3, 3, 5, regressor=3), "regressor"),
+    (lambda: recipes.fitnets(student(), student(), "a", "b", 10**400, 3, 5), "student_width"),
+    (lambda: recipes.distilling_step_by_step(student(), weighted="no"), "weighted"),
+    (lambda: recipes.distilling_step_by_step(student(), math.nan), "weight"),
+    (lambda: recipes.ps_kd(student(), 4, 4, past=WORDS), "past"),
+    (lambda: recipes.ps_kd(student(), 4, 4, last_share="1"), "last_share"),
+    (lambda: recipes.alm(student(), student(), weight="1"), "weight"),
+    (lambda: recipes.alm(student(), student(), temperature=math.nan), "temperature"),
+    (lambda: recipes.alm(student(), student(), hidden=("a", "b"), widths=("3", 4)), "widths"),
+    (lambda: recipes.self_distill_share(3, student(), ROWS, IDS[0]), "teacher"),
+    (lambda: recipes.self_distill_share(student(), student(), 3, IDS[0]), "x"),
+    (lambda: recipes.self_distill_share(student(), student(), ROWS, IDS[0], batch=0), "batch"),
+    (lambda: knowledge.shared_tokens(3, []), "student"),
+    (lambda: knowledge.VocabularyMap(torch.tensor([0]), 2**63), "teacher_vocabulary"),
+    (lambda: knowledge.VocabularyMap(torch.tensor([0]), 4, outside=WORDS), "outside"),
+    (lambda: loss(Term(LOGITS, temperature=torch.ones(2, dtype=torch.complex64))), "temperature"),
+    (lambda: loss(Term(LOGITS, target=knowledge.Arithmetic(torch.ones(2, dtype=torch.complex64)))), "share"),
     (lambda: recipes.alm(student(), knowledge.SelfTeacher()), "teacher"),
 ]
 INTEGRATIONS = [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_instance, check_whole, numbers
 from distillrs.errors import argument_error
 from distillrs.knowledge.numerics import is_number
 from distillrs.knowledge.targets import optimal_weight
@@ -52,6 +53,8 @@ class RidgeGenerations:
             ArgumentError: Shapes that do not fit, a kernel that is not symmetric or has a negative eigenvalue beyond
                 rounding, or a penalty that is not positive.
         """
+        for name, value in (("kernel", kernel), ("targets", targets)):
+            check_instance(name, value, Tensor, "a tensor")
         if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not len(kernel):
             raise argument_error("kernel", f"shape {tuple(kernel.shape)}", "[n, n]")
         if targets.ndim not in (1, 2) or len(targets) != len(kernel):
@@ -85,7 +88,7 @@ class RidgeGenerations:
             ArgumentError: A share outside of 0 to 1.
         """
         gain = self.shrinkage
-        for share in shares:
+        for share in numbers("shares", shares):
             gain = self.shrinkage * (_checked(share) + (1 - share) * gain)
         return gain
 
@@ -99,8 +102,7 @@ class RidgeGenerations:
         Raises:
             ArgumentError: Another generation, or a share outside of 0 to 1.
         """
-        if isinstance(generation, bool) or not isinstance(generation, int) or generation < 1:
-            raise argument_error("generation", generation, "an integer from 1")
+        check_whole("generation", generation, "an integer from 1", least=1, most=2**53)
         limit = self.limit(share)
         return limit + ((1 - share) * self.shrinkage) ** generation * (1 - limit)
 
@@ -134,6 +136,7 @@ class RidgeGenerations:
         Raises:
             ArgumentError: A kernel of other points.
         """
+        check_instance("kernel", kernel, Tensor, "a tensor")
         if kernel.ndim != 2 or kernel.shape[1] != len(self.values):
             raise argument_error("kernel", f"shape {tuple(kernel.shape)}", f"[points, {len(self.values)}]")
         weights = target_gains[:, None] * self.targets / (self.values + self.penalty)[:, None]
@@ -146,10 +149,11 @@ class RidgeGenerations:
             kernel: Between the other points and those of the fit, ``[m, n]``.
             shares: As of :meth:`gains`.
         """
-        if not shares:
+        given = numbers("shares", shares)
+        if not given:
             return self.refitted(kernel, torch.ones_like(self.values))
-        share = _checked(shares[-1])
-        return self.refitted(kernel, share + (1 - share) * self.gains(shares[:-1]))
+        share = _checked(given[-1])
+        return self.refitted(kernel, share + (1 - share) * self.gains(given[:-1]))
 
     def choose(self, kernel: Tensor, truth: Tensor, generations: int) -> list[float]:
         """The best share for each generation after the first, by :func:`optimal_weight` on validation data.
@@ -165,8 +169,9 @@ class RidgeGenerations:
         Raises:
             ArgumentError: A truth that does not fit the kernel, or no generation.
         """
-        if isinstance(generations, bool) or not isinstance(generations, int) or generations < 1:
-            raise argument_error("generations", generations, "an integer from 1")
+        check_whole("generations", generations, "an integer from 1 to 2**16", least=1, most=2**16)
+        for name, value in (("kernel", kernel), ("truth", truth)):
+            check_instance(name, value, Tensor, "a tensor")
         if truth.ndim not in (1, 2) or len(truth) != len(kernel) or truth[:1].numel() != self.targets.shape[1]:
             got, allowed = f"shape {tuple(truth.shape)}", f"[{len(kernel)}, {self.targets.shape[1]}]"
             raise argument_error("truth", got, allowed)

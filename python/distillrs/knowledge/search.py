@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from distillrs import random
+from distillrs.checks import check_instance
 from distillrs.errors import argument_error
 from distillrs.knowledge.numerics import is_number
 from distillrs.step import Step
@@ -176,6 +177,7 @@ class Evolution(Generic[Candidate]):
         Raises:
             ArgumentError: The state of another search.
         """
+        check_instance("state", state, Mapping, "what state_dict() gave")
         for name in ("seed", "population", "tournament"):
             if state.get(name) != getattr(self, name):
                 raise argument_error(name, getattr(self, name), f"{state.get(name)}, with which the state was made")

@@ -228,6 +228,8 @@ def _share(share: Share, view: View, like: Tensor) -> Tensor:
     allowed = "numbers from 0 to 1"
     if isinstance(share, Tensor | PerRow):
         value = share if isinstance(share, Tensor) else share.numbers(view)
+        if value.is_complex() or value.layout != torch.strided:
+            raise argument_error("share", f"{value.dtype}, {value.layout}", allowed)
         # On a device the look would wait for it.
         if value.device.type == "cpu" and not ((value >= 0) & (value <= 1)).all():
             raise argument_error("share", f"{float(value.min()):g} to {float(value.max()):g}", allowed)

@@ -426,6 +426,8 @@ class Term:
 def _temperature(name: str, value: Temperature, view: View) -> float | Tensor:
     if isinstance(value, PerRow | Tensor):
         given = value if isinstance(value, Tensor) else value.numbers(view)
+        if given.is_complex() or given.layout != torch.strided:
+            raise argument_error(name, f"{given.dtype}, {given.layout}", "positive, finite numbers")
         # On a device the look would wait for it.
         if given.device.type == "cpu" and not ((given > 0) & given.isfinite()).all():
             raise argument_error(name, f"values down to {float(given.min())}", "positive, finite numbers")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import _core
+from distillrs.checks import check_choice, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.numerics import wide
 
@@ -31,6 +32,8 @@ def shared_tokens(student: Sequence[bytes | None], teacher: Sequence[bytes | Non
     """
     packed: list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = []
     for name, tokens in (("student", student), ("teacher", teacher)):
+        if not isinstance(tokens, list | tuple):
+            raise argument_error(name, type(tokens).__name__, "a list of bytes, or None, by id")
         for number, token in enumerate(tokens):
             if token is not None and not isinstance(token, bytes):
                 raise argument_error(f"{name}[{number}]", token, "bytes or None")
@@ -70,10 +73,8 @@ class VocabularyMap(nn.Module):
         self, teacher_ids: Tensor, teacher_vocabulary: int, *, outside: Literal["event", "renormalised"] = "event"
     ) -> None:
         super().__init__()
-        if outside not in ("event", "renormalised"):
-            raise argument_error("outside", outside, "'event' or 'renormalised'")
-        if isinstance(teacher_vocabulary, bool) or not isinstance(teacher_vocabulary, int) or teacher_vocabulary < 1:
-            raise argument_error("teacher_vocabulary", teacher_vocabulary, "a positive number of tokens")
+        check_choice("outside", outside, ("event", "renormalised"))
+        check_whole("teacher_vocabulary", teacher_vocabulary, "a positive number of tokens", least=1, most=2**31)
         if not isinstance(teacher_ids, Tensor) or teacher_ids.dtype != torch.int64 or teacher_ids.ndim != 1:
             raise argument_error("teacher_ids", teacher_ids, "int64 [student's vocabulary]")
         shared = teacher_ids[teacher_ids >= 0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_number, check_whole
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge import AnyTap, Labels, Output, Teacher, Term
@@ -23,7 +24,12 @@ def task(logits: AnyTap, scale: float) -> list[Term]:
     Args:
         logits: The student's.
         scale: Factor.
+
+    Raises:
+        ArgumentError: A factor that is no number.
     """
+    if not callable(scale):
+        check_number("task_weight", scale, "a finite number")
     return [Term(logits, target=Labels(), scale=scale, name="task")] if scale else []
 
 
@@ -71,6 +77,16 @@ def layer_taps(layers: Any) -> list[tuple[AnyTap, AnyTap]]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise argument_error("layers", pair, allowed)
     return [(student, teacher) for student, teacher in layers]
+
+
+def check_widths(**widths: int) -> None:
+    """Refuses what is no number of features, by the argument's name.
+
+    Raises:
+        ArgumentError: One of them is none.
+    """
+    for name, width in widths.items():
+        check_whole(name, width, "a positive number of features", least=1, most=2**31)
 
 
 class Embedding(nn.Sequential):

@@ -6,6 +6,7 @@ import math
 
 from torch import nn
 
+from distillrs.checks import check_number
 from distillrs.errors import argument_error
 from distillrs.knowledge import (
     MSE,
@@ -26,7 +27,7 @@ from distillrs.knowledge import (
     Tap,
     Term,
 )
-from distillrs.recipes._networks import frozen
+from distillrs.recipes._networks import check_widths, frozen
 from distillrs.registry import recipe
 
 _LOGITS = Output("logits")
@@ -85,13 +86,17 @@ def alm(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    if not isinstance(temperature, int | float) or not temperature > 0:
-        raise argument_error("temperature", temperature, "a number above 0, or infinity")
+    if temperature != math.inf:
+        check_number("temperature", temperature, "a number above 0, or infinity", above=0)
+    for name, factor in (("weight", weight), ("task_weight", task_weight), ("hidden_weight", hidden_weight)):
+        check_number(name, factor, "a finite number")
     if (hidden is None) != (widths is None):
         raise argument_error("widths", widths, "the widths of both hidden states, together with hidden=")
     for name, pair in (("hidden", hidden), ("widths", widths)):
         if pair is not None and (not isinstance(pair, tuple | list) or len(pair) != 2):
             raise argument_error(name, pair, "a pair (student's, teacher's)")
+    for width in () if widths is None else widths:
+        check_widths(widths=width)
     is_limit = math.isinf(temperature)
     terms = [
         Term(

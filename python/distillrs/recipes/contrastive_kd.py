@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from distillrs.checks import check_whole
 from distillrs.knowledge import AnyTap, NoiseContrast, Objective, Term, Through
-from distillrs.recipes._networks import LOGITS, answering, embedding, task
+from distillrs.recipes._networks import LOGITS, answering, check_widths, embedding, task
 from distillrs.registry import recipe
 
 
@@ -63,6 +64,8 @@ def contrastive_kd(
     Raises:
         ArgumentError: A value that is not allowed.
     """
+    check_widths(student_width=student_width, teacher_width=teacher_width, width=width)
+    check_whole("examples", examples, "an integer from 2", least=2, most=2**40)
     contrast = NoiseContrast(
         examples, width, negatives=negatives, temperature=temperature, momentum=momentum, labels=labels, seed=seed
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from distillrs.checks import check_whole
 from distillrs.knowledge import AnyTap, DecoupledKL, Objective, Term
 from distillrs.recipes._networks import LOGITS, answering, task
 from distillrs.registry import recipe
@@ -46,6 +47,7 @@ def decoupled_kd(
     Raises:
         ArgumentError: A value that is not allowed.
     """
+    check_whole("warmup_steps", warmup_steps, "a number of steps from 0", least=0)
     scale: Ramp = WarmUp(Constant(1.0), warmup_steps) if warmup_steps else Constant(1.0)
     decoupled = Term(
         logits,

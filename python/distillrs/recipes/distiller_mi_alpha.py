@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from distillrs import ops
+from distillrs.checks import check_number
 from distillrs.knowledge import AnyTap, MutualInformation, Objective, Term, Through
-from distillrs.recipes._networks import LOGITS, answering, embedding, layer_taps, task
+from distillrs.recipes._networks import LOGITS, answering, check_widths, embedding, layer_taps, task
 from distillrs.registry import recipe
 
 
@@ -69,6 +70,8 @@ def distiller_mi_alpha(
     Raises:
         ArgumentError: A value that is not allowed.
     """
+    check_widths(student_width=student_width, teacher_width=teacher_width, width=width)
+    check_number("weight", weight, "a finite number")
     terms = []
     for number, (first, second) in enumerate(layer_taps(layers)):
         heads = [

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from distillrs.errors import argument_error
+from distillrs.checks import check_flag, check_number
 from distillrs.knowledge import AnyTap, Labelled, Labels, Objective, Shifted, Term, View, Where
 from distillrs.recipes._networks import LOGITS
 from distillrs.registry import recipe
@@ -46,8 +46,9 @@ def distilling_step_by_step(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
-        raise argument_error("weight", weight, "a number from 0")
+    check_number("weight", weight, "a number from 0", least=0)
+    for name, flag in (("encoder_decoder", encoder_decoder), ("weighted", weighted)):
+        check_flag(name, flag)
     labelled = Labelled() if encoder_decoder else Shifted()
     terms: list[Term] = []
     normaliser: Literal["rows", "weights"] = "weights" if weighted else "rows"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from distillrs import ops
+from distillrs.checks import check_instance
 from distillrs.knowledge import MSE, AnyTap, Objective, Projector, Stage, Term, Through
-from distillrs.recipes._networks import LOGITS, answering, task
+from distillrs.recipes._networks import LOGITS, answering, check_widths, task
 from distillrs.registry import recipe
 from distillrs.schedule import LinearRamp
 
@@ -67,6 +68,9 @@ def fitnets(
     Raises:
         ArgumentError: A value that is not allowed.
     """
+    check_widths(student_width=student_width, teacher_width=teacher_width)
+    if regressor is not None:
+        check_instance("regressor", regressor, nn.Module, "a module, or None for a linear one")
     align = Projector(student_width, teacher_width, seed=seed) if regressor is None else Through(regressor)
     first = Stage(
         [Term(guided, hint, align, MSE(), scale=0.5, name="hint")], hint_steps, trainable=trainable, name="hint"

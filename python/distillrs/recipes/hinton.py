@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from distillrs import ops
-from distillrs.errors import argument_error
+from distillrs.checks import check_number
 from distillrs.knowledge import AnyTap, Objective, Term
 from distillrs.recipes._networks import LOGITS, answering, task
 from distillrs.registry import recipe
@@ -37,8 +37,7 @@ def hinton(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    if not isinstance(weight, int | float) or not 0 <= weight <= 1:
-        raise argument_error("weight", weight, "a number from 0 to 1")
+    check_number("weight", weight, "a number from 0 to 1", least=0, most=1)
     soft = Term(
         logits,
         divergence=ops.ForwardKL(),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from distillrs import ops
+from distillrs.checks import check_choice, check_number
 from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Arithmetic, Objective, SnapshotRing, SnapshotTable, Term
 from distillrs.recipes._networks import LOGITS
@@ -62,6 +63,7 @@ def ps_kd(
     Raises:
         ArgumentError: A value that is not allowed or is missing.
     """
+    check_choice("past", past, ("table", "weights"))
     if past == "table":
         for name, value in (("examples", examples), ("classes", classes)):
             if value is None:
@@ -69,15 +71,12 @@ def ps_kd(
         assert examples is not None
         assert classes is not None
         teacher: SnapshotTable | SnapshotRing = SnapshotTable(examples, classes, ids=ids, process_group=process_group)
-    elif past == "weights":
+    else:
         if epoch_steps is None:
             raise argument_error("epoch_steps", None, "a positive integer for past='weights'")
         if process_group is not None:
             raise argument_error("process_group", type(process_group).__name__, "None for past='weights'")
         teacher = SnapshotRing(1, epoch_steps)
-    else:
-        raise argument_error("past", past, "'table' or 'weights'")
-    if isinstance(last_share, bool) or not isinstance(last_share, int | float) or not 0 <= last_share <= 1:
-        raise argument_error("last_share", last_share, "a number from 0 to 1")
+    check_number("last_share", last_share, "a number from 0 to 1", least=0, most=1)
     target = Arithmetic(LinearRamp(0.0, last_share))
     return Objective(student, teacher, [Term(logits, divergence=ops.ForwardKL(), target=target, name="task")], ids=ids)

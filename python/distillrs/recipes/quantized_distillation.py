@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from distillrs import ops
+from distillrs.checks import check_number
 from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Objective, Stage, Term
 from distillrs.knowledge.forms import LearnedLevels, Quantised
@@ -16,8 +17,7 @@ _KL = "The KL in place of the cross-entropy of soft targets: the gradient is the
 
 
 def _terms(weight: float, temperature: float, logits: AnyTap) -> list[Term]:
-    if not isinstance(weight, int | float) or not 0 <= weight <= 1:
-        raise argument_error("weight", weight, "a number from 0 to 1")
+    check_number("weight", weight, "a number from 0 to 1", least=0, most=1)
     soft = Term(
         logits,
         divergence=ops.ForwardKL(),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distillrs.checks import check_instance, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Arithmetic, Brier, Inputs, Objective, Term, optimal_weight
 from distillrs.knowledge.taps import as_taps, record
@@ -89,6 +90,12 @@ def self_distill_share(
     Raises:
         ArgumentError: Labels that do not fit the inputs, or no rows.
     """
+    for name, network in (("teacher", teacher), ("alone", alone)):
+        check_instance(name, network, nn.Module, "a network")
+    for name, tensor in (("x", x), ("labels", labels)):
+        if not isinstance(tensor, Tensor) or not tensor.ndim:
+            raise argument_error(name, type(tensor).__name__, "a tensor with one entry for each row")
+    check_whole("batch", batch, "a positive number of rows", least=1)
     if len(x) != len(labels) or not len(x):
         raise argument_error("labels", f"{len(labels)} for {len(x)} rows", "one for each row, at least one")
     (tap,) = as_taps("logits", logits)

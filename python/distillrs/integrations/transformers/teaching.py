@@ -213,7 +213,7 @@ def load(
 
     Raises:
         ArgumentError: No path, device or type.
-        DataError: The folder has no model or no tokenizer.
+        DataError: The folder has no model or no tokenizer, or files that are cut short, or not all of the weights.
         ModuleNotFoundError: transformers is not installed.
     """
     check_path("folder", folder)
@@ -222,6 +222,7 @@ def load(
         raise argument_error("dtype", dtype, "None or a torch.dtype")
     try:
         import transformers
+        from safetensors import SafetensorError
     except ModuleNotFoundError as failure:
         raise ModuleNotFoundError("transformers is not installed: pip install 'distillrs[transformers]'") from failure
     if not (Path(folder) / "config.json").is_file():
@@ -229,9 +230,16 @@ def load(
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **settings)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **settings)
-    except (OSError, ValueError) as failure:
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or "auto", output_loading_info=True, **settings
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as failure:
         raise DataError(f"{os.fspath(folder)} has no causal language model with a tokenizer: {failure}") from failure
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        # They would be drawn at random, and taught.
+        raise DataError(f"{os.fspath(folder)} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     module: nn.Module = model
     return module.to(target).eval(), tokenizer
 
