@@ -223,7 +223,7 @@ def test_d_time_of_a_step(proof: Proof) -> None:
         return median(times)
 
     domains = Domains(SEEDS[0])
-    pairs = [(seconds(WEIGHT, 0), seconds(0.0, TIMED + 1)) for _ in range(5)]
+    pairs = proof.cell("time", lambda: [(seconds(WEIGHT, 0), seconds(0.0, TIMED + 1)) for _ in range(15)])
     share = median(one / other for one, other in pairs)
     proof.conclude(
         "d",
