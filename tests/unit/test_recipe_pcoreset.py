@@ -93,6 +93,20 @@ def test_queries_are_those_of_brute_force(seed):
     assert len(recipes.pcoreset_queries(p.bfloat16(), labelled, 5)) == 5
 
 
+@pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])
+def test_queries_of_flat_and_of_sharp_predictions_are_those_of_brute_force(scale):
+    # In multiples of 2^-12 every squared distance is exact, so that ties are ties; the sharp ones have hundreds.
+    p = ((scale * random.normal(1000, 50, step=0, name="p")).softmax(1) * 2**12).round() / 2**12
+    labelled = random.choice(1000, 50, step=0, name="labelled")
+    queries = recipes.pcoreset_queries(p, labelled, 100).ids.tolist()
+    p, centres = p.double(), labelled.tolist()
+    for _ in range(100):
+        near = torch.cdist(p, p[centres], compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+        near[centres] = -1.0
+        centres.append(int(near.argmax()))
+    assert queries == centres[50:]
+
+
 def test_queries_refuse_what_are_no_probabilities_and_no_rows():
     p = torch.full((6, 4), 0.25)
     assert recipes.pcoreset_queries(p, torch.zeros(0, dtype=torch.int64), 6).ids.sort().values.tolist() == list(

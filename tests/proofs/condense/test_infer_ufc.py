@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distillrs import recipes
+from distillrs import Objective, fit, recipes
 from distillrs.condense import Committee, MixedLabels, Synthetic
 from proofs.condense import recovered
 from proofs.ledger import Proof
@@ -29,6 +29,8 @@ PER_CLASS = 10
 MEMBERS = ("resnet", "vgg")
 STEPS = 300
 STRENGTH = 0.05
+RATES = {"infer": 0.005, "sre2l": 0.1}
+"""Of the recovery, along half a cosine."""
 EPOCHS = 300
 VIEWS = 60
 TEMPERATURE = 4.0
@@ -43,7 +45,7 @@ def set_of(kind: str, seed: int, teachers: Committee) -> tuple[Tensor, Tensor, d
     if kind == "sre2l":
         synthetic = recipes.cda_initial(data.x, data.y, PER_CLASS, seed=seed)
         made = recipes.cda(teachers, synthetic, STRENGTH, curriculum="constant", members=len(MEMBERS), seed=seed)
-        recovered.recover(made, STEPS, seed)
+        recover(made, RATES[kind], seed)
         return *recovered.finished(synthetic), {}
     synthetic = recipes.infer_ufc_initial(data.x, data.y, PER_CLASS, teachers, seed=seed)
     if kind == "images alone":
@@ -51,10 +53,17 @@ def set_of(kind: str, seed: int, teachers: Committee) -> tuple[Tensor, Tensor, d
         images, labels = recovered.finished(synthetic)
         return images[:: len(MEMBERS)], labels[:: len(MEMBERS)], {}
     before = class_errors(synthetic, teachers)
-    recovered.recover(recipes.infer_ufc(teachers, synthetic, STRENGTH, seed=seed), STEPS, seed)
+    recover(recipes.infer_ufc(teachers, synthetic, STRENGTH, seed=seed), RATES[kind], seed)
     after = class_errors(synthetic, teachers)
     stored = len(synthetic.images) + synthetic.factors.offsets.shape[:2].numel()
     return *recovered.finished(synthetic), {"before": before, "after": after, "stored images": stored}
+
+
+def recover(made: Objective, rate: float, seed: int) -> None:
+    (parameters,) = made.parameter_groups().values()
+    adam = torch.optim.Adam(parameters, rate, betas=(0.5, 0.9))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS)
+    fit(made, adam, STEPS, seed=seed, callback=lambda _: schedule.step())
 
 
 @torch.no_grad()
@@ -132,13 +141,12 @@ def test_c_a_compensator_helps_every_class(proof: Proof) -> None:
 
 def pilot() -> None:
     """Chooses settings: `python -c "from proofs.condense.test_infer_ufc import pilot; pilot()"`."""
-    global STRENGTH, TEMPERATURE
+    global TEMPERATURE
     torch.set_num_threads(1)
     seed = recovered.CHOOSING_SEED
     for TEMPERATURE in (1.0, 4.0):
         print(TEMPERATURE, {k: arm(seed, k, "validation")["accuracy"] for k in ("images alone", "real")}, flush=True)
-        for STRENGTH in (0.01, 0.05):
-            for rate in (0.02, 0.1):
-                recovered.ADAM["lr"] = rate
-                found = {k: arm(seed, k, "validation")["accuracy"] for k in ("infer", "sre2l")}
-                print(TEMPERATURE, STRENGTH, rate, found, flush=True)
+        for RATES["infer"] in (0.005, 0.02, 0.1):
+            print(TEMPERATURE, RATES["infer"], arm(seed, "infer", "validation")["accuracy"], flush=True)
+        for RATES["sre2l"] in (0.02, 0.1, 0.3):
+            print(TEMPERATURE, RATES["sre2l"], arm(seed, "sre2l", "validation")["accuracy"], flush=True)

@@ -8,6 +8,7 @@ domain.
 
 from __future__ import annotations
 
+import math
 import time
 from functools import cache
 from statistics import fmean, median
@@ -30,13 +31,16 @@ SEEDS = [1, 2, 3, 4, 5]
 CHOOSING_SEED = 100
 KNOWN, NEW = tuple(range(7)), (7, 8, 9)
 SHOTS = 3
+ANGLE = 20.0
 NOISE = 0.3
 WIDTH = 32
 STEPS = 1500
 WARMUP = 100
 ROWS = 32
 RATE = 1e-3
-WEIGHT = 1000.0
+# The paper's 1000 is of gradients that are shares in a batch's mean; those of whole losses have squares 32^2 times as
+# large.
+WEIGHT = 1.0
 THRESHOLD = 0.7
 TIMED = 60
 
@@ -47,8 +51,12 @@ def digits() -> evaluate.DataBundle:
 
 
 def turned(x: Tensor, seed: int, name: str) -> Tensor:
-    """The target domain: a quarter turn, and noise of its own for each example."""
-    seen = x.rot90(1, (2, 3))
+    """The target domain: turned, and noise of its own for each example."""
+    angle = math.radians(ANGLE)
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
+    grid = nn.functional.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    # The border repeats what is there: zero is no background here.
+    seen = nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
     noise = random.normal(*x.shape, step=Step(0, seed=seed), name=f"noise/{name}")
     return (seen + NOISE * (digits().x_train.std()) * noise).flatten(1)
 
@@ -203,11 +211,11 @@ def test_d_time_of_a_step(proof: Proof) -> None:
         made = recipes.opt_traj_distill(body, head, KNOWN, NEW, weight=weight, warmup=warmup)
         adam = torch.optim.Adam(made.parameter_groups()["student"], RATE)
         batch = domains.batch(Step(0), body, head)
-        times, last = [], time.perf_counter()
+        times, last = [], time.thread_time()
 
         def look(_: object) -> None:
             nonlocal last
-            now = time.perf_counter()
+            now = time.thread_time()
             times.append(now - last)
             last = now
 
@@ -215,11 +223,12 @@ def test_d_time_of_a_step(proof: Proof) -> None:
         return median(times)
 
     domains = Domains(SEEDS[0])
-    pairs = [(seconds(WEIGHT, 0), seconds(0.0, TIMED + 1)) for _ in range(5)]
+    pairs = proof.cell("time", lambda: [(seconds(WEIGHT, 0), seconds(0.0, TIMED + 1)) for _ in range(15)])
     share = median(one / other for one, other in pairs)
     proof.conclude(
         "d",
-        "a step takes at most 2.5 times that of a step without the distilled terms, medians in alternation",
+        "a step takes at most 2.5 times the processor's time of one without the distilled terms, medians in "
+        "alternation",
         holds=share <= 2.5,
         figures={"times": share, "seconds": pairs},
         seeds=SEEDS[:1],
@@ -230,6 +239,6 @@ def pilot() -> None:
     """Chooses weight and threshold: `python -c "from proofs.condense.test_opt_traj_distill import pilot; pilot()"`."""
     global THRESHOLD
     torch.set_num_threads(1)
-    for THRESHOLD in (0.4, 0.7):
-        for weight in (0.0, 1.0, 10.0, 100.0, 1000.0):
+    for THRESHOLD in (0.7, 0.9):
+        for weight in (0.0, 0.3, 1.0, 3.0, 10.0, 100.0):
             print(THRESHOLD, weight, run(CHOOSING_SEED, weight, part="validation"), flush=True)
