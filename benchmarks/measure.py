@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -74,6 +75,36 @@ def peak_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def added_bytes(work: Callable[[], object]) -> int | None:
+    """The most memory that a call has resident beside what was there before it (Linux).
+
+    `None` where the system does not let go of the mark.
+    """
+    # What the allocator keeps of earlier calls would count as there before.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    before = peak_bytes()
+    work()
+    return peak_bytes() - before
+
+
+def multiply_adds_per_second(size: int = 1024, rounds: int = 7) -> float:
+    """Rate of a square product in float32, on the threads that torch is set to."""
+    left, right, out = torch.rand(size, size), torch.rand(size, size), torch.empty(size, size)
+    seconds = medians(alternate({"product": lambda: torch.mm(left, right, out=out)}, rounds=rounds))["product"]
+    return size**3 / seconds
+
+
+def bytes_read_per_second(size: int = 1 << 28, rounds: int = 7) -> float:
+    """Rate at which memory beyond all caches is summed up, on the threads that torch is set to."""
+    values = torch.ones(size // 4)
+    return size / medians(alternate({"sum": values.sum}, rounds=rounds, warm_up=1))["sum"]
 
 
 def machine() -> dict[str, Any]:

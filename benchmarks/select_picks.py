@@ -7,6 +7,10 @@ Usage::
 Points are 64 principal components of MNIST where `DISTILLRS_DATA` has it, else normal mixtures of the same size. Peers
 in plain torch are written here; `apricot-select` and `kmedoids` take part where they can be imported, from `--peers`
 too (they are no dependency). All sides use the same number of threads.
+
+Beside the medians stand the memory that a call adds, the time at half and at a quarter of the points, and two limits:
+what reading all points once for every pick takes at the rate of the memory, and what the multiply-adds of all distances
+that the plain rule asks for take at the rate of a square matrix product. Lazy rules may stay below them.
 """
 
 from __future__ import annotations
@@ -90,38 +94,71 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     source, array = points(ALL)
     data = torch.from_numpy(array)
-    results: dict[str, Any] = {"points": source, "shape": list(array.shape), "threads": arguments.threads}
+    products, reading = measure.multiply_adds_per_second(), measure.bytes_read_per_second()
+    results: dict[str, Any] = {
+        "points": source,
+        "shape": list(array.shape),
+        "threads": arguments.threads,
+        "multiply_adds_per_second": products,
+        "bytes_read_per_second": reading,
+    }
 
-    def compare(task: str, contenders: dict[str, Callable[[], object]], same: dict[str, Any]) -> None:
+    def compare(
+        task: str,
+        contenders: dict[str, Callable[[], object]],
+        same: dict[str, Any],
+        *,
+        own: Callable[[torch.Tensor], object],
+        rows: torch.Tensor,
+        passes: int,
+        distances: int,
+    ) -> None:
+        contenders = {"distillrs": lambda: own(rows), **contenders}
+        added = {name: measure.added_bytes(work) for name, work in contenders.items()}
         seconds = measure.medians(measure.alternate(contenders, rounds=arguments.rounds, warm_up=1))
-        ratios = {name: own / seconds["distillrs"] for name, own in seconds.items() if name != "distillrs"}
-        results[task] = {"seconds": seconds, "ratios": ratios, **same}
-        cells = "  ".join(f"{name} {own * 1e3:8.1f} ms" for name, own in seconds.items())
+        ratios = {name: other / seconds["distillrs"] for name, other in seconds.items() if name != "distillrs"}
+        parts = {len(part): part.clone() for part in (rows[: len(rows) // 4], rows[: len(rows) // 2])}
+        sizes = {str(size): (lambda part=part: own(part)) for size, part in parts.items()}
+        results[task] = {
+            "seconds": seconds,
+            "ratios": ratios,
+            "added_bytes": added,
+            "points_bytes": rows.nbytes,
+            "limits": {
+                "reading for every pick": passes * rows.nbytes / reading,
+                "multiply-adds of all distances": distances * rows.shape[1] / products,
+            },
+            "seconds_of_fewer_points": measure.medians(measure.alternate(sizes, rounds=3, warm_up=1)),
+            **same,
+        }
+        cells = "  ".join(f"{name} {other * 1e3:8.1f} ms" for name, other in seconds.items())
         print(f"{task:18} {cells}  ratios {', '.join(f'{ratio:.1f}' for ratio in ratios.values())}  {same}", flush=True)
 
     picks = select.k_center(data, CENTRES, start=0).ids.tolist()
     compare(
         "k_center",
-        {
-            "distillrs": lambda: select.k_center(data, CENTRES, start=0),
-            "torch": lambda: torch_k_center(data, CENTRES),
-        },
+        {"torch": lambda: torch_k_center(data, CENTRES)},
         {"same_picks": picks == torch_k_center(data, CENTRES)},
+        own=lambda rows: select.k_center(rows, CENTRES, start=0),
+        rows=data,
+        passes=CENTRES,
+        distances=CENTRES * ALL,
     )
     some = data[:SOME].clone()
     picks = select.herding(some, HERD).ids.tolist()
     compare(
         "herding",
-        {"distillrs": lambda: select.herding(some, HERD), "torch": lambda: torch_herding(some, HERD)},
+        {"torch": lambda: torch_herding(some, HERD)},
         {"same_picks": picks == torch_herding(some, HERD)},
+        own=lambda rows: select.herding(rows, HERD),
+        rows=some,
+        passes=HERD,
+        distances=HERD * SOME,
     )
     few = data[:FEW].clone()
     ours = covered(few, select.facility_location(few, FACILITIES).ids.tolist())
     same = {"torch_objective": covered(few, torch_facility_location(few, FACILITIES)) / ours - 1}
-    contenders: dict[str, Callable[[], object]] = {
-        "distillrs": lambda: select.facility_location(few, FACILITIES),
-        "torch": lambda: torch_facility_location(few, FACILITIES),
-    }
+    contenders: dict[str, Callable[[], object]] = {"torch": lambda: torch_facility_location(few, FACILITIES)}
     try:
         from apricot import FacilityLocationSelection
     except ImportError as missing:
@@ -134,11 +171,18 @@ def main() -> None:
 
         same["apricot_objective"] = covered(few, apricot()) / ours - 1
         contenders["apricot"] = apricot
-    compare("facility_location", contenders, same)
+    compare(
+        "facility_location",
+        contenders,
+        same,
+        own=lambda rows: select.facility_location(rows, FACILITIES),
+        rows=few,
+        passes=FACILITIES,
+        distances=FEW * FEW,
+    )
     start = torch.arange(MEDOIDS)
     found = select.k_medoids(few, MEDOIDS, start=start)
-    contenders = {"distillrs": lambda: select.k_medoids(few, MEDOIDS, start=start)}
-    same = {}
+    contenders, same = {}, {}
     try:
         import kmedoids
     except ImportError as missing:
@@ -152,7 +196,15 @@ def main() -> None:
         same["same_medoids"] = sorted(map(int, theirs.medoids)) == sorted(found.medoids.tolist())
         same["loss"] = theirs.loss / found.inertia - 1
         contenders["kmedoids"] = peer
-    compare("k_medoids", contenders, same)
+    compare(
+        "k_medoids",
+        contenders,
+        same,
+        own=lambda rows: select.k_medoids(rows, MEDOIDS, start=start),
+        rows=few,
+        passes=MEDOIDS,
+        distances=FEW * FEW,
+    )
     measure.write("select_picks", results)
 
 

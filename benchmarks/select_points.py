@@ -5,7 +5,8 @@ Usage::
     python benchmarks/select_points.py [--rounds N] [--points N]
 
 Points are 64 principal components of MNIST where `DISTILLRS_DATA` has it, else normal mixtures of the same size. Both
-sides start from the same centres, run 20 rounds of Lloyd and use the same number of threads.
+sides start from the same centres, run 20 rounds of Lloyd and use the same number of threads. The limit of k-means is
+that of plain rounds: the multiply-adds of all distances at the rate of a square matrix product.
 """
 
 from __future__ import annotations
@@ -56,7 +57,20 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)
     for threads in (1, 2):
         _core.set_threads(threads)
+        torch.set_num_threads(threads)
+        products = measure.multiply_adds_per_second()
         with threadpool_limits(threads):
+            added = {
+                "distillrs": measure.added_bytes(
+                    lambda: select.k_means(data, CLUSTERS, start=start, iterations=ROUNDS)
+                ),
+                "scikit-learn": measure.added_bytes(lambda: peer.fit(data)),
+            }
+            parts = {
+                str(count): (lambda count=count: select.k_means(data[:count], CLUSTERS, start=start, iterations=ROUNDS))
+                for count in (len(data) // 4, len(data) // 2)
+            }
+            fewer = measure.medians(measure.alternate(parts, rounds=3, warm_up=1))
             ours = select.k_means(data, CLUSTERS, start=start, iterations=ROUNDS)
             theirs = peer.fit(data)
             clustering = measure.medians(
@@ -82,6 +96,9 @@ def main() -> None:
         results[f"threads_{threads}"] = {
             "k_means_seconds": clustering,
             "k_means_ratio": clustering["scikit-learn"] / clustering["distillrs"],
+            "k_means_added_bytes": added,
+            "k_means_seconds_of_fewer_points": fewer,
+            "k_means_limit_seconds": (ROUNDS + 1) * CLUSTERS * data.size / products,
             "inertia_difference": abs(ours.inertia - theirs.inertia_) / theirs.inertia_,
             "nearest_seconds": neighbours,
             "nearest_ratio": neighbours["scikit-learn"] / neighbours["distillrs"],

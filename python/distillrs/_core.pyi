@@ -366,8 +366,8 @@ def computation_trees(
     targets: Buffer,
     edge_labels: Buffer | None,
     depth: int,
-) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Nodes' trees, roots, counts, supports; of each level labels, offsets, children, edge labels. All int64."""
+) -> tuple[list[bytes], list[list[bytes]]]:
+    """Nodes' trees, roots, counts, supports; of each level labels, offsets, children, edge labels. Bytes of int64."""
 
 def max_min_texts(texts: Sequence[str], start: int | None, seed: int, ids: Buffer, gains: Buffer) -> None:
     """Fills int64 `ids` and float64 `gains`, both [k]."""

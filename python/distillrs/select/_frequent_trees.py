@@ -220,5 +220,5 @@ def _array(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
-def _tensor(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)
+def _tensor(values: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(values, np.int64).copy())

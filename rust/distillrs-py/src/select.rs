@@ -283,19 +283,19 @@ pub fn candidate_pairs(
 }
 
 /// Nodes' trees, roots, counts and supports, and of each level the labels, offsets, children and edge labels.
-type Trees = ([Vec<i64>; 4], Vec<[Vec<i64>; 4]>);
+type Trees<'py> = ([Bound<'py, PyBytes>; 4], Vec<[Bound<'py, PyBytes>; 4]>);
 
-/// The computation trees of graphs.
+/// The computation trees of graphs; lists as the bytes of 64-bit integers.
 #[pyfunction]
-pub fn computation_trees(
-    py: Python<'_>,
+pub fn computation_trees<'py>(
+    py: Python<'py>,
     labels: PyBuffer<i64>,
     graphs: PyBuffer<i64>,
     sources: PyBuffer<i64>,
     targets: PyBuffer<i64>,
     edge_labels: Option<PyBuffer<i64>>,
     depth: usize,
-) -> CoreResult<Trees> {
+) -> CoreResult<Trees<'py>> {
     let (labels, graphs) = (read(py, "labels", &labels)?, read(py, "graphs", &graphs)?);
     let (sources, targets) = (read(py, "edges", &sources)?, read(py, "edges", &targets)?);
     let edge_labels = edge_labels.map(|labels| read(py, "edge_labels", &labels)).transpose()?;
@@ -309,8 +309,12 @@ pub fn computation_trees(
         };
         select::computation_trees(&graphs, depth, &check_signals)
     })?;
+    // One object for each number would take longer than finding the trees.
+    let bytes =
+        |values: Vec<i64>| PyBytes::new(py, &values.iter().flat_map(|value| value.to_ne_bytes()).collect::<Vec<u8>>());
     let levels = found.levels.into_iter().map(|level| [level.labels, level.offsets, level.children, level.edge_labels]);
-    Ok(([found.nodes, found.roots, found.counts, found.supports], levels.collect()))
+    let levels = levels.map(|level| level.map(bytes)).collect();
+    Ok(([found.nodes, found.roots, found.counts, found.supports].map(bytes), levels))
 }
 
 fn read<T: Element>(py: Python<'_>, name: &str, buffer: &PyBuffer<T>) -> CoreResult<Vec<T>> {

@@ -283,14 +283,18 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
     fn shrink(&mut self, id: usize) {
         let Some(list) = &mut self.lists[id] else { return };
         let halves = self.reach.halves();
-        let (mut sum, mut count) = (0.0, 0);
-        for index in 0..list.len() {
-            let saved = list[index];
-            let half = saved.score + halves[saved.point as usize];
-            list[count] = saved;
-            count += usize::from(half > 0.0);
-            sum += f64::from(half.max(0.0));
+        // Four sums: one alone would wait for itself.
+        let (mut sums, mut count) = ([0.0; 4], 0);
+        for first in (0..list.len()).step_by(4) {
+            for (index, sum) in (first..list.len()).zip(&mut sums) {
+                let saved = list[index];
+                let half = saved.score + halves[saved.point as usize];
+                list[count] = saved;
+                count += usize::from(half > 0.0);
+                *sum += f64::from(half.max(0.0));
+            }
         }
+        let sum = sums.iter().sum();
         list.truncate(count);
         if 4 * count < list.capacity() {
             let before = list.capacity();
@@ -317,18 +321,18 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
                 let shift = error.next_up();
                 near.clear();
                 above(scores, halves, reach.threshold(id), range.start as u32, &mut near);
-                let saved = near.iter().map(|&point| {
+                let saved = |&point: &u32| {
                     let score = (scores[point as usize - range.start] + shift).next_up();
                     Saved { point, score }
-                });
-                let mut sum = 0.0;
-                let mut list = Vec::with_capacity(if near.len() <= most { near.len() } else { 0 });
-                for saved in saved {
-                    sum += f64::from((saved.score + reach.halves()[saved.point as usize]).max(0.0));
-                    if near.len() <= most {
-                        list.push(saved);
+                };
+                let mut sums = [0.0; 4];
+                for near in near.chunks(4) {
+                    for (saved, sum) in near.iter().map(saved).zip(&mut sums) {
+                        *sum += f64::from((saved.score + halves[saved.point as usize - range.start]).max(0.0));
                     }
                 }
+                let sum: f64 = sums.iter().sum();
+                let list = if near.len() <= most { near.iter().map(saved).collect() } else { Vec::new() };
                 (sum, near.len(), list)
             };
             ids.iter().zip(scores.chunks_exact(width)).map(one).collect::<Vec<_>>()
@@ -338,7 +342,13 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
             for (found, (sum, count, list)) in found.iter_mut().zip(part) {
                 found.0 += sum;
                 found.1 += count;
-                if found.1 <= most {
+                if found.1 > most {
+                    continue;
+                }
+                if found.2.is_empty() {
+                    found.2 = list;
+                } else {
+                    found.2.reserve_exact(list.len());
                     found.2.extend(list);
                 }
             }

@@ -13,6 +13,9 @@ const BLOCK: usize = 64;
 /// Points that are brought up to date together.
 const BATCH: usize = 64;
 
+/// Points that are brought up to date before all others.
+const FIRST: usize = 8;
+
 /// A point's distance to the nearest of the picks that it has seen.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stale {
@@ -22,6 +25,8 @@ pub(super) struct Stale {
     pub seen: usize,
     /// The distance, or its square.
     pub bound: f64,
+    /// The pick that `bound` is a little above the distance to; [`Stale::EXACT`] where it is the distance.
+    pub pick: u32,
 }
 
 impl Stale {
@@ -34,7 +39,10 @@ impl Stale {
         }
     }
 
-    pub(super) const NONE: Self = Self { id: usize::MAX, seen: 0, bound: f64::NEG_INFINITY };
+    /// No pick: the bound is the distance.
+    pub(super) const EXACT: u32 = u32::MAX;
+
+    pub(super) const NONE: Self = Self { id: usize::MAX, seen: 0, bound: f64::NEG_INFINITY, pick: Self::EXACT };
 }
 
 /// Bounds of the points from `first` on.
@@ -42,14 +50,16 @@ pub(super) struct Farthest {
     first: usize,
     bounds: Vec<f64>,
     seen: Vec<u32>,
+    picks: Vec<u32>,
     /// The largest bound of each [`BLOCK`].
     largest: Vec<f64>,
 }
 
 /// Brings points up to date with all picks so far.
 pub(super) trait Refresh {
-    /// Lowers the points' bounds and sets what they have seen; may leave out those that another of them now beats.
-    fn refresh(&mut self, stale: &mut [Stale]) -> Result<()>;
+    /// Lowers the points' bounds and sets what they have seen; may leave out those that another of them now beats. A
+    /// bound that is not the distance is below that of `best`.
+    fn refresh(&mut self, stale: &mut [Stale], best: &Stale) -> Result<()>;
 }
 
 impl Farthest {
@@ -59,6 +69,7 @@ impl Farthest {
             first,
             bounds: vec![f64::INFINITY; count],
             seen: vec![0; count],
+            picks: vec![Stale::EXACT; count],
             largest: vec![f64::INFINITY; count.div_ceil(BLOCK)],
         }
     }
@@ -75,10 +86,14 @@ impl Farthest {
     pub(super) fn next(&mut self, picks: usize, refresh: &mut dyn Refresh) -> Result<Option<Stale>> {
         let mut best = Stale::NONE;
         let mut batch = Vec::with_capacity(BATCH + BLOCK);
-        // The most promising blocks first: a high mark to beat spares the others.
+        // The most promising points first: a high mark to beat spares the others.
         for _ in 0..4 {
             let Some(top) = self.top_block() else { return Ok(None) };
             self.collect(top, picks, &mut best, &mut batch);
+            if batch.len() > FIRST {
+                batch.select_nth_unstable_by(FIRST, |left, right| right.bound.total_cmp(&left.bound));
+                batch.truncate(FIRST);
+            }
             self.settle(picks, &mut best, &mut batch, refresh)?;
         }
         for block in 0..self.largest.len() {
@@ -110,9 +125,10 @@ impl Farthest {
             if self.bounds[index] < best.bound || self.bounds[index] == f64::NEG_INFINITY {
                 continue;
             }
-            let point = Stale { id: self.first + index, seen: self.seen[index] as usize, bound: self.bounds[index] };
+            let (id, seen, pick) = (self.first + index, self.seen[index] as usize, self.picks[index]);
+            let point = Stale { id, seen, bound: self.bounds[index], pick };
             if point.beats(best) {
-                if point.seen == picks {
+                if point.seen == picks && point.pick == Stale::EXACT {
                     *best = point;
                 } else {
                     batch.push(point);
@@ -132,12 +148,13 @@ impl Farthest {
         if batch.is_empty() {
             return Ok(());
         }
-        refresh.refresh(batch)?;
+        refresh.refresh(batch, best)?;
         for point in batch.iter() {
             let index = point.id - self.first;
             self.bounds[index] = point.bound;
             self.seen[index] = point.seen as u32;
-            if point.seen == picks && point.beats(best) {
+            self.picks[index] = point.pick;
+            if point.seen == picks && point.pick == Stale::EXACT && point.beats(best) {
                 *best = *point;
             }
         }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::Picks;
 use super::farthest::{Farthest, Refresh, Stale};
-use super::kernel::Targets;
+use super::kernel::{Best, Look, Targets};
 use super::mapped::Mapped;
 use super::peers::{Alone, Shard};
 use super::points::{Frame, Points, squared_distance};
@@ -188,11 +188,14 @@ impl<T: Copy + Into<f64>> Field<'_, T> {
     }
 }
 
-/// Refreshes points by tiles: the kernel passes over the picks that cannot lower a bound, the others are measured.
+/// Refreshes points by tiles: the kernel finds each one's nearest new pick. Its score gives a bound; it is measured, and
+/// alone, where the point may still be the farthest.
 struct Rows<'a, T> {
     field: &'a Field<'a, T>,
     rows: Vec<f32>,
     thresholds: Vec<f32>,
+    /// Points with several picks that may be the nearest.
+    open: Vec<usize>,
 }
 
 /// Rows of the kernel's tile; points that share a tile see the picks from the most backward one's on.
@@ -200,39 +203,105 @@ const TILE: usize = 8;
 
 impl<'a, T: Copy + Into<f64>> Rows<'a, T> {
     fn new(field: &'a Field<'a, T>) -> Self {
-        Self { field, rows: Vec::new(), thresholds: Vec::new() }
+        Self { field, rows: Vec::new(), thresholds: Vec::new(), open: Vec::new() }
+    }
+
+    /// What half a squared distance by a score can be off, in the kernel's coordinates.
+    fn error(&self, id: usize) -> f64 {
+        let length = self.field.mapped.lengths[id];
+        // The score's error, and what rounding the coordinates does to the squared length.
+        self.field.targets.error_bound(length) + 4.0 * f64::from(f32::EPSILON) * length * length
+    }
+
+    /// The least score that a pick can have which is nearer to a point than its bound.
+    fn lowest(&self, stale: &Stale) -> f32 {
+        let length = self.field.mapped.lengths[stale.id];
+        let score = 0.5 * (length * length - stale.bound * self.field.mapped.frame.squared_scale());
+        ((score - self.error(stale.id)) as f32).next_down().max(f32::MIN)
+    }
+
+    /// Makes a bound the distance.
+    fn settle(&self, point: &mut Stale) {
+        if point.pick != Stale::EXACT {
+            point.bound = self.field.squared(point.id, point.pick as usize);
+            point.pick = Stale::EXACT;
+        }
+    }
+
+    /// Brings a tile up to date with the picks from `first` on, up to points in `open`.
+    fn look(&mut self, first: usize, tile: &mut [Stale]) {
+        let targets = &self.field.targets;
+        self.rows.clear();
+        tile.iter().for_each(|point| self.rows.extend_from_slice(self.field.mapped.row(point.id)));
+        let (ids, mut best) = (std::array::from_fn::<u32, TILE, _>(|index| index as u32), [Best::NONE; TILE]);
+        let (mut largest, mut better) = ([f32::NEG_INFINITY; TILE], Vec::new());
+        for part in first / Targets::part()..targets.len().div_ceil(Targets::part()) {
+            let largest = &mut largest[..tile.len()];
+            targets.look(
+                part,
+                &self.rows,
+                &ids[..tile.len()],
+                &mut Look { best: &mut best, largest, better: &mut better },
+            );
+        }
+        self.open.clear();
+        for (index, (point, best)) in tile.iter_mut().zip(best).enumerate() {
+            if best.score < self.lowest(point) {
+                continue;
+            }
+            let length = self.field.mapped.lengths[point.id];
+            // Not "gap <= bound": a gap that is not a number is no decision either.
+            let is_clear = f64::from(best.score) - f64::from(best.next) > 2.0 * targets.error_bound(length);
+            if !is_clear {
+                self.open.push(index);
+                continue;
+            }
+            let (error, scale) = (2.0 * self.error(point.id), self.field.mapped.frame.squared_scale());
+            let squared = (length * length - 2.0 * f64::from(best.score) + error) / scale;
+            let before = if point.pick == Stale::EXACT { point.bound } else { point.bound - 2.0 * error / scale };
+            if squared < before {
+                (point.bound, point.pick) = (squared, best.target);
+            } else {
+                self.settle(point);
+                point.bound = point.bound.min(self.field.squared(point.id, best.target as usize));
+            }
+        }
+    }
+
+    /// The same for those in `open`, by all picks that may lower their bounds.
+    fn measure(&mut self, first: usize, tile: &mut [Stale]) {
+        self.rows.clear();
+        self.thresholds.clear();
+        for &index in &self.open {
+            self.settle(&mut tile[index]);
+            self.rows.extend_from_slice(self.field.mapped.row(tile[index].id));
+            self.thresholds.push(self.lowest(&tile[index]));
+        }
+        let mut thresholds = std::mem::take(&mut self.thresholds);
+        self.field.targets.reaching_from(first, &self.rows, &mut thresholds, &mut |row, pick| {
+            let point = &mut tile[self.open[row]];
+            point.bound = point.bound.min(self.field.squared(point.id, pick));
+            self.lowest(point)
+        });
+        self.thresholds = thresholds;
     }
 }
 
 impl<T: Copy + Into<f64>> Refresh for Rows<'_, T> {
-    fn refresh(&mut self, stale: &mut [Stale]) -> Result<()> {
-        let field = self.field;
-        let scale = field.mapped.frame.squared_scale();
-        let lowest = |stale: &Stale| {
-            let length = field.mapped.lengths[stale.id];
-            // The score's error, and what rounding the coordinates does to the squared length.
-            let bound = field.targets.error_bound(length) + 4.0 * f64::from(f32::EPSILON) * length * length;
-            let score = 0.5 * (length * length - stale.bound * scale) - bound;
-            (score as f32).next_down().max(f32::MIN)
-        };
+    fn refresh(&mut self, stale: &mut [Stale], best: &Stale) -> Result<()> {
+        let mut best = *best;
         stale.sort_unstable_by_key(|point| (point.seen, point.id));
         for tile in stale.chunks_mut(TILE) {
-            self.rows.clear();
-            self.thresholds.clear();
-            for point in tile.iter() {
-                self.rows.extend_from_slice(field.mapped.row(point.id));
-                self.thresholds.push(lowest(point));
-            }
             let first = tile[0].seen;
-            field.targets.reaching_from(first, &self.rows, &mut self.thresholds, &mut |row, pick| {
-                let point = &mut tile[row];
-                let squared = field.squared(point.id, pick);
-                if squared < point.bound {
-                    point.bound = squared;
+            self.look(first, tile);
+            self.measure(first, tile);
+            for point in tile {
+                point.seen = self.field.targets.len();
+                if point.beats(&best) {
+                    self.settle(point);
+                    best = if point.beats(&best) { *point } else { best };
                 }
-                lowest(point)
-            });
-            tile.iter_mut().for_each(|point| point.seen = field.targets.len());
+            }
         }
         Ok(())
     }

@@ -1,15 +1,16 @@
 //! k-means: Lloyd's rounds from a k-means++ start.
 //!
 //! Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++: the advantages of careful
-//! seeding", 2007. A point whose nearest centre was nearer by more than the centres have moved since keeps it unseen
-//! (Hamerly, "Making k-means even faster", 2010).
+//! seeding", 2007. Centres that cannot be nearer than a point's own are not looked at ([`assign`]).
 
-use super::kernel::{Best, Targets};
+use self::assign::Assigned;
 use super::mapped::Mapped;
 use super::nearest::nearest;
-use super::points::{Points, add_differences, squared_distance};
+use super::points::{Points, add_to_clusters, squared_distance};
 use crate::random::{Kind, Stream, Units, uniform_f64};
 use crate::{Error, Result, parallel};
+
+mod assign;
 
 /// What [`k_means`] is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -63,22 +64,22 @@ where
         Some(start) => Points::new("start", start, k, columns)?.values().to_vec(),
         None => run.plus_plus(settings, check)?,
     };
-    let mut labels = vec![u32::MAX; rows];
-    let mut margins = vec![f32::NEG_INFINITY; rows];
+    let mut assigned = Assigned::new(rows, k);
     let mut steps = vec![0.0; k];
     let mut rounds = 0;
     loop {
         check()?;
-        let moved = run.assign(&centres, &steps, &mut labels, &mut margins);
+        let moved = assigned.renew(points, &run.mapped, &centres, &steps);
         // One assignment more than updates: labels belong to the centres that are returned.
         if !moved || rounds == settings.iterations {
             break;
         }
         rounds += 1;
         let before = centres.clone();
-        run.update(&mut centres, &mut labels, &mut margins);
+        run.update(&mut centres, &mut assigned);
         steps = run.steps(&before, &centres);
     }
+    let labels = assigned.labels;
     let distances = run.distances(&centres, &labels);
     let inertia = distances.iter().sum();
     let medoids = run.medoids(&centres, &labels, &distances, check)?;
@@ -106,62 +107,6 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         let scale = self.mapped.frame.squared_scale().sqrt();
         let pairs = before.chunks_exact(columns).zip(centres.chunks_exact(columns));
         pairs.map(|(before, centre)| squared_distance(before, centre).sqrt() * scale * (1.0 + 1e-9)).collect()
-    }
-
-    /// Labels every point with its nearest centre, the lowest of equals; whether any label changed.
-    ///
-    /// A margin is by how much the point's centre is nearer than every other, at least; the centres have made `steps`
-    /// since, so it shrinks by the point's own centre's step and the largest of the others'.
-    fn assign(&self, centres: &[f64], steps: &[f64], labels: &mut [u32], margins: &mut [f32]) -> bool {
-        let columns = self.points.columns();
-        let k = centres.len() / columns;
-        // Centres outside the points' range (a start from elsewhere) would overflow nothing: f32 has the exponents.
-        let targets = Targets::pack(k, columns, |index, out| self.mapped.frame.map(self.centre(centres, index), out));
-        let losses = losses(steps);
-        let longest = self.mapped.longest();
-        let tasks: Vec<_> = labels.chunks_mut(TASK).zip(margins.chunks_mut(TASK)).enumerate().collect();
-        let moved = parallel::map(tasks, |(task, (labels, margins))| {
-            let first = task * TASK;
-            let (mut open, mut rows) = (Vec::with_capacity(labels.len()), Vec::new());
-            for (index, (margin, &label)) in margins.iter_mut().zip(labels.iter()).enumerate() {
-                *margin = match losses.get(label as usize) {
-                    Some(loss) => (*margin - loss).next_down(),
-                    None => f32::NEG_INFINITY,
-                };
-                if *margin <= 0.0 {
-                    open.push(index);
-                }
-            }
-            for &index in &open {
-                rows.extend_from_slice(self.mapped.row(first + index));
-            }
-            let mut best = vec![Best::default(); open.len()];
-            targets.best(&rows, &mut best);
-            let mut moved = false;
-            for (index, best) in open.into_iter().zip(best) {
-                let length = self.mapped.lengths[first + index];
-                let error = targets.error_bound(length);
-                // Not "gap <= bound": a gap that is not a number is no decision either.
-                let is_clear = f64::from(best.gap) > 2.0 * error;
-                let choice = if is_clear { best.target } else { self.nearest_exactly(first + index, centres) };
-                margins[index] = if is_clear { margin(&best, length, error, longest) } else { f32::NEG_INFINITY };
-                moved |= labels[index] != choice;
-                labels[index] = choice;
-            }
-            moved
-        });
-        moved.into_iter().any(|moved| moved)
-    }
-
-    fn nearest_exactly(&self, row: usize, centres: &[f64]) -> u32 {
-        let mut best = (f64::INFINITY, 0);
-        for (index, centre) in centres.chunks_exact(self.points.columns()).enumerate() {
-            let squared = squared_distance(self.points.row(row), centre);
-            if squared < best.0 {
-                best = (squared, index as u32);
-            }
-        }
-        best.1
     }
 
     /// Squared distance of every point to its centre.
@@ -230,43 +175,46 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
     }
 
     /// Moves every centre to the mean of its points, summed in their order.
-    fn update(&self, centres: &mut [f64], labels: &mut [u32], margins: &mut [f32]) {
+    fn update(&self, centres: &mut [f64], assigned: &mut Assigned) {
         let columns = self.points.columns();
         let k = centres.len() / columns;
         let mut counts = vec![0usize; k];
-        labels.iter().for_each(|&label| counts[label as usize] += 1);
+        assigned.labels.iter().for_each(|&label| counts[label as usize] += 1);
         if counts.contains(&0) {
-            self.fill_empty(centres, labels, margins, &mut counts);
+            self.fill_empty(centres, assigned, &mut counts);
         }
-        let mut starts = vec![0; k + 1];
-        for (index, &count) in counts.iter().enumerate() {
-            starts[index + 1] = starts[index] + count;
-        }
-        let mut members = vec![0u32; labels.len()];
-        let mut next = starts.clone();
-        for (row, &label) in (0u32..).zip(labels.iter()) {
-            members[next[label as usize]] = row;
-            next[label as usize] += 1;
-        }
-        let tasks: Vec<_> = centres.chunks_exact_mut(columns).zip(starts.windows(2)).collect();
-        parallel::for_each(tasks, |(centre, range)| {
-            let members = &members[range[0]..range[1]];
-            let Some((&reference, _)) = members.split_first() else { return };
+        let labels = &assigned.labels;
+        let mut firsts = vec![0; k];
+        labels.iter().enumerate().rev().for_each(|(row, &label)| firsts[label as usize] = row);
+        // Columns are shared out: each sum has the rows' order at any thread count.
+        let width = columns.div_ceil(parallel::threads()).next_multiple_of(16).min(columns);
+        let parts = parallel::map((0..columns).step_by(width).collect(), |first| {
+            let range = first..columns.min(first + width);
             // Differences to a member: a large offset of all points costs no digits of the mean.
-            let reference = self.points.row(reference as usize);
-            let mut sums = vec![0.0; columns];
-            add_differences(&mut sums, self.points.values(), members, reference);
-            for ((out, sum), &reference) in centre.iter_mut().zip(sums).zip(reference) {
-                *out = reference.into() + sum / members.len() as f64;
-            }
+            let references: Vec<T> =
+                firsts.iter().flat_map(|&row| &self.points.row(row)[range.clone()]).copied().collect();
+            let mut sums = vec![0.0; references.len()];
+            add_to_clusters(&mut sums, &references, self.points.values(), columns, first, labels, k);
+            let means = sums
+                .iter()
+                .zip(references)
+                .enumerate()
+                .map(|(index, (sum, reference))| reference.into() + sum / counts[index / range.len()] as f64);
+            (first, means.collect::<Vec<f64>>())
         });
+        for (first, means) in parts {
+            let width = means.len() / k;
+            for (cluster, means) in means.chunks_exact(width).enumerate().filter(|(cluster, _)| counts[*cluster] > 0) {
+                centres[cluster * columns + first..][..width].copy_from_slice(means);
+            }
+        }
     }
 
     /// Gives each empty cluster the point that lies farthest from its centre; a point at its centre stays (there are
     /// fewer distinct points than clusters then, and the cluster stays empty where it is).
-    fn fill_empty(&self, centres: &mut [f64], labels: &mut [u32], margins: &mut [f32], counts: &mut [usize]) {
-        let distances = self.distances(centres, labels);
-        let mut order: Vec<u32> = (0..labels.len() as u32).collect();
+    fn fill_empty(&self, centres: &[f64], assigned: &mut Assigned, counts: &mut [usize]) {
+        let distances = self.distances(centres, &assigned.labels);
+        let mut order: Vec<u32> = (0..distances.len() as u32).collect();
         order.sort_by(|&left, &right| {
             distances[right as usize].total_cmp(&distances[left as usize]).then(left.cmp(&right))
         });
@@ -276,11 +224,11 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
                 continue;
             }
             // The last point of a cluster cannot leave it.
+            let labels = &assigned.labels;
             let Some(row) = farthest.find(|&row| counts[labels[row] as usize] > 1) else { return };
             counts[labels[row] as usize] -= 1;
             counts[cluster] = 1;
-            labels[row] = cluster as u32;
-            margins[row] = f32::NEG_INFINITY;
+            assigned.force(row, cluster as u32);
         }
     }
 
@@ -314,32 +262,6 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         }
         Ok(centres)
     }
-}
-
-/// What a margin loses by the steps of the centres, for a point of each cluster, rounded up.
-fn losses(steps: &[f64]) -> Vec<f32> {
-    let (mut most, mut next) = ((0.0, usize::MAX), 0.0);
-    for (index, &step) in steps.iter().enumerate() {
-        if step > most.0 {
-            next = most.0;
-            most = (step, index);
-        } else if step > next {
-            next = step;
-        }
-    }
-    let other = |index| if index == most.1 { next } else { most.0 };
-    steps.iter().enumerate().map(|(index, step)| ((step + other(index)) as f32).next_up()).collect()
-}
-
-/// By how much the best centre is nearer to a point than every other one, at least.
-fn margin(best: &Best, length: f64, error: f64, longest: f64) -> f32 {
-    // The score's error, and what rounding the coordinates does to the squared length.
-    let error = 2.0 * (error + 4.0 * f64::from(f32::EPSILON) * length * length);
-    let squared = length * length - 2.0 * f64::from(best.score);
-    let own = (squared + error).max(0.0).sqrt();
-    let next = (squared + 2.0 * f64::from(best.gap) - error).max(0.0).sqrt();
-    // Distances in f64 are compared in the end: they are rounded, too.
-    ((next - own - 1e-9 * (length + longest)) as f32).next_down()
 }
 
 /// Index drawn in proportion to the weights; `None` when all are zero.

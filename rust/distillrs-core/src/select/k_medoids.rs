@@ -176,6 +176,9 @@ struct Rough {
     second: f32,
 }
 
+/// Columns below which products are made again as fast as they are read from memory.
+const KEPT_COLUMNS: usize = 128;
+
 /// Candidates whose products are made together.
 const BLOCK: usize = 32;
 
@@ -220,7 +223,7 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
         medoids.iter().for_each(|&id| is_medoid[id] = true);
         let reach = Reach::new(points);
         let width = reach.width();
-        let is_kept = width.checked_mul(rows).is_some_and(|pairs| pairs <= kept / 4);
+        let is_kept = columns >= KEPT_COLUMNS && width.checked_mul(rows).is_some_and(|pairs| pairs <= kept / 4);
         let values = vec![0.0; width * if is_kept { rows } else { BLOCK.min(rows) }];
         let targets =
             Targets::pack(medoids.len(), columns, |index, out| reach.frame.map(points.row(medoids[index]), out));

@@ -6,13 +6,28 @@
 
 use crate::host::Level;
 
-/// The target with the largest score.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+/// The target with the largest score of some.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Best {
     pub target: u32,
     pub score: f32,
-    /// How far the next score lies behind.
-    pub gap: f32,
+    /// The next score.
+    pub next: f32,
+}
+
+impl Best {
+    /// None yet.
+    pub(super) const NONE: Self = Self { target: u32::MAX, score: f32::NEG_INFINITY, next: f32::NEG_INFINITY };
+}
+
+/// What a look at a part of the targets finds.
+pub(super) struct Look<'a> {
+    /// For each of the rows the best of all targets so far.
+    pub best: &'a mut [Best],
+    /// For each of the rows that are looked at the largest score of this and earlier parts.
+    pub largest: &'a mut [f32],
+    /// Where the best is new: the row's place among those looked at, and the largest score of the part beside it.
+    pub better: &'a mut Vec<(u32, f32)>,
 }
 
 /// Targets of a panel: two vectors of them.
@@ -92,21 +107,41 @@ impl Targets {
     /// A sum of d products is off by at most (d + 1) u of the sum of their magnitudes (u = 2^-24), rounding the
     /// coordinates adds 3 u, the bias 2 u of itself; the factor 2 covers terms of higher order.
     pub(super) fn error_bound(&self, length: f64) -> f64 {
-        let unit = f64::from(f32::EPSILON) / 2.0;
-        let products = (self.columns as f64 + 6.0) * unit * length * self.longest;
-        2.0 * (products + 4.0 * unit * self.longest * self.longest) + 1e-35
+        Self::error_bound_of(self.columns, length, self.longest)
     }
 
-    /// For each row of `rows` (flat) the target with the largest score.
-    pub(super) fn best(&self, rows: &[f32], out: &mut [Best]) {
+    /// The same with targets of up to some length.
+    pub(super) fn error_bound_of(columns: usize, length: f64, longest: f64) -> f64 {
+        let unit = f64::from(f32::EPSILON) / 2.0;
+        let products = (columns as f64 + 6.0) * unit * length * longest;
+        2.0 * (products + 4.0 * unit * longest * longest) + 1e-35
+    }
+
+    /// Length of the longest target.
+    pub(super) fn longest(&self) -> f64 {
+        self.longest
+    }
+
+    /// Targets to a part.
+    pub(super) fn part() -> usize {
+        lanes(Level::here()) / 2
+    }
+
+    /// What is added to a row's product with a target.
+    pub(super) fn bias(&self, target: usize) -> f32 {
+        self.biases[target]
+    }
+
+    /// Looks at the scores of some rows, `ids` of `rows` (flat), with a part of the targets.
+    pub(super) fn look(&self, part: usize, rows: &[f32], ids: &[u32], look: &mut Look<'_>) {
         match self.level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
-            Level::Avx512 => unsafe { best_avx512(self, rows, out) },
+            Level::Avx512 => unsafe { look_avx512(self, part, rows, ids, look) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says that the processor has these features.
-            Level::Avx2 => unsafe { best_avx2(self, rows, out) },
-            Level::Portable => best::<4, 8, Plain>(self, rows, out),
+            Level::Avx2 => unsafe { look_avx2(self, part, rows, ids, look) },
+            Level::Portable => self::look::<4, 4, Plain>(self, part, rows, ids, look),
         }
     }
 
@@ -172,15 +207,41 @@ trait Tile<const R: usize, const L: usize> {
     /// # Safety
     /// The processor has the instructions that the implementation uses.
     unsafe fn scores(rows: [&[f32]; R], panel: &[f32], bias: &[f32]) -> [[f32; L]; R];
+}
 
-    /// See [`reduce`].
+/// Scores of `R` rows against one part of `L` targets, half a panel.
+trait HalfTile<const R: usize, const L: usize> {
+    /// `panel` holds `2 L` coordinates for each of the rows', those of the part from `start` on.
+    ///
+    /// # Safety
+    /// The processor has the instructions that the implementation uses.
+    unsafe fn scores(rows: [&[f32]; R], panel: &[f32], start: usize, bias: &[f32]) -> [[f32; L]; R];
+
+    /// The largest score of each row.
     ///
     /// # Safety
     /// The processor has the instructions that the implementation uses.
     #[inline(always)]
-    unsafe fn reduce(largest: &[f32; L], second: &[f32; L]) -> (usize, f32, f32) {
-        reduce(largest, second)
+    unsafe fn largest(scores: &[[f32; L]; R]) -> [f32; R] {
+        scores.map(|scores| largest_of(&scores))
     }
+
+    /// The first lane of the largest score, and the largest of the other lanes'.
+    ///
+    /// # Safety
+    /// The processor has the instructions that the implementation uses.
+    #[inline(always)]
+    unsafe fn beside(scores: &[f32; L], largest: f32) -> (usize, f32) {
+        let lane = scores.iter().position(|&score| score == largest).unwrap_or(0);
+        let mut others = *scores;
+        others[lane] = f32::NEG_INFINITY;
+        (lane, largest_of(&others))
+    }
+}
+
+#[inline(always)]
+fn largest_of(scores: &[f32]) -> f32 {
+    scores.iter().fold(f32::NEG_INFINITY, |left, &right| if right > left { right } else { left })
 }
 
 struct Plain;
@@ -202,11 +263,28 @@ impl Tile<4, 8> for Plain {
     }
 }
 
+impl HalfTile<4, 4> for Plain {
+    #[inline(always)]
+    unsafe fn scores(rows: [&[f32]; 4], panel: &[f32], start: usize, bias: &[f32]) -> [[f32; 4]; 4] {
+        let mut first = [0.0; 4];
+        first.copy_from_slice(bias);
+        let mut sums = [first; 4];
+        for (column, targets) in panel.as_chunks::<8>().0.iter().enumerate() {
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                for (sum, target) in sums.iter_mut().zip(&targets[start..start + 4]) {
+                    *sum += row[column] * target;
+                }
+            }
+        }
+        sums
+    }
+}
+
 /// The loop in vectors of one width, two to a panel: the compiler does not find them by itself here.
 #[cfg(target_arch = "x86_64")]
 macro_rules! tile {
-    ($name:ident, $rows:literal, $width:literal, $features:literal, $zero:ident, $load:ident, $store:ident, $spread:ident, $fuse:ident
-     $(, $reduce:ident)?) => {
+    ($name:ident, $rows:literal, $width:literal, $features:literal, $zero:ident, $load:ident, $store:ident, $spread:ident, $fuse:ident, $add:ident
+     $(, $largest:ident, $beside:ident)?) => {
         struct $name;
 
         impl Tile<$rows, { 2 * $width }> for $name {
@@ -239,14 +317,57 @@ macro_rules! tile {
                 }
                 scores
             }
+        }
+
+        impl HalfTile<$rows, $width> for $name {
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn scores(rows: [&[f32]; $rows], panel: &[f32], start: usize, bias: &[f32]) -> [[f32; $width]; $rows] {
+                let panel = panel.as_chunks::<{ 2 * $width }>().0;
+                assert!(bias.len() == $width && start <= $width && rows.iter().all(|row| row.len() == panel.len()));
+                // Two sums for each row, of every other column: one alone would wait for itself.
+                // SAFETY: the bias holds a vector.
+                let mut sums = [[unsafe { $load(bias.as_ptr()) }, $zero()]; $rows];
+                let (pairs, odd) = panel.as_chunks::<2>();
+                for (pair, targets) in pairs.iter().enumerate() {
+                    // SAFETY: the targets of one column are two vectors, and the part begins at the latest at the second.
+                    let targets = unsafe { [$load(targets[0].as_ptr().add(start)), $load(targets[1].as_ptr().add(start))] };
+                    for (sums, row) in sums.iter_mut().zip(&rows) {
+                        // SAFETY: every row has as many columns as the panel.
+                        let values = unsafe { [*row.get_unchecked(2 * pair), *row.get_unchecked(2 * pair + 1)] };
+                        *sums = [
+                            $fuse($spread(values[0]), targets[0], sums[0]),
+                            $fuse($spread(values[1]), targets[1], sums[1]),
+                        ];
+                    }
+                }
+                for targets in odd {
+                    // SAFETY: as above.
+                    let targets = unsafe { $load(targets.as_ptr().add(start)) };
+                    for (sums, row) in sums.iter_mut().zip(&rows) {
+                        // SAFETY: every row has as many columns as the panel.
+                        let value = unsafe { *row.get_unchecked(panel.len() - 1) };
+                        sums[0] = $fuse($spread(value), targets, sums[0]);
+                    }
+                }
+                let mut scores = [[0.0; $width]; $rows];
+                for (scores, sums) in scores.iter_mut().zip(sums) {
+                    // SAFETY: a row of scores is a vector.
+                    unsafe { $store(scores.as_mut_ptr(), $add(sums[0], sums[1])) };
+                }
+                scores
+            }
             $(
                 #[inline]
                 #[target_feature(enable = $features)]
-                unsafe fn reduce(
-                    largest: &[f32; 2 * $width],
-                    second: &[f32; 2 * $width],
-                ) -> (usize, f32, f32) {
-                    $reduce(largest, second)
+                unsafe fn largest(scores: &[[f32; $width]; $rows]) -> [f32; $rows] {
+                    $largest(scores)
+                }
+
+                #[inline]
+                #[target_feature(enable = $features)]
+                unsafe fn beside(scores: &[f32; $width], largest: f32) -> (usize, f32) {
+                    $beside(scores, largest)
                 }
             )?
         }
@@ -255,8 +376,8 @@ macro_rules! tile {
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -270,21 +391,84 @@ tile!(
     _mm512_storeu_ps,
     _mm512_set1_ps,
     _mm512_fmadd_ps,
-    reduce_avx512
+    _mm512_add_ps,
+    largest_avx512,
+    beside_avx512
 );
 #[cfg(target_arch = "x86_64")]
-tile!(Avx2, 6, 8, "avx2,fma", _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps);
+tile!(
+    Avx2,
+    6,
+    8,
+    "avx2,fma",
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_set1_ps,
+    _mm256_fmadd_ps,
+    _mm256_add_ps
+);
+
+/// All rows together: each step halves the lanes that are left and joins two rows' in one vector. The compiler takes
+/// lanes that wait for each other one by one, which costs as much as the products.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn largest_avx512(scores: &[[f32; 16]; 8]) -> [f32; 8] {
+    use std::arch::x86_64::{
+        _mm_storeu_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_extractf32x4_ps, _mm512_max_ps, _mm512_shuffle_f32x4,
+        _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    };
+
+    // SAFETY: the scores of a row are a vector.
+    let row = |index: usize| unsafe { _mm512_loadu_ps(scores[index].as_ptr()) };
+    // Lanes 0 to 3 of each quarter belong to rows 0 1 0 1, ...
+    let pairs = [(row(0), row(1)), (row(2), row(3)), (row(4), row(5)), (row(6), row(7))]
+        .map(|(left, right)| _mm512_max_ps(_mm512_unpacklo_ps(left, right), _mm512_unpackhi_ps(left, right)));
+    // ... then to 0 1 2 3 and 4 5 6 7, ...
+    let fours = [(pairs[0], pairs[1]), (pairs[2], pairs[3])].map(|(left, right)| {
+        let (left, right) = (_mm512_castps_pd(left), _mm512_castps_pd(right));
+        let (low, high) = (_mm512_unpacklo_pd(left, right), _mm512_unpackhi_pd(left, right));
+        _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    });
+    // ... and quarters are left, two of each four rows.
+    let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(fours[0], fours[1]);
+    let odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(fours[0], fours[1]);
+    let halves = _mm512_max_ps(even, odd);
+    let all = _mm512_max_ps(halves, _mm512_shuffle_f32x4::<0b10_11_00_01>(halves, halves));
+    let mut out = [0.0; 8];
+    // SAFETY: each half of the values is a quarter of a vector.
+    unsafe {
+        _mm_storeu_ps(out.as_mut_ptr(), _mm512_extractf32x4_ps::<0>(all));
+        _mm_storeu_ps(out.as_mut_ptr().add(4), _mm512_extractf32x4_ps::<2>(all));
+    }
+    out
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn beside_avx512(scores: &[f32; 16], largest: f32) -> (usize, f32) {
+    use std::arch::x86_64::{_CMP_EQ_OQ, _mm512_cmp_ps_mask, _mm512_mask_mov_ps, _mm512_reduce_max_ps};
+
+    // SAFETY: the scores are a vector.
+    let scores = unsafe { _mm512_loadu_ps(scores.as_ptr()) };
+    let lanes = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(scores, _mm512_set1_ps(largest));
+    let lane = lanes.trailing_zeros().min(15);
+    let others = _mm512_mask_mov_ps(scores, 1 << lane, _mm512_set1_ps(f32::NEG_INFINITY));
+    (lane as usize, _mm512_reduce_max_ps(others))
+}
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn best_avx512(targets: &Targets, rows: &[f32], out: &mut [Best]) {
-    best::<8, 32, Avx512>(targets, rows, out);
+fn look_avx512(targets: &Targets, part: usize, rows: &[f32], ids: &[u32], look: &mut Look<'_>) {
+    self::look::<8, 16, Avx512>(targets, part, rows, ids, look);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn best_avx2(targets: &Targets, rows: &[f32], out: &mut [Best]) {
-    best::<6, 16, Avx2>(targets, rows, out);
+fn look_avx2(targets: &Targets, part: usize, rows: &[f32], ids: &[u32], look: &mut Look<'_>) {
+    self::look::<6, 8, Avx2>(targets, part, rows, ids, look);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -333,80 +517,40 @@ fn take<const R: usize>(rows: &[f32], columns: usize, first: usize, count: usize
 }
 
 #[inline(always)]
-fn best<const R: usize, const L: usize, T: Tile<R, L>>(targets: &Targets, rows: &[f32], out: &mut [Best]) {
+fn look<const R: usize, const L: usize, T: HalfTile<R, L>>(
+    targets: &Targets,
+    part: usize,
+    rows: &[f32],
+    ids: &[u32],
+    look: &mut Look<'_>,
+) {
+    assert_eq!(ids.len(), look.largest.len());
     let columns = targets.columns;
-    for first in (0..out.len()).step_by(R) {
-        let taken = take::<R>(rows, columns, first, out.len());
-        let mut largest = [[f32::NEG_INFINITY; L]; R];
-        let mut second = [[f32::NEG_INFINITY; L]; R];
-        let mut panels = [[0i32; L]; R];
-        let all = targets.panels.chunks_exact(columns * L).zip(targets.biases.chunks_exact(L));
-        for (panel, (values, bias)) in (0i32..).zip(all) {
-            // SAFETY: callers choose the tile by the processor's level.
-            let scores = unsafe { T::scores(taken, values, bias) };
-            for row in 0..R {
-                let (largest, second, panels) = (&mut largest[row], &mut second[row], &mut panels[row]);
-                for lane in 0..L {
-                    let (score, before) = (scores[row][lane], largest[lane]);
-                    let is_larger = score > before;
-                    let loser = if is_larger { before } else { score };
-                    second[lane] = if loser > second[lane] { loser } else { second[lane] };
-                    largest[lane] = if is_larger { score } else { before };
-                    panels[lane] = if is_larger { panel } else { panels[lane] };
-                }
+    let panel = &targets.panels[part / 2 * (2 * L * columns)..][..2 * L * columns];
+    let bias = &targets.biases[part * L..(part + 1) * L];
+    for first in (0..ids.len()).step_by(R) {
+        let taken = std::array::from_fn(|index| {
+            let id = ids[(first + index).min(ids.len() - 1)] as usize;
+            &rows[id * columns..(id + 1) * columns]
+        });
+        // SAFETY: callers choose the tile by the processor's level.
+        let scores = unsafe { T::scores(taken, panel, part % 2 * L, bias) };
+        // SAFETY: callers choose the tile by the processor's level.
+        let tops = unsafe { T::largest(&scores) };
+        for ((place, scores), score) in (first..ids.len()).zip(&scores).zip(tops) {
+            let (best, largest) = (&mut look.best[ids[place] as usize], &mut look.largest[place]);
+            if score > best.score {
+                // SAFETY: callers choose the tile by the processor's level.
+                let (lane, other) = unsafe { T::beside(scores, score) };
+                let next = if best.score > other { best.score } else { other };
+                *best = Best { target: (part * L + lane) as u32, score, next };
+                look.better.push((place as u32, other));
+            } else if score > best.next {
+                best.next = score;
             }
-        }
-        let length = R.min(out.len() - first);
-        for (row, out) in out[first..first + length].iter_mut().enumerate() {
-            // SAFETY: callers choose the tile by the processor's level.
-            let (lane, score, next) = unsafe { T::reduce(&largest[row], &second[row]) };
-            *out = Best { target: (panels[row][lane] as usize * L + lane) as u32, score, gap: score - next };
+            *largest = if score > *largest { score } else { *largest };
         }
     }
-}
-
-/// Lane of the largest value, that value, and the next one.
-#[inline(always)]
-fn reduce<const L: usize>(largest: &[f32; L], second: &[f32; L]) -> (usize, f32, f32) {
-    let (mut lane, mut score, mut next) = (0, f32::NEG_INFINITY, f32::NEG_INFINITY);
-    for index in 0..L {
-        let own = largest[index];
-        let is_larger = own > score;
-        let loser = if is_larger { score } else { own };
-        next = if loser > next { loser } else { next };
-        next = if second[index] > next { second[index] } else { next };
-        lane = if is_larger { index } else { lane };
-        score = if is_larger { own } else { score };
-    }
-    (lane, score, next)
-}
-
-/// [`reduce`] in a few vectors: the compiler takes the lanes one by one, which costs as much as the products.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f,avx2,fma")]
-fn reduce_avx512(largest: &[f32; 32], second: &[f32; 32]) -> (usize, f32, f32) {
-    use std::arch::x86_64::{_CMP_EQ_OQ, _mm512_cmp_ps_mask, _mm512_mask_mov_ps, _mm512_max_ps, _mm512_reduce_max_ps};
-
-    // SAFETY: each array holds two vectors.
-    let [low, high, second_low, second_high] = unsafe {
-        [
-            _mm512_loadu_ps(largest.as_ptr()),
-            _mm512_loadu_ps(largest.as_ptr().add(16)),
-            _mm512_loadu_ps(second.as_ptr()),
-            _mm512_loadu_ps(second.as_ptr().add(16)),
-        ]
-    };
-    let score = _mm512_reduce_max_ps(_mm512_max_ps(low, high));
-    let all = _mm512_set1_ps(score);
-    let low_lanes = u32::from(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(low, all));
-    let lanes = low_lanes | u32::from(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(high, all)) << 16;
-    let lane = lanes.trailing_zeros().min(31);
-    let (own, none) = (1u32 << lane, _mm512_set1_ps(f32::NEG_INFINITY));
-    let rest_low = _mm512_mask_mov_ps(low, own as u16, none);
-    let rest_high = _mm512_mask_mov_ps(high, (own >> 16) as u16, none);
-    let next = _mm512_max_ps(_mm512_max_ps(rest_low, rest_high), _mm512_max_ps(second_low, second_high));
-    (lane as usize, score, _mm512_reduce_max_ps(next))
 }
 
 #[inline(always)]
@@ -486,9 +630,21 @@ mod tests {
                 let targets = Targets::pack_for(level, count, columns, |index, out| {
                     out.copy_from_slice(&centres[index * columns..(index + 1) * columns]);
                 });
-                let mut out = vec![Best::default(); rows];
-                targets.best(&points, &mut out);
-                for (row, &Best { target: best, score: largest, gap }) in out.iter().enumerate() {
+                let all: Vec<u32> = (0..rows as u32).collect();
+                let mut out = vec![Best::NONE; rows];
+                let mut largest = vec![f32::NEG_INFINITY; rows];
+                for part in 0..count.div_ceil(level.lanes() / 2) {
+                    let mut better = Vec::new();
+                    let mut look = Look { best: &mut out, largest: &mut largest, better: &mut better };
+                    targets.look(part, &points, &all, &mut look);
+                    for (row, other) in better {
+                        let best = out[row as usize];
+                        assert!(best.target as usize / (level.lanes() / 2) == part && other <= best.next);
+                    }
+                    out.iter().zip(&largest).for_each(|(best, &largest)| assert_eq!(best.score, largest));
+                }
+                for (row, &Best { target: best, score: largest, next }) in out.iter().enumerate() {
+                    let gap = largest - next;
                     let point = &points[row * columns..(row + 1) * columns];
                     let score = |index: usize| -> f64 {
                         let centre = &centres[index * columns..(index + 1) * columns];

@@ -1,5 +1,7 @@
 //! Points in the coordinates of the `f32` kernel.
 
+use std::ops::Range;
+
 use super::points::{Frame, Points, length};
 use crate::parallel;
 
@@ -36,6 +38,11 @@ impl Mapped {
 
     pub(super) fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.columns..(index + 1) * self.columns]
+    }
+
+    /// Some points, one after the other.
+    pub(super) fn rows(&self, rows: Range<usize>) -> &[f32] {
+        &self.values[rows.start * self.columns..rows.end * self.columns]
     }
 
     /// Length of the longest point.

@@ -76,11 +76,11 @@ struct Seen<'a, 'b> {
 }
 
 impl Refresh for Seen<'_, '_> {
-    fn refresh(&mut self, stale: &mut [Stale]) -> Result<()> {
+    fn refresh(&mut self, stale: &mut [Stale], best: &Stale) -> Result<()> {
         (self.check)()?;
         // Distances cost far more than bookkeeping: the most promising first, and none for those that it beats.
         stale.sort_unstable_by(|left, right| right.bound.total_cmp(&left.bound).then(left.id.cmp(&right.id)));
-        let mut best = Stale::NONE;
+        let mut best = *best;
         for item in stale {
             if !item.beats(&best) {
                 continue;

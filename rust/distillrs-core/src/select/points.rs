@@ -136,6 +136,73 @@ fn add_differences_body<T: Coordinate>(sums: &mut [f64], points: &[T], members: 
     }
 }
 
+vectorised! {
+    /// Adds `point - reference` to the sums of each row's cluster, in the rows' order: those of the columns from `first`
+    /// on, as many as there are in `sums` and `references` for each cluster.
+    pub(super) fn add_to_clusters<T: Coordinate>(
+        sums: &mut [f64],
+        references: &[T],
+        points: &[T],
+        columns: usize,
+        first: usize,
+        labels: &[u32],
+        clusters: usize,
+    ) = add_to_clusters_body;
+}
+
+#[inline(always)]
+fn add_to_clusters_body<T: Coordinate>(
+    sums: &mut [f64],
+    references: &[T],
+    points: &[T],
+    columns: usize,
+    first: usize,
+    labels: &[u32],
+    clusters: usize,
+) {
+    let width = sums.len() / clusters;
+    for (&label, point) in labels.iter().zip(points.chunks_exact(columns)) {
+        let own = label as usize * width..(label as usize + 1) * width;
+        add_difference_body(&mut sums[own.clone()], &point[first..first + width], &references[own]);
+    }
+}
+
+vectorised! {
+    /// Products of some rows, `ids` of `rows`, with their labels' centres, in the kernel's coordinates.
+    pub(super) fn products(
+        rows: &[f32],
+        ids: &[u32],
+        centres: &[f32],
+        labels: &[u32],
+        columns: usize,
+        out: &mut [f32],
+    ) = products_body;
+}
+
+#[inline(always)]
+fn products_body(rows: &[f32], ids: &[u32], centres: &[f32], labels: &[u32], columns: usize, out: &mut [f32]) {
+    for &id in ids {
+        let (id, label) = (id as usize, labels[id as usize] as usize);
+        out[id] = dot(&rows[id * columns..(id + 1) * columns], &centres[label * columns..(label + 1) * columns]);
+    }
+}
+
+#[inline(always)]
+fn dot(left: &[f32], right: &[f32]) -> f32 {
+    let mut sums = [0f32; 16];
+    let ((left, left_rest), (right, right_rest)) = (left.as_chunks::<16>(), right.as_chunks::<16>());
+    for (left, right) in left.iter().zip(right) {
+        let mut products = *left;
+        for (product, right) in products.iter_mut().zip(right) {
+            *product *= right;
+        }
+        for (sum, product) in sums.iter_mut().zip(products) {
+            *sum += product;
+        }
+    }
+    sums.iter().sum::<f32>() + left_rest.iter().zip(right_rest).map(|(left, right)| left * right).sum::<f32>()
+}
+
 /// What [`squared_distance`] takes.
 pub(super) trait Coordinate: Copy + Into<f64> {}
 impl<T: Copy + Into<f64>> Coordinate for T {}

@@ -51,7 +51,7 @@ fn brute(points: &Points<'_, f64>, start: &[f64]) -> (Vec<f64>, Vec<i64>) {
 
 #[test]
 fn rounds_equal_those_without_shortcuts() {
-    for (rows, columns, k) in [(50, 1, 3), (200, 2, 5), (1500, 7, 40), (3000, 17, 33)] {
+    for (rows, columns, k) in [(50, 1, 3), (200, 2, 5), (600, 3, 290), (1500, 7, 40), (3000, 17, 33)] {
         for offset in [0.0, 1e6] {
             let mut values = noise(rows as u64, rows * columns);
             values.iter_mut().for_each(|value| *value += offset);
@@ -82,6 +82,20 @@ fn labels_medoids_and_inertia_belong_to_the_centres() {
             let distances: Vec<f64> = (0..700).map(|row| squared_distance(points.row(row), centre)).collect();
             let least = distances.iter().copied().fold(f64::INFINITY, f64::min);
             assert_eq!(distances.iter().position(|&distance| distance == least), Some(medoid as usize));
+        }
+    }
+}
+
+#[test]
+fn a_start_far_outside_leaves_every_point_with_its_nearest_centre() {
+    let values = noise(5, 400 * 3);
+    let points = Points::new("points", &values, 400, 3).unwrap();
+    for far in [1e3, 1e12, 1e30, 1e140] {
+        let mut start = values[..20 * 3].to_vec();
+        start[..3].fill(far);
+        for iterations in [0, 1, 100] {
+            let found = k_means(&points, &Settings { iterations, ..settings(20, Some(&start)) }, &go).unwrap();
+            assert_eq!(found.labels, brute_labels(&points, &found.centres));
         }
     }
 }
