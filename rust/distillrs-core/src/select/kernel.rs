@@ -633,13 +633,13 @@ mod tests {
                 let all: Vec<u32> = (0..rows as u32).collect();
                 let mut out = vec![Best::NONE; rows];
                 let mut largest = vec![f32::NEG_INFINITY; rows];
-                for part in 0..count.div_ceil(level.lanes() / 2) {
+                for part in 0..count.div_ceil(lanes(level) / 2) {
                     let mut better = Vec::new();
                     let mut look = Look { best: &mut out, largest: &mut largest, better: &mut better };
                     targets.look(part, &points, &all, &mut look);
                     for (row, other) in better {
                         let best = out[row as usize];
-                        assert!(best.target as usize / (level.lanes() / 2) == part && other <= best.next);
+                        assert!(best.target as usize / (lanes(level) / 2) == part && other <= best.next);
                     }
                     out.iter().zip(&largest).for_each(|(best, &largest)| assert_eq!(best.score, largest));
                 }
