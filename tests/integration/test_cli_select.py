@@ -94,7 +94,8 @@ def test_principal_components_keep_distances_and_come_by_variance():
     distances, own = ((one[:, None] - one[None]).norm(dim=-1) for one in (found, x.flatten(1)))
     assert torch.allclose(distances, own, atol=1e-3)
     assert torch.all(found.var(0).diff() <= 0)
-    assert torch.equal(principal_components(x, 2), found[:, :2])
+    # Products of other widths are summed in another order on some processors.
+    torch.testing.assert_close(principal_components(x, 2), found[:, :2], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

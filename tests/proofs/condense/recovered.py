@@ -29,7 +29,6 @@ TEACHER = TrainingSettings(epochs=6, batch_size=128, learning_rate=0.1, momentum
 STUDENT = TrainingSettings(epochs=60, batch_size=50, learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
 """The same for every set; a learning rate is chosen from RATES for each on validation data."""
 RATES = (0.02, 0.1)
-ADAM = {"lr": 0.1, "betas": (0.5, 0.9)}
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,11 @@ def accuracy(model: nn.Module, limit: int, part: Part = "test") -> float:
     return 100 * evaluate.accuracy(model, x, y)
 
 
-def recover(made: Objective, steps: int, seed: int) -> list[dict[str, float]]:
+def recover(made: Objective, steps: int, seed: int, rate: float) -> list[dict[str, float]]:
     """Adam with a rate that falls along half a cosine to 0; gives the terms of every step."""
     found = []
     (parameters,) = made.parameter_groups().values()
-    adam = torch.optim.Adam(parameters, **ADAM)  # type: ignore[arg-type]  # as torch takes them
+    adam = torch.optim.Adam(parameters, rate, betas=(0.5, 0.9))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
 
     def look(at: object) -> None:

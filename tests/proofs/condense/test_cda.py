@@ -27,6 +27,7 @@ LIMIT = 10_000
 PER_CLASS = 10
 STEPS = 500
 STRENGTH = 0.05
+RATE = 0.2
 VIEWS = 120
 AREA = 0.08
 TEMPERATURE = 4.0
@@ -36,7 +37,7 @@ def recovered_set(seed: int, curriculum: str) -> tuple[Tensor, Tensor, list[dict
     images, teachers = recovered.data(LIMIT), recovered.committee(("resnet",), LIMIT, seed)
     synthetic = recipes.cda_initial(images.x, images.y, PER_CLASS, seed=seed)
     made = recipes.cda(teachers, synthetic, STRENGTH, last_area=AREA, curriculum=curriculum, seed=seed)
-    terms = recovered.recover(made, STEPS, seed)
+    terms = recovered.recover(made, STEPS, seed, RATE)
     return *recovered.finished(synthetic), terms
 
 
@@ -108,11 +109,10 @@ def test_c_the_statistics_gap_falls(proof: Proof) -> None:
 
 def pilot() -> None:
     """Chooses strength and rate: `python -c "from proofs.condense.test_cda import pilot; pilot()"`."""
-    global STRENGTH
+    global STRENGTH, RATE
     torch.set_num_threads(1)
     seed = recovered.CHOOSING_SEED
     print("real", arm(seed, "real", "validation"), flush=True)
     for STRENGTH in (0.01, 0.05, 0.25):
-        for rate in (0.05, 0.2):
-            recovered.ADAM["lr"] = rate
-            print(STRENGTH, rate, {k: arm(seed, k, "validation") for k in ("cosine", "constant")}, flush=True)
+        for RATE in (0.05, 0.2):
+            print(STRENGTH, RATE, {k: arm(seed, k, "validation") for k in ("cosine", "constant")}, flush=True)

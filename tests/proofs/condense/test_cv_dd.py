@@ -30,6 +30,7 @@ MEMBERS = ("resnet", "vgg", "mobile")
 STUDENTS = ("plain", "wide")
 STEPS = 400
 STRENGTH = 0.05
+RATE = 0.1
 VIEWS = 60
 BATCH = 25
 TEMPERATURE = 4.0
@@ -41,7 +42,7 @@ def distilled(teachers: Committee, seed: int) -> tuple[Tensor, Tensor]:
     synthetic = recipes.cv_dd_initial(data.x, data.y, PER_CLASS, teachers, seed=seed)
     count = min(2, len(teachers))
     made = recipes.cv_dd(teachers, synthetic, STRENGTH, members=count, normalised=True, seed=seed)
-    recovered.recover(made, STEPS, seed)
+    recovered.recover(made, STEPS, seed, RATE)
     return recovered.finished(synthetic)
 
 
@@ -179,11 +180,10 @@ def test_c_members_stay_as_they_are(proof: Proof) -> None:
 
 def pilot() -> None:
     """Chooses strength and rate: `python -c "from proofs.condense.test_cv_dd import pilot; pilot()"`."""
-    global STRENGTH
+    global STRENGTH, RATE
     torch.set_num_threads(1)
     seed = recovered.CHOOSING_SEED
     for STRENGTH in (0.05, 0.5):
-        for rate in (0.02, 0.1):
-            recovered.ADAM["lr"] = rate
+        for RATE in (0.02, 0.1):
             found = alone(seed, 0, "validation"), together(seed, None, "validation")
-            print(STRENGTH, rate, found, flush=True)
+            print(STRENGTH, RATE, found, flush=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distillrs import Objective, fit, recipes
+from distillrs import recipes
 from distillrs.condense import Committee, MixedLabels, Synthetic
 from proofs.condense import recovered
 from proofs.ledger import Proof
@@ -45,7 +45,7 @@ def set_of(kind: str, seed: int, teachers: Committee) -> tuple[Tensor, Tensor, d
     if kind == "sre2l":
         synthetic = recipes.cda_initial(data.x, data.y, PER_CLASS, seed=seed)
         made = recipes.cda(teachers, synthetic, STRENGTH, curriculum="constant", members=len(MEMBERS), seed=seed)
-        recover(made, RATES[kind], seed)
+        recovered.recover(made, STEPS, seed, RATES[kind])
         return *recovered.finished(synthetic), {}
     synthetic = recipes.infer_ufc_initial(data.x, data.y, PER_CLASS, teachers, seed=seed)
     if kind == "images alone":
@@ -53,17 +53,10 @@ def set_of(kind: str, seed: int, teachers: Committee) -> tuple[Tensor, Tensor, d
         images, labels = recovered.finished(synthetic)
         return images[:: len(MEMBERS)], labels[:: len(MEMBERS)], {}
     before = class_errors(synthetic, teachers)
-    recover(recipes.infer_ufc(teachers, synthetic, STRENGTH, seed=seed), RATES[kind], seed)
+    recovered.recover(recipes.infer_ufc(teachers, synthetic, STRENGTH, seed=seed), STEPS, seed, RATES[kind])
     after = class_errors(synthetic, teachers)
     stored = len(synthetic.images) + synthetic.factors.offsets.shape[:2].numel()
     return *recovered.finished(synthetic), {"before": before, "after": after, "stored images": stored}
-
-
-def recover(made: Objective, rate: float, seed: int) -> None:
-    (parameters,) = made.parameter_groups().values()
-    adam = torch.optim.Adam(parameters, rate, betas=(0.5, 0.9))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS)
-    fit(made, adam, STEPS, seed=seed, callback=lambda _: schedule.step())
 
 
 @torch.no_grad()
