@@ -22,6 +22,8 @@ Method: TypeAlias = Literal["local", "propagated", "refined"]
 
 # Features that are converted at a time: memory stays small, and sums in float32 short.
 _CHUNK = 2**11
+# Rows to a product; the smaller, the less is multiplied below the diagonal.
+_BLOCK = 40
 # The shortest move of a refined time, in intervals of the trajectories' grid.
 _FINEST = 0.25
 
@@ -219,7 +221,9 @@ def _pair_costs(
     current: Tensor,
     times: Tensor | None = None,
 ) -> Tensor:
-    """``|state_ij o_i + current_ij v_i - x_j|^2`` for all pairs, from products of matrices: float64 ``[n, n + 1]``.
+    """``|state_ij o_i + current_ij v_i - x_j|^2`` from products of matrices: float64 ``[n, n + 1]``.
+
+    Below the diagonal the numbers mean nothing: no step goes back.
 
     Without origins they are the targets but the last. With ``times`` (Euler's step) the straight line between the first
     and the last target is taken away from states and velocities first, which changes no step's error, but keeps small
@@ -239,12 +243,12 @@ def _pair_costs(
             elapsed = (times - times[0]).to(x)
             x, v = torch.addr(x - origin, elapsed, line, alpha=-1), v - line
             o = None if o is None else torch.addr(o - origin, elapsed[:-1], line, alpha=-1)
-        drifts += (v @ x.T).double().cpu()
+        _add_products(drifts, v, x)
         speed += torch.linalg.vector_norm(v, dim=1).double().cpu().square()
         if o is None:
-            states += (x @ x.T).double().cpu()
+            _add_products(states, x, x)
         else:
-            states[:-1] += (o @ x.T).double().cpu()
+            _add_products(states[:-1], o, x)
             lengths += torch.linalg.vector_norm(x, dim=1).double().cpu().square()
             own += torch.linalg.vector_norm(o, dim=1).double().cpu().square()
             along += (o * v).sum(1).double().cpu()
@@ -253,6 +257,13 @@ def _pair_costs(
         own = lengths[:-1]
     costs = state.square() * own[:, None] + 2 * state * current * along[:, None] + current.square() * speed[:, None]
     return (costs + lengths - 2 * state * states[:-1] - 2 * current * drifts).clamp_(min=0.0)
+
+
+def _add_products(out: Tensor, rows: Tensor, others: Tensor) -> None:
+    """Adds ``rows @ others.T`` above the diagonal and in the blocks along it."""
+    for first in range(0, len(rows), _BLOCK):
+        block = rows[first : first + _BLOCK]
+        out[first : first + _BLOCK, first:] += (block @ others[first:].T).double().cpu()
 
 
 def _propagated(trajectories: Trajectories, counts: list[int], velocity: Velocity, solver: Solver) -> list[Row]:
