@@ -116,7 +116,7 @@ def row_contenders(
                       for value in (topk.ids, topk.log_probs, topk.tail_log_mass)))  # fmt: skip
 
     def sparse(student: Tensor, _: Tensor) -> Tensor:
-        loss: Tensor = ops.sparse_row_divergence(student, topk, ops.ForwardKL(), backend=backend)  # type: ignore[call-overload]
+        loss: Tensor = ops.sparse_row_divergence(student, topk, ops.ForwardKL(), backend=backend)
         return loss
 
     contenders: dict[str, Callable[[], object]] = {"memory limit": partial(torch.add, source, teacher, out=scratch)}

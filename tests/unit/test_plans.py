@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 import distillrs as dr
@@ -66,3 +67,11 @@ def test_an_autoregressive_rollout_fills_the_cache_after_each_unit_without_a_gra
 def test_wrong_arguments_are_refused_by_name(call, message):
     with pytest.raises(ArgumentError, match=message):
         call()
+
+
+def test_a_plan_that_is_made_once_does_not_keep_the_types_that_it_was_asked_with():
+    grid = Grid([0.9, 0.6, 0.3, 0.0], RectifiedFlow())
+    RolloutPlan.autoregressive(grid, np.int64(2), step=0, context_level=np.float64(0.125))
+    again = RolloutPlan.autoregressive(grid, 2, step=0, context_level=0.125)
+    assert {type(move.level) for move in again.moves} == {float}
+    assert {type(move.unit) for move in again.moves} == {int}

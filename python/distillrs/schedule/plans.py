@@ -141,7 +141,7 @@ class RolloutPlan:
         check_grid("grid", grid)
         check_whole("units", units, "a positive number of units", least=1)
         check_number("context_level", context_level, "a time from 0 to 1", least=0, most=1)
-        return _in_a_row(grid._times, units, _exit(grid, step, name), context_level)
+        return _in_a_row(grid._times, int(units), _exit(grid, step, name), float(context_level))
 
 
 def _exit(grid: Grid, step: Step | int, name: str) -> int:
