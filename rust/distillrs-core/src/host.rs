@@ -79,6 +79,14 @@ impl Level {
     }
 }
 
+/// Whether this machine's AVX-512 has the instructions that round to bfloat16.
+pub(crate) fn rounds_to_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// The name of [`Level::here`].
 pub fn simd_level() -> &'static str {
     match Level::here() {

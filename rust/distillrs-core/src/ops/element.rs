@@ -13,6 +13,15 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// They are there, and the processor has the vector's instructions.
     unsafe fn load<V: Vector>(from: *const Self) -> V;
+    /// The values of two vectors, in whatever order takes least.
+    ///
+    /// # Safety
+    /// As for [`Element::load`], of twice as many.
+    #[inline(always)]
+    unsafe fn load_two<V: Vector>(from: *const Self) -> [V; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::load(from), Self::load(from.add(V::LANES))] }
+    }
     /// Writes a vector.
     ///
     /// # Safety
@@ -69,6 +78,12 @@ impl Element for Bf16 {
     unsafe fn load<V: Vector>(from: *const Self) -> V {
         // SAFETY: the caller's promise; the type is transparent.
         unsafe { V::load_bf16(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_two<V: Vector>(from: *const Self) -> [V; 2] {
+        // SAFETY: the caller's promise; the type is transparent.
+        unsafe { V::load_two_bf16(from.cast()) }
     }
 
     #[inline(always)]

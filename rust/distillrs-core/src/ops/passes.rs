@@ -4,8 +4,12 @@ use super::element::Element;
 use super::point::{Divergence, Entries, terms};
 use super::vector::Vector;
 
-/// Entries of a block: two streams of them stay in the first cache from one pass to the next.
+/// Entries of a block: all streams of some blocks stay in the first cache from one pass to the next.
 pub(super) const BLOCK: usize = 1024;
+
+/// Entries between one that is worked on and one that the memory is asked for: more than a block, as the next one's
+/// largest logit is looked for faster than the memory would answer.
+pub(super) const AHEAD: usize = 1536;
 
 /// Values in the widest vector; buffers and blocks are padded to a multiple of it.
 pub(super) const WIDEST: usize = 16;
@@ -76,8 +80,11 @@ pub(super) struct Exponents<T> {
     pub references: [f32; 2],
     /// log2(e) / T.
     pub factors: [f32; 2],
-    /// What to ask the memory for meanwhile, and by how much to go on for each vector.
+    /// What to ask the memory for meanwhile, and by how much to go on for each value.
     pub ahead: [(*const u8, usize); 2],
+    /// What to ask the second cache for meanwhile, if the logits are narrower than `f32`: with these it is exponentials
+    /// that take longest to come.
+    pub kept: [*const f32; 2],
 }
 
 /// What the pass over one side's exponentials takes.
@@ -94,10 +101,9 @@ pub(super) struct OneSide<T> {
     pub ahead: (*const u8, usize),
 }
 
-/// Sums over a block, relative to its references, and its largest logits: the student's, the teacher's.
+/// Sums over a block, relative to its references.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sums {
-    pub largest: [f32; 2],
     pub student: f32,
     pub teacher: f32,
     pub plain: f32,
@@ -108,9 +114,8 @@ pub(super) struct Sums {
 }
 
 /// Factors that bring a block to its row's scale.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Scales {
-    pub padded: usize,
     /// q = student's exponential times this.
     pub student: f32,
     /// p = teacher's exponential times this.
@@ -118,6 +123,13 @@ pub(super) struct Scales {
     /// log2 q = student's exponent plus this.
     pub student_log: f32,
     pub teacher_log: f32,
+}
+
+/// The block that the pass over elementwise functions takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stretch {
+    /// Entries, rounded up to a multiple of [`WIDEST`].
+    pub padded: usize,
     /// What to ask the memory for meanwhile, and by how much to go on for each value.
     pub ahead: [(*const u8, usize); 2],
 }
@@ -179,7 +191,14 @@ pub(super) trait Passes {
     ///
     /// # Safety
     /// As for [`Passes::exponentials`].
-    unsafe fn point(divergence: Divergence, weight: f32, add: bool, scales: &Scales, buffers: &Buffers) -> (f32, f32);
+    unsafe fn point(
+        divergence: Divergence,
+        weight: f32,
+        add: bool,
+        scales: &Scales,
+        stretch: &Stretch,
+        buffers: &Buffers,
+    ) -> (f32, f32);
 
     /// Writes the gradient of a block.
     ///
@@ -202,14 +221,18 @@ unsafe fn largest<V: Vector, T: Element, const COPY: bool>(from: *const T, count
     // SAFETY: the caller's promise; every index is below `count`.
     unsafe {
         let mut largest = [V::splat(f32::NEG_INFINITY); 2];
-        let whole = count - count % V::LANES;
-        for index in (0..whole).step_by(V::LANES) {
-            let values: V = T::load(from.add(index));
+        let whole = count - count % (2 * V::LANES);
+        for index in (0..whole).step_by(2 * V::LANES) {
+            let values: [V; 2] = if COPY {
+                [T::load(from.add(index)), T::load(from.add(index + V::LANES))]
+            } else {
+                T::load_two(from.add(index))
+            };
             if COPY {
-                values.store(to.add(index));
+                values[0].store(to.add(index));
+                values[1].store(to.add(index + V::LANES));
             }
-            let slot = &mut largest[index / V::LANES % 2];
-            *slot = slot.max(values);
+            largest = [largest[0].max(values[0]), largest[1].max(values[1])];
         }
         let mut largest = largest[0].max(largest[1]).largest();
         for index in whole..count {
@@ -228,7 +251,6 @@ unsafe fn largest<V: Vector, T: Element, const COPY: bool>(from: *const T, count
 struct Running<V> {
     references: [V; 2],
     factors: [V; 2],
-    largest: [V; 2],
     student: V,
     teacher: V,
     plain: V,
@@ -247,7 +269,6 @@ unsafe fn exponentials_at<V: Vector, const MODE: u8, const PLAIN: bool>(
     // SAFETY: the caller's promise.
     unsafe {
         let Running { references, factors, .. } = *running;
-        running.largest = [running.largest[0].max(student_logits), running.largest[1].max(teacher_logits)];
         let centred = student_logits.sub(references[0]);
         let student_log = centred.mul(factors[0]);
         let teacher_log = teacher_logits.sub(references[1]).mul(factors[1]);
@@ -261,7 +282,7 @@ unsafe fn exponentials_at<V: Vector, const MODE: u8, const PLAIN: bool>(
         }
         if matches!(MODE, FORWARD | PAIR | ALL) {
             // Where p is 0 the entry adds nothing, however far its exponents are.
-            running.forward = teacher.fma(teacher_log.sub(student_log).zero_without(teacher), running.forward);
+            running.forward = teacher.fma_unless_zero(teacher_log.sub(student_log), running.forward);
         }
         if matches!(MODE, REVERSE | PAIR | ALL) {
             let difference = student_log.sub(teacher_log).zero_without(student);
@@ -291,7 +312,6 @@ unsafe fn exponentials<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>
         let mut running = Running {
             references: [V::splat(task.references[0]), V::splat(task.references[1])],
             factors: [V::splat(task.factors[0]), V::splat(task.factors[1])],
-            largest: [V::splat(f32::NEG_INFINITY); 2],
             student: zero,
             teacher: zero,
             plain: zero,
@@ -305,6 +325,10 @@ unsafe fn exponentials<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>
             V::prefetch(second.0);
             first.0 = first.0.wrapping_add(first.1 * V::LANES);
             second.0 = second.0.wrapping_add(second.1 * V::LANES);
+            if size_of::<T>() < size_of::<f32>() {
+                V::prefetch(task.kept[0].wrapping_add(index).cast());
+                V::prefetch(task.kept[1].wrapping_add(index).cast());
+            }
             let logits = [T::load(task.logits[0].add(index)), T::load(task.logits[1].add(index))];
             exponentials_at::<V, MODE, PLAIN>(logits, index, out, &mut running);
         }
@@ -321,7 +345,6 @@ unsafe fn exponentials<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>
             }
         }
         Sums {
-            largest: [running.largest[0].largest(), running.largest[1].largest()],
             student: running.student.sum(),
             teacher: running.teacher.sum(),
             plain: running.plain.sum(),
@@ -391,13 +414,14 @@ unsafe fn point<V: Vector>(
     weight: f32,
     add: bool,
     scales: &Scales,
+    stretch: &Stretch,
     buffers: &Buffers,
 ) -> (f32, f32) {
     /// One loop for each variant, so that the choice is made once.
     macro_rules! each {
         ($($pattern:pat => $rebuilt:expr, $logs:literal;)*) => {
             match divergence {
-                $($pattern => loop_over::<V, $logs>($rebuilt, weight, add, scales, buffers),)*
+                $($pattern => loop_over::<V, $logs>($rebuilt, weight, add, scales, stretch, buffers),)*
                 Divergence::ForwardKL | Divergence::ReverseKL => (0.0, 0.0),
             }
         };
@@ -420,6 +444,7 @@ unsafe fn loop_over<V: Vector, const LOGS: bool>(
     weight: f32,
     add: bool,
     scales: &Scales,
+    stretch: &Stretch,
     buffers: &Buffers,
 ) -> (f32, f32) {
     // SAFETY: the caller's promise.
@@ -429,8 +454,8 @@ unsafe fn loop_over<V: Vector, const LOGS: bool>(
         let (student_log, teacher_log) = (V::splat(scales.student_log), V::splat(scales.teacher_log));
         let weight = V::splat(weight);
         let (mut values, mut slopes) = (zero, zero);
-        let [mut first, mut second] = scales.ahead;
-        for index in (0..scales.padded).step_by(V::LANES) {
+        let [mut first, mut second] = stretch.ahead;
+        for index in (0..stretch.padded).step_by(V::LANES) {
             V::prefetch_far(first.0);
             V::prefetch_far(second.0);
             first.0 = first.0.wrapping_add(first.1 * V::LANES);
@@ -496,11 +521,19 @@ unsafe fn gradient<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>(
     unsafe {
         let Coefficients { a, b, c, h, l } = *coefficients;
         let factors = [V::splat(a), V::splat(b), V::splat(-c), V::splat(h), V::splat(l)];
+        let mut last = [0.0; WIDEST];
+        // Before the buffers are overwritten, if they are where the gradient goes; not from what is written there, because
+        // a narrow type would round twice.
+        let mut label_value = 0.0;
+        if let Some(label) = label {
+            let lane = label.index % V::LANES;
+            gradient_at::<V, MODE, PLAIN>(factors, buffers, label.index - lane).store(last.as_mut_ptr());
+            label_value = last[lane] - label.amount;
+        }
         let whole = count - count % V::LANES;
         for index in (0..whole).step_by(V::LANES) {
             T::store(gradient_at::<V, MODE, PLAIN>(factors, buffers, index), to.add(index));
         }
-        let mut last = [0.0; WIDEST];
         if whole < count {
             gradient_at::<V, MODE, PLAIN>(factors, buffers, whole).store(last.as_mut_ptr());
             for index in whole..count {
@@ -508,10 +541,7 @@ unsafe fn gradient<V: Vector, T: Element, const MODE: u8, const PLAIN: bool>(
             }
         }
         if let Some(label) = label {
-            // From the buffers again, because a narrow type would round twice.
-            let lane = label.index % V::LANES;
-            gradient_at::<V, MODE, PLAIN>(factors, buffers, label.index - lane).store(last.as_mut_ptr());
-            *to.add(label.index) = T::narrow(last[lane] - label.amount);
+            *to.add(label.index) = T::narrow(label_value);
         }
     }
 }
@@ -576,10 +606,11 @@ macro_rules! passes {
                 weight: f32,
                 add: bool,
                 scales: &Scales,
+                stretch: &Stretch,
                 buffers: &Buffers,
             ) -> (f32, f32) {
                 // SAFETY: the caller's promise.
-                unsafe { point::<$name>(divergence, weight, add, scales, buffers) }
+                unsafe { point::<$name>(divergence, weight, add, scales, stretch, buffers) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -618,5 +649,7 @@ macro_rules! passes {
 passes!(super::portable::Portable);
 #[cfg(target_arch = "x86_64")]
 passes!(super::x86::Avx512, "avx512f,avx512bw,avx512dq,avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+passes!(super::x86::Avx512<true>, "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 passes!(super::x86::Avx2, "avx2,fma,f16c");

@@ -48,6 +48,12 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_two_bf16(from: *const u16) -> [Self; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::load_bf16(from), Self::load_bf16(from.add(LANES))] }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { from.cast::<[u16; LANES]>().read_unaligned() }.map(|bits| F16(bits).wide()))
@@ -82,6 +88,14 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn fma(self, factor: Self, term: Self) -> Self {
         Self(std::array::from_fn(|lane| self.0[lane] * factor.0[lane] + term.0[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn fma_unless_zero(self, factor: Self, term: Self) -> Self {
+        Self(std::array::from_fn(|lane| {
+            let (value, factor, term) = (self.0[lane], factor.0[lane], term.0[lane]);
+            if value == 0.0 { term } else { value * factor + term }
+        }))
     }
 
     #[inline(always)]

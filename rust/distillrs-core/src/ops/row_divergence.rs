@@ -12,13 +12,16 @@ use std::ptr;
 use super::Level;
 use super::element::Element;
 use super::matrix::Matrix;
-use super::passes::{BLOCK, Buffers, Coefficients, Exponents, Label, Mode, Passes, Scales, Sums, WIDEST};
+use super::passes::{
+    AHEAD, BLOCK, Buffers, Coefficients, Exponents, Label, Mode, Passes, Scales, Stretch, Sums, WIDEST,
+};
 use super::point::Divergence;
 use super::portable::Portable;
 use super::scratch::{Line, Pending, SCRATCH, Scratch};
 use super::vector::SMALLEST;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
+use crate::host::rounds_to_bf16;
 use crate::{Error, Result, parallel};
 
 /// Logits between two looks at whether to stop, for each thread.
@@ -120,6 +123,11 @@ fn run<S: Element, T: Element>(
         parallel::for_each(tasks, |(first, (losses, divergences))| {
             let rows = first..first + losses.len();
             match level {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the level and the question say that the processor has the instructions.
+                Level::Avx512 if rounds_to_bf16() => unsafe {
+                    some_rows::<Avx512<true>, S, T>(problem, rows, losses, divergences)
+                },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the level says that the processor has the instructions.
                 Level::Avx512 => unsafe { some_rows::<Avx512, S, T>(problem, rows, losses, divergences) },
@@ -248,7 +256,12 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
         let label = self.problem.labels.filter(|_| label_scale != 0.0).map(|labels| labels[row] as usize);
         // SAFETY: the label was checked; nothing has been written to this row yet.
         let label_logit = label.map(|label| f64::from(unsafe { *self.problem.student.row(row).add(label) }.wide()));
-        self.scratch.slots[self.current].prepare(self.mode, with_plain, self.problem.vocabulary);
+        let gradient = match self.problem.gradient {
+            // The label's logit, the only one that is looked at twice, has been read.
+            Some(gradient) if TypeId::of::<S>() == TypeId::of::<f32>() => gradient.row(row).cast(),
+            _ => ptr::null_mut(),
+        };
+        self.scratch.slots[self.current].prepare(self.mode, with_plain, self.problem.vocabulary, gradient);
         // SAFETY: the caller's promise.
         let totals = unsafe { self.first_step::<P>(row, end, with_plain) };
 
@@ -305,7 +318,14 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
             let linear = reverse_weight - slope;
             let [shared, own] = if with_plain { [0.0, label_scale] } else { [label_scale, 0.0] };
             let slot = &mut self.scratch.slots[self.current];
-            for (coefficients, references) in slot.coefficients.iter_mut().zip(&slot.references) {
+            let mut before: Option<([f32; 2], Coefficients)> = None;
+            for (coefficients, &references) in slot.coefficients.iter_mut().zip(&slot.references) {
+                if let Some((of, known)) = before
+                    && of == references
+                {
+                    *coefficients = known;
+                    continue;
+                }
                 let [student, teacher] = references.map(|reference| f64::from(finite(reference)));
                 let student_scale = shrink((student - student_max) * factors[0]) / totals.student;
                 let teacher_scale = shrink((teacher - teacher_max) * factors[1]) / totals.teacher;
@@ -321,6 +341,7 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
                     h: gain as f32,
                     l: (plain_scale * own) as f32,
                 };
+                before = Some((references, *coefficients));
             }
             slot.pending = Some(Pending { row, with_plain, label: label.map(|label| (label, label_scale as f32)) });
         }
@@ -349,12 +370,14 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
         let mut totals = Totals::new([f32::NEG_INFINITY; 2]);
         for (block, start) in (0..problem.vocabulary).step_by(BLOCK).enumerate() {
             let count = BLOCK.min(problem.vocabulary - start);
-            let after = start + BLOCK;
+            let after = start + AHEAD;
             let (ahead_student, ahead_teacher) = if after < problem.vocabulary {
                 (student.wrapping_add(after), teacher.wrapping_add(after))
             } else {
-                (next_student, next_teacher)
+                let after = after - problem.vocabulary;
+                (next_student.wrapping_add(after), next_teacher.wrapping_add(after))
             };
+            let before = self.scratch.slots[1 - self.current].buffers(self.mode, block);
             // SAFETY: the row has `count` elements from `start` on, and a block of raw values has room for them; the
             // slot's streams have room for every block of the vocabulary.
             unsafe {
@@ -365,15 +388,17 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
                     before: totals.references,
                     factors,
                     ahead: [(ahead_student.cast(), size_of::<S>()), (ahead_teacher.cast(), size_of::<T>())],
+                    kept: [before.student, before.teacher],
                 };
                 let out = self.scratch.slots[self.current].buffers(self.mode, block);
                 let (from_student, from_teacher) = (student.add(start), teacher.add(start));
                 let (sums, references) = if TypeId::of::<S>() == TypeId::of::<T>() {
-                    block_of.exponentials::<P, S>([from_student, from_teacher.cast()], &out)
+                    let logits = [from_student, from_teacher.cast()];
+                    let largest = logits.map(|from| P::largest(from, count));
+                    block_of.exponentials::<P, S>(logits, largest, &out)
                 } else {
-                    P::load(from_student, count, raw);
-                    P::load(from_teacher, count, raw.add(BLOCK));
-                    block_of.exponentials::<P, f32>([raw, raw.add(BLOCK)], &out)
+                    let largest = [P::load(from_student, count, raw), P::load(from_teacher, count, raw.add(BLOCK))];
+                    block_of.exponentials::<P, f32>([raw, raw.add(BLOCK)], largest, &out)
                 };
                 self.scratch.slots[self.current].references[block] = references;
                 totals.add(references, &sums, factors);
@@ -397,15 +422,21 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
         let (mut d, mut h) = (0.0, 0.0);
         let [student_max, teacher_max] = totals.references.map(f64::from);
         let next = self.next.take();
+        let (mut references, mut scales) = ([f32::NAN; 2], Scales::default());
         for (block, start) in (0..self.problem.vocabulary).step_by(BLOCK).enumerate() {
             let slot = &mut self.scratch.slots[self.current];
-            let [student, teacher] = slot.references[block].map(|reference| f64::from(finite(reference)));
-            let scales = Scales {
+            if slot.references[block] != references {
+                references = slot.references[block];
+                let [student, teacher] = references.map(|reference| f64::from(finite(reference)));
+                scales = Scales {
+                    student: (shrink((student - student_max) * factors[0]) / totals.student) as f32,
+                    teacher: (shrink((teacher - teacher_max) * factors[1]) / totals.teacher) as f32,
+                    student_log: (student * factors[0] - logs[0]) as f32,
+                    teacher_log: (teacher * factors[1] - logs[1]) as f32,
+                };
+            }
+            let stretch = Stretch {
                 padded: BLOCK.min(self.problem.vocabulary - start).next_multiple_of(WIDEST),
-                student: (shrink((student - student_max) * factors[0]) / totals.student) as f32,
-                teacher: (shrink((teacher - teacher_max) * factors[1]) / totals.teacher) as f32,
-                student_log: (student * factors[0] - logs[0]) as f32,
-                teacher_log: (teacher * factors[1] - logs[1]) as f32,
                 ahead: next.map_or([(ptr::null(), 0); 2], |row| {
                     let problem = self.problem;
                     let student = problem.student.row(row).cast_const().wrapping_add(start).cast();
@@ -415,7 +446,7 @@ impl<'a, S: Element, T: Element> Worker<'a, S, T> {
             };
             let buffers = slot.buffers(self.mode, block);
             // SAFETY: the caller's promise; the streams have room for every block.
-            let sums = unsafe { P::point(divergence, weight as f32, add, &scales, &buffers) };
+            let sums = unsafe { P::point(divergence, weight as f32, add, &scales, &stretch, &buffers) };
             d += f64::from(sums.0);
             h += f64::from(sums.1);
         }
@@ -508,50 +539,39 @@ struct BlockOf {
     before: [f32; 2],
     factors: [f64; 2],
     ahead: [(*const u8, usize); 2],
+    /// Of the row before, whose gradient is made next.
+    kept: [*mut f32; 2],
 }
 
 impl BlockOf {
     /// Sums of the block, and what they are relative to: the references so far, as long as no logit is far above them.
     ///
-    /// To look for the largest logit first would be one more pass, and a pass that waits for the memory.
+    /// The logits may be where `out` goes: they are read once, and each before it is overwritten.
     ///
     /// # Safety
     /// As for [`Passes::exponentials`].
-    unsafe fn exponentials<P: Passes, E: Element>(&self, logits: [*const E; 2], out: &Buffers) -> (Sums, [f32; 2]) {
-        let mut references = self.before;
-        // SAFETY: the caller's promise.
-        unsafe {
-            for side in [0, 1] {
-                if references[side] == f32::NEG_INFINITY {
-                    references[side] = P::largest(logits[side], self.count);
-                }
-            }
-            let sums = self.once::<P, E>(logits, references, self.ahead, out);
-            let is_near = |side: usize| {
-                let above = f64::from(sums.largest[side]) - f64::from(finite(references[side]));
-                above * self.factors[side] <= NEAR
-            };
-            if is_near(0) && is_near(1) {
-                return (sums, references);
-            }
-            let references = [0, 1].map(|side| larger(references[side], sums.largest[side]));
-            (self.once::<P, E>(logits, references, [(ptr::null(), 0); 2], out), references)
-        }
-    }
-
-    /// # Safety
-    /// As for [`Passes::exponentials`].
-    unsafe fn once<P: Passes, E: Element>(
+    unsafe fn exponentials<P: Passes, E: Element>(
         &self,
         logits: [*const E; 2],
-        references: [f32; 2],
-        ahead: [(*const u8, usize); 2],
+        largest: [f32; 2],
         out: &Buffers,
-    ) -> Sums {
-        let factors = self.factors.map(|factor| factor as f32);
-        let task = Exponents { count: self.count, logits, references: references.map(finite), factors, ahead };
+    ) -> (Sums, [f32; 2]) {
+        let references = [0, 1].map(|side| {
+            let (before, now) = (self.before[side], largest[side]);
+            let above = f64::from(now) - f64::from(before);
+            // Not where it is no number: then the row is none either.
+            if above * self.factors[side] <= NEAR { before } else { larger(before, now) }
+        });
+        let task = Exponents {
+            count: self.count,
+            logits,
+            references: references.map(finite),
+            factors: self.factors.map(|factor| factor as f32),
+            ahead: self.ahead,
+            kept: self.kept.map(<*mut f32>::cast_const),
+        };
         // SAFETY: the caller's promise.
-        unsafe { P::exponentials(self.mode, self.with_plain, &task, out) }
+        (unsafe { P::exponentials(self.mode, self.with_plain, &task, out) }, references)
     }
 }
 

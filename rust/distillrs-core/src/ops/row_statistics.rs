@@ -111,7 +111,7 @@ unsafe fn one_row<P: Passes, T: Element>(
         scratch.raw.resize(2 * BLOCK / WIDEST, Line([0.0; WIDEST]));
         let slot = &mut scratch.slots[0];
         slot.pending = None;
-        slot.prepare(Mode::Forward, false, BLOCK);
+        slot.prepare(Mode::Forward, false, BLOCK, ptr::null_mut());
         let raw = scratch.raw.as_mut_ptr().cast::<f32>();
         let mut references = [0.0, f32::NEG_INFINITY];
         let mut totals = Totals::new(references);
@@ -130,6 +130,7 @@ unsafe fn one_row<P: Passes, T: Element>(
                     references: [0.0, finite(references[1])],
                     factors: [0.0, factor as f32],
                     ahead: [(ptr::null(), 0), (row.wrapping_add(start + BLOCK).cast(), size_of::<T>())],
+                    kept: [ptr::null(); 2],
                 };
                 let sums = P::exponentials(Mode::Forward, false, &task, &slot.buffers(Mode::Forward, 0));
                 (sums, std::slice::from_raw_parts(raw.add(BLOCK), count), block_best)

@@ -1,6 +1,7 @@
 //! Memory of a thread, kept from call to call: new memory would cost more than the arithmetic in it.
 
 use std::cell::RefCell;
+use std::ptr;
 
 use super::passes::{BLOCK, Buffers, Coefficients, Mode, WIDEST};
 
@@ -13,6 +14,10 @@ pub(super) struct Line(#[expect(dead_code, reason = "used through pointers")] pu
 pub(super) struct Slot {
     memory: Vec<Line>,
     pub padded: usize,
+    vocabulary: usize,
+    /// The row of the gradient itself, which takes the student's exponentials where it has their type: a stream less in
+    /// the second cache. Null where it does not.
+    gradient: *mut f32,
     /// Largest logits up to the end of each block: student's, teacher's.
     pub references: Vec<[f32; 2]>,
     /// Each block's coefficients of the gradient.
@@ -36,12 +41,23 @@ pub(super) struct Scratch {
 
 impl Slot {
     const fn new() -> Self {
-        Self { memory: Vec::new(), padded: 0, references: Vec::new(), coefficients: Vec::new(), pending: None }
+        Self {
+            memory: Vec::new(),
+            padded: 0,
+            vocabulary: 0,
+            gradient: ptr::null_mut(),
+            references: Vec::new(),
+            coefficients: Vec::new(),
+            pending: None,
+        }
     }
 
-    pub fn prepare(&mut self, mode: Mode, with_plain: bool, vocabulary: usize) {
+    /// Makes room for a row; `gradient` may be null, else it has room for the vocabulary.
+    pub fn prepare(&mut self, mode: Mode, with_plain: bool, vocabulary: usize, gradient: *mut f32) {
         // Whole blocks apart, so that a stream's block begins at a line.
         self.padded = vocabulary.next_multiple_of(WIDEST);
+        self.vocabulary = vocabulary;
+        self.gradient = gradient;
         let streams = mode.streams() + usize::from(with_plain);
         let lines = streams * self.padded / WIDEST;
         if self.memory.len() < lines {
@@ -56,8 +72,12 @@ impl Slot {
     pub fn buffers(&mut self, mode: Mode, block: usize) -> Buffers {
         let (padded, base) = (self.padded, self.memory.as_mut_ptr().cast::<f32>());
         let stream = |index: usize| base.wrapping_add(index * padded + block * BLOCK);
+        // Vectors beyond the last entry would be written into the next row.
+        let is_whole = (block + 1) * BLOCK <= self.vocabulary || self.padded == self.vocabulary;
+        let student =
+            if self.gradient.is_null() || !is_whole { stream(0) } else { self.gradient.wrapping_add(block * BLOCK) };
         Buffers {
-            student: stream(0),
+            student,
             teacher: stream(1),
             difference: stream(if mode == Mode::Reverse { 1 } else { 2 }),
             derivative: stream(if mode == Mode::All { 3 } else { 1 }),

@@ -151,10 +151,11 @@ const LOGS: [i32; 32] = [
     0x3f31_7218,
 ];
 
+/// Whether the instructions of AVX-512 that round to bfloat16 are there too is in its type.
 #[derive(Clone, Copy)]
-pub struct Avx512(__m512);
+pub struct Avx512<const ROUNDS: bool = false>(__m512);
 
-impl Vector for Avx512 {
+impl<const ROUNDS: bool> Vector for Avx512<ROUNDS> {
     same_but_names!(
         16,
         _mm512_add_ps,
@@ -179,6 +180,13 @@ impl Vector for Avx512 {
 
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16) {
+        if ROUNDS {
+            // SAFETY: the caller's promise, which this type extends to AVX512-BF16; both types are 32 bytes of bits.
+            unsafe {
+                _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(self.0)))
+            };
+            return;
+        }
         // SAFETY: the caller's promise.
         unsafe {
             let bits = _mm512_castps_si512(self.0);
@@ -188,6 +196,17 @@ impl Vector for Avx512 {
             let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
             let kept = _mm512_mask_mov_epi32(rounded, no_number, quiet);
             _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(kept)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_two_bf16(from: *const u16) -> [Self; 2] {
+        // A bfloat16 is the upper half of its f32.
+        // SAFETY: the caller's promise.
+        unsafe {
+            let both = _mm512_loadu_si512(from.cast());
+            let odd = _mm512_and_si512(both, _mm512_set1_epi32(!0xffff));
+            [Self(_mm512_castsi512_ps(odd)), Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)))]
         }
     }
 
@@ -295,6 +314,15 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn fma_unless_zero(self, factor: Self, term: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let counts = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(self.0, _mm512_setzero_ps());
+            Self(_mm512_mask3_fmadd_ps(self.0, factor.0, term.0, counts))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn split(self) -> (Self, Self) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -371,6 +399,17 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_two_bf16(from: *const u16) -> [Self; 2] {
+        // A bfloat16 is the upper half of its f32.
+        // SAFETY: the caller's promise.
+        unsafe {
+            let both = _mm256_loadu_si256(from.cast());
+            let odd = _mm256_and_si256(both, _mm256_set1_epi32(!0xffff));
+            [Self(_mm256_castsi256_ps(odd)), Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)))]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: the caller's promise.
         unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
@@ -418,6 +457,12 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn fma_unless_zero(self, factor: Self, term: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { self.fma(factor.zero_without(self), term) }
+    }
+
+    #[inline(always)]
     unsafe fn split(self) -> (Self, Self) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -454,7 +499,7 @@ impl Vector for Avx2 {
 #[cfg(test)]
 mod tests {
     use super::super::vector::tests::check;
-    use crate::host::Level;
+    use crate::host::{Level, rounds_to_bf16};
 
     #[test]
     fn functions_keep_their_errors() {
@@ -462,6 +507,12 @@ mod tests {
         fn avx512() {
             // SAFETY: the features are there.
             unsafe { check::<super::Avx512>() };
+        }
+
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma,f16c")]
+        fn avx512_rounding() {
+            // SAFETY: the features are there.
+            unsafe { check::<super::Avx512<true>>() };
         }
 
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -473,6 +524,10 @@ mod tests {
         if Level::all().contains(&Level::Avx512) {
             // SAFETY: the machine has it.
             unsafe { avx512() };
+        }
+        if Level::all().contains(&Level::Avx512) && rounds_to_bf16() {
+            // SAFETY: the machine has it.
+            unsafe { avx512_rounding() };
         }
         if Level::all().contains(&Level::Avx2) {
             // SAFETY: the machine has it.
