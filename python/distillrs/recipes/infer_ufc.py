@@ -24,6 +24,11 @@ from distillrs.registry import recipe
 from distillrs.step import Step
 
 
+def _least_per_class(classes: int, teachers: int) -> int:
+    """Images of each class that take the room of a block: its images and its compensators."""
+    return -(-(classes + teachers) // classes)
+
+
 def infer_ufc_initial(
     x: Tensor,
     y: Tensor,
@@ -57,11 +62,10 @@ def infer_ufc_initial(
     classes, members = int(y.max()) + 1, len(teachers)
     check_whole("per_class", per_class, "a positive integer", least=1)
     check_number("noise", noise, "a number from 0", least=0)
-    blocks = per_class * classes // (classes + members)
-    if not blocks:
-        least = -(-(classes + members) // classes)
+    if per_class < (least := _least_per_class(classes, members)):
         allowed = f"at least {least}: a block has {classes} images and {members} compensators"
         raise argument_error("per_class", per_class, allowed)
+    blocks = per_class * classes // (classes + members)
     rows = draw_per_class(y, blocks, seed=seed, classes=classes).reshape(classes, blocks).T.flatten()
     shape = (members, *x.shape[1:])
     offsets = noise * random.normal(blocks, *shape, step=Step(0, seed=seed), name="compensators").to(x)
@@ -124,6 +128,7 @@ class Compensation(Recovery):
     initial=infer_ufc_initial,
     views=infer_ufc_views,
     view_labels="mixed",
+    least_per_class=_least_per_class,
     network={"name": "convnet", "options": {"normalisation": "batch"}},
     optimisers={"compensators": {"lr": 0.25, "betas": (0.5, 0.9), "schedule": "cosine"}},
 )
