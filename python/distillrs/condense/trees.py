@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random, select
+from distillrs.checks import check_flag, check_whole
 from distillrs.errors import DataError, argument_error
 from distillrs.files import write_whole
 from distillrs.graphs import Graphs, width
@@ -216,6 +217,11 @@ class FrequentTreeSets:
     def __post_init__(self) -> None:
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or not 0 <= self.depth <= _DEEPEST:
             raise argument_error("depth", self.depth, f"an integer from 0 to {_DEEPEST}")
+        check_flag("edge_labels", self.edge_labels)
+        check_flag("exclusive", self.exclusive)
+        if self.largest is not None:
+            check_whole("largest", self.largest, "None or a whole number from 0", least=0)
+        check_whole("most", self.most, "a whole number from 0", least=0)
         for value in self.support.values() if isinstance(self.support, Mapping) else (self.support,):
             _check_support(value)
 
