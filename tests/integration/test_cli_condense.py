@@ -153,6 +153,8 @@ def test_every_recipe_runs_without_a_line_of_its_own(card, tmp_path):
     assert report["method"]["id"] == card.id
     assert (small.logits is not None) == (card.id in ("datm", "rded", "random_real_soft_labels", "infer-ufc"))
     assert (small.views is not None) == (report["comparison"]["labels"] == "views") == (card.views is not None)
+    assert all((tmp_path / name).exists() for name in report["files"])
+    assert ("condensed-labels" in report["files"]) == (tmp_path / "condensed-labels").exists()
     assert {"experts", "teachers"} & set(report) == {card.needs} - {"data"}
     assert len(report["distillation"]["losses"]) == (2 if card.moves else 0)
 

@@ -86,7 +86,7 @@ class Recovery(nn.Module):
             normalising_layers(teachers[number])
         self.teachers = teachers
         self.synthetic = synthetic
-        self.strength = strength
+        self.strength = float(strength)
         self.statistics = statistics or BatchNormStatistics()
         self.augmentation = augmentation
         self.members = len(teachers) if members is None else members

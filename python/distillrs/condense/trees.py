@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random, select
-from distillrs.checks import check_flag, check_whole
+from distillrs.checks import check_choice, check_flag, check_whole
 from distillrs.errors import DataError, argument_error
 from distillrs.files import write_whole
 from distillrs.graphs import Graphs, width
@@ -72,6 +72,7 @@ class TreeSets:
             ArgumentError: For more nodes.
         """
         # Before a tree is written out: a small file can hold trees of more nodes than any memory.
+        check_whole("most", most, "a positive integer", least=1)
         wanted = float(nodes_of(self.levels)[self.members].sum())
         if wanted > most:
             raise argument_error("most", most, f"at least the nodes of all sets, {wanted:.4g}")
@@ -112,8 +113,7 @@ class TreeSets:
         Raises:
             ArgumentError: For another ``by``, or where there is no set.
         """
-        if by not in ("count", "class"):
-            raise argument_error("by", by, "'count' or 'class'")
+        check_choice("by", by, ("count", "class"))
         if not len(self):
             raise argument_error("draw", "no set to draw from", "sets that are not empty; lower the support")
         weights = self.counts.double()

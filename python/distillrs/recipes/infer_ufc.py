@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.checks import check_instance, check_number, check_whole
+from distillrs.checks import check_floating, check_instance, check_number, check_whole
 from distillrs.condense import (
     BatchNormStatistics,
     BlockAdditive,
@@ -18,7 +18,7 @@ from distillrs.condense import (
     draw_per_class,
 )
 from distillrs.condense.labels import check_classes
-from distillrs.errors import argument_error
+from distillrs.errors import argument_error, renamed
 from distillrs.recipes._signals import channel_box
 from distillrs.registry import recipe
 from distillrs.step import Step
@@ -57,6 +57,7 @@ def infer_ufc_initial(
         ArgumentError: A value that is not allowed, or room for less than a block.
         DataError: A class has too few examples.
     """
+    check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
     check_classes("y", y, len(x))
     check_instance("teachers", teachers, Committee, "a Committee")
     classes, members = int(y.max()) + 1, len(teachers)
@@ -68,7 +69,7 @@ def infer_ufc_initial(
     blocks = per_class * classes // (classes + members)
     rows = draw_per_class(y, blocks, seed=seed, classes=classes).reshape(classes, blocks).T.flatten()
     shape = (members, *x.shape[1:])
-    offsets = noise * random.normal(blocks, *shape, step=Step(0, seed=seed), name="compensators").to(x)
+    offsets = float(noise) * random.normal(blocks, *shape, step=Step(0, seed=seed), name="compensators").to(x)
     labels = torch.arange(classes, device=y.device).repeat_interleave(members).repeat(blocks)
     return Synthetic(
         x[rows],
@@ -96,7 +97,8 @@ def infer_ufc_views(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    return ViewPlan(count, augmentation, area, "mixup", temperature, seed)
+    with renamed(strategy="augmentation"):
+        return ViewPlan(count, augmentation, area, "mixup", temperature, seed)
 
 
 class Compensation(Recovery):
@@ -159,6 +161,8 @@ def infer_ufc(
         ArgumentError: A value that is not allowed, a set without a compensator for each teacher, or a teacher without
             batch normalisation.
     """
+    check_instance("teachers", teachers, Committee, "a Committee")
+    check_instance("synthetic", synthetic, Synthetic, "a Synthetic")
     factors = synthetic.factors
     if not isinstance(factors, BlockAdditive) or factors.offsets.shape[1] != len(teachers):
         got = "none" if factors is None else f"{factors.kind!r}"
