@@ -36,7 +36,7 @@ from distillrs.condense.factors import Factors, restore_factors
 from distillrs.condense.labels import MOST_CLASSES, HardLabels, SoftLabels
 from distillrs.condense.signals import wide
 from distillrs.condense.views import MixedLabels, ViewLabels, ViewPlan, read_labels
-from distillrs.errors import DataError, DistillrsError, argument_error
+from distillrs.errors import DataError, DistillrsError, StoreMissing, argument_error
 from distillrs.files import write_whole
 from distillrs.training import TrainingSettings
 from distillrs.transforms import Transform
@@ -211,6 +211,10 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
 
         Args:
             path: The file, or a folder in which it will be called ``condensed.safetensors``.
+
+        Raises:
+            ArgumentError: No path, or the labels beside it are of other images, views or classes.
+            StoreMissing: The labels of the set's views are not beside it.
         """
         check_path("path", path)
         path = Path(path)
@@ -218,7 +222,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             path = path / FILE_NAME
         if isinstance(self.views, ViewLabels):
             # They are written by write_labels, teacher and all; here it is only seen to that they are there.
-            read_labels(self.views.plan, path.parent / LABELS, images=_labelled(self), classes=self.class_count)
+            self._require_labels(path.parent / LABELS)
         tensors = {"images": self.stored, "inner_lr": torch.tensor(self.inner_lr, dtype=torch.float64)}
         if self.labels is not None:
             tensors["labels"] = self.labels
@@ -243,6 +247,16 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         content = safetensors.torch.save(tensors, {"distillrs": json.dumps(page, sort_keys=True)})
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
+
+    def _require_labels(self, place: Path) -> None:
+        assert isinstance(self.views, ViewLabels)
+        try:
+            read_labels(self.views.plan, place, images=_labelled(self), classes=self.class_count)
+        except StoreMissing as failure:
+            raise StoreMissing(
+                f"path: there are no labels of the set's views at {place}; allowed is a folder where write_labels "
+                f"wrote them, or into which {LABELS} of another one was copied"
+            ) from failure
 
 
 def _check_images(name: str, images: Tensor) -> None:
