@@ -200,6 +200,19 @@ def test_memory_stays_within_the_budget_far_below_a_matrix_of_distances():
     assert int(done.stdout) * 1024 < 64 << 20
 
 
+def test_a_share_of_the_points_is_a_number_of_clusters():
+    points, groups = normal(50, 3), torch.arange(50) // 40
+    for share, counts in ((0.1, 5), (1.0, 50)):
+        found = select.k_means(points, fraction=share, seed=2)
+        assert torch.equal(found.centres, select.k_means(points, counts, seed=2).centres)
+    assert select.k_means(points, fraction=0.1, groups=groups).groups.tolist() == [0] * 4 + [1]
+    for arguments in ({}, {"k": 2, "fraction": 0.5}):
+        with pytest.raises(dr.errors.ArgumentError, match=r"^k: got"):
+            select.k_means(points, **arguments)
+    with pytest.raises(dr.errors.ArgumentError, match=r"^fraction: got '0.0, 0 points'"):
+        select.k_means(points, fraction=0.0)
+
+
 # Anonymous memory alone: pages of a mapped file are the system's to drop.
 BUDGETS = """
 import re, sys, threading, time

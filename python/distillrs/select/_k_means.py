@@ -50,8 +50,9 @@ class Clusters:
 
 def k_means(
     points: Points,
-    k: int | Mapping[int, int],
+    k: int | Mapping[int, int] | None = None,
     *,
+    fraction: float | None = None,
     start: Points | None = None,
     iterations: int = 100,
     groups: Integers | None = None,
@@ -69,6 +70,7 @@ def k_means(
     Args:
         points: ``[n, ...]``, floating point, finite; float16 and bfloat16 are taken as float32.
         k: Number of clusters, from 1 to ``n``; with groups the number for each, or a mapping from group to number.
+        fraction: Share of the points (of each group) instead, from 0 to 1, rounded to the nearest number.
         start: ``[k, ...]``: centres to start from, with groups those of the lowest group first.
         iterations: Most rounds.
         groups: Integers ``[n]``: points of different groups are clustered apart (classes, say).
@@ -87,7 +89,7 @@ def k_means(
     iterations = whole("iterations", iterations, 0, 2**63 - 1)
     seed = whole("seed", seed, 0, 2**64 - 1)
     members = members_of(groups, len(tensor))
-    counts = counts_of(k, members, least=1)
+    counts = counts_of(k, members, least=1, fraction=fraction)
     total = sum(counts.values())
     check_memory(memory_budget, _bytes_needed(tensor, total, members))
     matrix = as_matrix(tensor)
