@@ -17,6 +17,15 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import (
+    check_choice,
+    check_flag,
+    check_floating,
+    check_instance,
+    check_number,
+    check_whole,
+    device_of,
+)
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.step import Step
 
@@ -115,25 +124,21 @@ class Augmentation:
     operations: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_instance("strategy", self.strategy, str, "the operations' names, joined by '_', or ''")
         names = tuple(self.strategy.split("_")) if self.strategy else ()
         for name in names:
             if name not in _OPERATIONS:
                 raise unknown_name_error("strategy", name, list(_OPERATIONS))
         if len(set(names)) != len(names):
             raise argument_error("strategy", self.strategy, "each operation at most once")
-        if self.combine not in ("one", "all"):
-            raise argument_error("combine", self.combine, '"one" or "all"')
+        check_choice("combine", self.combine, ("one", "all"))
+        check_flag("siamese", self.siamese)
         for name in ("brightness", "saturation", "contrast", "rotate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise argument_error(name, value, "a finite number from 0")
+            check_number(name, getattr(self, name), "a finite number from 0", least=0)
         for name in ("crop", "cutout", "flip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise argument_error(name, getattr(self, name), "a share from 0 to 1")
-        if not (math.isfinite(self.scale) and self.scale >= 1):
-            raise argument_error("scale", self.scale, "a finite factor from 1")
-        if not 0 < self.resizedcrop <= 1:
-            raise argument_error("resizedcrop", self.resizedcrop, "a share above 0, at most 1")
+            check_number(name, getattr(self, name), "a share from 0 to 1", least=0, most=1)
+        check_number("scale", self.scale, "a finite factor from 1", least=1)
+        check_number("resizedcrop", self.resizedcrop, "a share above 0, at most 1", above=0, most=1)
         object.__setattr__(self, "operations", names)
 
     def plan(
@@ -159,6 +164,10 @@ class Augmentation:
             ArgumentError: ``shape`` is not that of an image.
         """
         size = _image_shape(shape)
+        if not isinstance(units, int | range | Tensor):
+            raise argument_error("units", type(units).__name__, "a number of examples, a range, or int64 ids [n]")
+        if device is not None:
+            device_of("device", device)
         # One row that everybody shares does not depend on who asks for it.
         step = replace(Step.of(step), first_unit=0) if self.siamese else step
         ids = 1 if self.siamese else units
@@ -197,12 +206,12 @@ class Augmentation:
 
 def apply(images: Tensor, plan: AugmentationPlan) -> Tensor:
     """See :meth:`Augmentation.apply`; a plan holds all that is needed."""
+    check_instance("plan", plan, AugmentationPlan, "an AugmentationPlan")
+    check_floating("images", images, "floating images [n, channels, height, width]")
     if not plan.draws:
         return images
     if images.ndim != 4 or tuple(images.shape[1:]) != plan.shape:
         raise argument_error("images", tuple(images.shape), f"[n, {', '.join(map(str, plan.shape))}], as the plan")
-    if not images.is_floating_point():
-        raise argument_error("images", images.dtype, "a floating dtype")
     if plan.rows is not None and plan.rows != images.shape[0]:
         raise argument_error("images", f"{images.shape[0]} images", f"{plan.rows}, as many as the plan was drawn for")
     plan = plan.to(images.device)
@@ -216,10 +225,11 @@ def apply(images: Tensor, plan: AugmentationPlan) -> Tensor:
 
 
 def _image_shape(shape: tuple[int, ...]) -> Shape:
-    if len(shape) != 3 or any(side < 1 for side in shape):
-        raise argument_error(
-            "shape", tuple(shape), "(channels, height, width): augmentation is for images; leave it out for vectors"
-        )
+    allowed = "(channels, height, width): augmentation is for images; leave it out for vectors"
+    if not isinstance(shape, tuple | list) or len(shape) != 3:
+        raise argument_error("shape", shape, allowed)
+    for side in shape:
+        check_whole("shape", side, allowed, least=1)
     channels, height, width = shape
     return int(channels), int(height), int(width)
 

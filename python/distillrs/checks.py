@@ -126,6 +126,57 @@ def check_instance(name: str, value: object, kind: type, allowed: str) -> None:
         raise argument_error(name, shown, allowed)
 
 
+def described(value: object) -> object:
+    """What stands in a refusal for a value: a tensor or array by type and shape, anything large by its class."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        layout = f" {value.layout}" if isinstance(value, torch.Tensor) and value.layout != torch.strided else ""
+        on_meta = " without values" if isinstance(value, torch.Tensor) and value.is_meta else ""
+        return f"{value.dtype} {tuple(value.shape)}{layout}{on_meta}"
+    return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+
+
+def check_floating(
+    name: str, value: object, allowed: str, *, axes: int | None = None, least_axes: int = 0, rows: int = 0
+) -> None:
+    """Refuses what is no dense tensor of floating-point values: an array, integers, a sparse one.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+        allowed: What would have been accepted, in words.
+        axes: How many; ``None`` for any.
+        least_axes: At least so many.
+        rows: Least length of the first axis.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if (
+        not isinstance(value, torch.Tensor)
+        or not value.is_floating_point()
+        or value.layout != torch.strided
+        or value.is_meta
+        or (axes is not None and value.ndim != axes)
+        or value.ndim < least_axes
+        or (rows and (not value.ndim or len(value) < rows))
+    ):
+        raise argument_error(name, described(value), allowed)
+
+
+def check_turn(turn: object, *names: str) -> None:
+    """Refuses a turn that an objective has not.
+
+    Args:
+        turn: What was passed; ``None`` is the first.
+        names: The turns.
+
+    Raises:
+        ArgumentError: It is none of them.
+    """
+    if turn is not None and (not isinstance(turn, str) or turn not in names):
+        raise argument_error("turn", turn, " or ".join(["None", *map(repr, names)]))
+
+
 def check_text(name: str, value: object, allowed: str = "a string that is not empty") -> None:
     """Refuses what is not a string with at least one character.
 

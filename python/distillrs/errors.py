@@ -7,6 +7,8 @@ The names mirror the core's error enum. All can be pickled, so that they cross p
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -125,6 +127,25 @@ def argument_error(name: str, got: object, allowed: str) -> ArgumentError:
         allowed: What would have been accepted.
     """
     return ArgumentError(f"{name}: got {got!r}, allowed is {allowed}")
+
+
+@contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """Refusals in a block by the names that arguments have for the block's caller.
+
+    Args:
+        names: Of each argument of a part that the block calls, the caller's own name.
+
+    Raises:
+        ArgumentError: What the block raises, under the caller's name.
+    """
+    try:
+        yield
+    except ArgumentError as failure:
+        name, colon, rest = str(failure).partition(": ")
+        if not colon or name not in names:
+            raise
+        raise type(failure)(f"{names[name]}: {rest}") from failure
 
 
 def unknown_name_error(kind: str, name: object, known: list[str]) -> UnknownNameError:

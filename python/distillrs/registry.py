@@ -43,6 +43,8 @@ class RecipeCard:
         voice: Of a recipe whose teachers label otherwise than by their vote in evaluation mode: from the teachers to a
             function from images [n, ...] to logits [n, C].
         network: Of a recipe that is for one kind of network: its "name" and "options".
+        least_per_class: Of a recipe whose set takes a least room: from the numbers of classes and of teachers to the
+            fewest images of each class, so that less is refused before anything is trained.
         moves: Of a recipe that condenses, whether it gives an objective that moves a synthetic set; else it gives the
             finished set, as a function of x, y, per_class, teachers.
     """
@@ -63,6 +65,7 @@ class RecipeCard:
     network: Mapping[str, Any] | None = None
     voice: Callable[..., Any] | None = None
     view_labels: ViewLabelling = "asked"
+    least_per_class: Callable[[int, int], int] | None = None
 
 
 _cards: dict[str, RecipeCard] = {}
@@ -85,6 +88,7 @@ def recipe(
     network: Mapping[str, Any] | None = None,
     voice: Callable[..., Any] | None = None,
     view_labels: ViewLabelling = "asked",
+    least_per_class: Callable[[int, int], int] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as a published system.
 
@@ -104,6 +108,7 @@ def recipe(
         network: See :class:`RecipeCard`.
         voice: See :class:`RecipeCard`.
         view_labels: See :class:`RecipeCard`.
+        least_per_class: See :class:`RecipeCard`.
 
     Returns:
         A decorator that returns the function unchanged but for its ``card`` attribute.
@@ -136,6 +141,7 @@ def recipe(
             network,
             voice,
             view_labels,
+            least_per_class,
         )
         _cards[id] = card
         function.card = card  # type: ignore[attr-defined]  # functions take attributes; the type system does not say so

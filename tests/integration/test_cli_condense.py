@@ -153,8 +153,33 @@ def test_every_recipe_runs_without_a_line_of_its_own(card, tmp_path):
     assert report["method"]["id"] == card.id
     assert (small.logits is not None) == (card.id in ("datm", "rded", "random_real_soft_labels", "infer-ufc"))
     assert (small.views is not None) == (report["comparison"]["labels"] == "views") == (card.views is not None)
+    assert all((tmp_path / name).exists() for name in report["files"])
+    assert ("condensed-labels" in report["files"]) == (tmp_path / "condensed-labels").exists()
     assert {"experts", "teachers"} & set(report) == {card.needs} - {"data"}
     assert len(report["distillation"]["losses"]) == (2 if card.moves else 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "infer-ufc"], "per_class: got 1, allowed is at least 2 for infer-ufc with 10 classes"),
+        (["--method", "infer-ufc", "--per-class", "1", "--dry-run"], "per_class: got 1, allowed is at least 2"),
+        (["--method", "rded", "--per-class", "1000"], "per_class: got 1000, allowed is at most"),
+        (["--method", "tesla", "--per-class", "1000"], "per_class: got 1000, allowed is at most"),
+    ],
+)
+def test_a_number_of_images_that_cannot_be_is_refused_before_anything_is_trained(words, message, tmp_path, capsys):
+    assert cli.main([*tiny("--out", tmp_path / "out"), *words]) == exit_codes.USAGE
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["pcoreset", "peek", "repblend"])
+def test_a_method_that_condenses_nothing_here_is_told_which_do(method, tmp_path, capsys):
+    assert cli.main([*tiny("--out", tmp_path / "out"), "--method", method]) == exit_codes.USAGE
+    error = capsys.readouterr().err
+    assert f"method: got '{method}', allowed is a method that condenses data" in error
+    assert {"cda,", "mirage,", "mtt,"} <= set(error.replace("(", " ").split())
 
 
 def test_teachers_are_trained_once_and_give_the_controls_their_labels(tmp_path, capsys):

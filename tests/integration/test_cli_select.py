@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -88,6 +90,21 @@ def test_points_and_features_of_ones_own(points, tmp_path, capsys):
     assert json.loads(out.read_text())["ids"] == expected.ids.tolist()
 
 
+def test_folders_of_the_file_are_made_and_what_the_system_refuses_is_named(points, tmp_path, capsys, monkeypatch):
+    words = ["--data", tmp_path / "points.npy", "--k", 3, "--out", tmp_path / "a" / "b" / "picks.json"]
+    assert run(capsys, *words)[0] == exit_codes.SUCCESS
+    assert (tmp_path / "a" / "b" / "picks.json").exists()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("distillrs.cli.select.write_whole", full)
+    code, _, error = run(capsys, *words[:-1], tmp_path / "c.json")
+    assert code == exit_codes.USAGE
+    assert "out: got" in error
+    assert "No space left" in error
+
+
 def test_principal_components_keep_distances_and_come_by_variance():
     x = random.normal(50, 3, 2, step=0, name="x") * torch.tensor([[1.0, 5.0], [0.1, 2.0], [3.0, 0.5]])
     found = principal_components(x, 6)
@@ -119,6 +136,9 @@ def test_principal_components_keep_distances_and_come_by_variance():
             exit_codes.USAGE,
             "components",
         ),
+        (["--data", "points.npy", "--k", "3", "--out", "picks.png"], exit_codes.USAGE, "out: got 'picks.png'"),
+        (["--data", "points.npy", "--k", "3", "--out", "."], exit_codes.USAGE, "out: got '.'"),
+        (["--data", "points.npy", "--k", "3", "--out", "points.npy/a.json"], exit_codes.USAGE, "out: got 'points.npy/"),
         (["--config", "points.npy"], exit_codes.USAGE, "config: got"),
         (["--config", "other.json"], exit_codes.USAGE, "config: got"),
         (["--config", "wrong.json"], exit_codes.USAGE, "config: got \"k = 'three'"),

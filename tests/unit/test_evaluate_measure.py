@@ -8,7 +8,7 @@ from distillrs.evaluate import RealSet, SmallSet, random_real
 from distillrs.evaluate.data import make_bundle
 from distillrs.evaluate.measure import class_accuracies
 from distillrs.evaluate.small_sets import counts_of
-from distillrs.training import TrainingSettings
+from distillrs.training import TrainingSettings, train
 from distillrs.transforms import Standardise
 
 
@@ -101,8 +101,9 @@ def test_training_on_a_small_set_is_two_lines(digits):
     data = random_real(digits, [10] * 10)
     data = RealSet(data.images, data.labels, data.transform, settings)
     network = evaluate.networks.build("mlp", digits.shape, 10)
-    evaluate.train(network, data)
-    assert evaluate.accuracy(network, digits.x_test, digits.y_test) > 0.75
+    model = evaluate.train(network, data)
+    assert model is network
+    assert evaluate.accuracy(model, digits.x_test, digits.y_test) > 0.75
 
 
 def test_the_settings_are_the_sets_own_unless_others_are_given(digits):
@@ -111,7 +112,21 @@ def test_the_settings_are_the_sets_own_unless_others_are_given(digits):
     with pytest.raises(ArgumentError, match=r"^settings: got None"):
         evaluate.train(network, data)
     given = TrainingSettings(epochs=2, batch_size=5, learning_rate=0.1)
-    assert evaluate.train(network, data, settings=given).steps == 4
+    other = evaluate.networks.build("linear", digits.shape, 10)
+    result = train(other, data.images, data.target(), given)
+    assert result.steps == 4
+    for mine, theirs in zip(
+        evaluate.train(network, data, settings=given).parameters(), other.parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def test_what_is_no_network_or_no_set_is_refused_by_name(digits):
+    data = random_real(digits, [1] * 10)
+    with pytest.raises(ArgumentError, match=r"^network: got 3"):
+        evaluate.train(3, data)
+    with pytest.raises(ArgumentError, match=r"^data: got 'Tensor'"):
+        evaluate.train(evaluate.networks.build("linear", digits.shape, 10), digits.x_train)
 
 
 def test_zca_sets_are_evaluated_on_the_zca_transformed_test_set():

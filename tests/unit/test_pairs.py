@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 from torch import nn
 
 import distillrs as dr
@@ -82,6 +83,33 @@ def experts(shared_start=True, count=3):
 def matching(store=None, count=6, **options):
     synthetic = recipes.mdm_initial(real(), network(1), count)
     return recipes.mdm(store or experts(), network(1), real(), synthetic, **options), synthetic
+
+
+def test_from_the_first_pairs_of_mdm_the_contrastive_loss_alone_moves_the_set():
+    """As the recipe says: they lie so far apart that both gaps begin below 0, where they count as 0."""
+    digits = torch.tensor(load_digits().data / 16, dtype=torch.float32)[:600]
+    pairs = condense.Pairs(digits[:, :32].clone(), digits[:, 32:].clone())
+
+    def made(seed):
+        torch.manual_seed(seed)
+        return condense.PairNetwork(nn.Linear(32, 8), nn.Linear(32, 8))
+
+    recorder = Recorder()
+    condense.record_pair_experts(recorder, made, pairs, TrainingSettings(2, 64, 0.1), count=2, shared_start=True)
+    store = MemoryStore(recorder.kept, {"layout": ParameterLayout.of(made(0)).to_dict()})
+    gradients = []
+    for weight in (0.8, 0.0):
+        synthetic = recipes.mdm_initial(pairs, made(0), 40)
+        objective = recipes.mdm(store, made(0), pairs, synthetic, common=weight, gap=weight, clip=None)
+        loss = objective(None, 0)
+        loss.total.backward()
+        gradients.append([synthetic.images.grad, synthetic.texts.grad])
+        assert {name: float(loss.terms[name]) for name in ("common", "gap")} == pytest.approx(
+            {"common": 1e-4, "gap": 1e-4}
+        )
+    for with_gaps, without in zip(*gradients, strict=True):
+        assert torch.equal(with_gaps, without)
+    assert gradients[0][0].abs().max() > 0
 
 
 @given(st.integers(2, 5), st.integers(2, 5), st.floats(0.2, 3), st.integers(0, 99))

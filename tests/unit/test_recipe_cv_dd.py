@@ -239,8 +239,8 @@ def test_an_order_must_be_one():
     [
         (lambda t, s: recipes.cv_dd(t, s, members=4), "members"),
         (lambda t, s: recipes.cv_dd(t, s, strength=-1), "strength"),
-        (lambda t, s: recipes.cv_dd(t, s, weight_temperature=0), "temperature"),
-        (lambda t, s: recipes.cv_dd(t, s, area=0.0), "resizedcrop"),
+        (lambda t, s: recipes.cv_dd(t, s, weight_temperature=0), "weight_temperature"),
+        (lambda t, s: recipes.cv_dd(t, s, area=0.0), "area"),
         (lambda t, s: recipes.cv_dd_initial(*data(), 1, t, difficulty="mild"), "difficulty"),
         (lambda t, s: recipes.cv_dd_initial(*data(), 1, t, factor=0), "factor"),
         (lambda t, s: recipes.cv_dd_initial(*data(), "a", t), "per_class"),

@@ -109,5 +109,5 @@ def test_bad_arguments_are_refused_by_name() -> None:
         smooth_expert(STORE, network(), hard(), intermediate="two")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ArgumentError, match="start: got"):
         smooth_expert(STORE, network(), hard(), start=range(0))
-    with pytest.raises(ArgumentError, match="scale: got"):
+    with pytest.raises(ArgumentError, match="perturbation: got"):
         smooth_expert(STORE, network(), hard(), perturbation=-1.0)

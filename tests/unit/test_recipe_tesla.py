@@ -119,8 +119,8 @@ def test_images_may_be_augmented_and_cut_into_minibatches(recipe):
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
-    [({"inner_steps": 0}, "steps"), ({"span": 0}, "span"), ({"start": range(3, 3)}, "start"),
-     ({"gradient": "exact"}, "gradient"), ({"augment": "flips"}, "strategy"), ({"batch": -1}, "batch")],
+    [({"inner_steps": 0}, "inner_steps"), ({"span": 0}, "span"), ({"start": range(3, 3)}, "start"),
+     ({"gradient": "exact"}, "gradient"), ({"augment": "flips"}, "augment"), ({"batch": -1}, "batch")],
 )  # fmt: skip
 def test_what_is_refused_names_itself(arguments, name):
     store, model, synthetic = parts()

@@ -194,7 +194,10 @@ def test_resized_crops_have_the_share_that_was_asked_for_and_lie_within():
         (lambda x, y: mosaic(x, 0), "factor"),
         (lambda x, y: mosaic(x[:5], 2), "patches"),
         (lambda x, y: Augmentation("resizedcrop", resizedcrop=0.0), "resizedcrop"),
-        (lambda x, y: recipes.dm(x, y, networks, find_recipe("dm").initial(x, y, 1), real_per_class=0), "per_class"),
+        (
+            lambda x, y: recipes.dm(x, y, networks, find_recipe("dm").initial(x, y, 1), real_per_class=0),
+            "real_per_class",
+        ),
     ],
 )
 def test_what_is_refused_names_itself(call, name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -257,6 +258,19 @@ def test_two_lines_train_on_views_as_a_loop_of_ones_own_does(tmp_path):
             optimiser.step()
     for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_set_is_saved_elsewhere_once_its_labels_are_there(tmp_path):
+    view_set(tmp_path / "first")
+    data = condense.load(tmp_path / "first")
+    with pytest.raises(dr.errors.StoreMissing, match=r"^path: there are no labels of the set's views at .*second"):
+        data.save(tmp_path / "second")
+    assert not (tmp_path / "second" / "condensed.safetensors").exists()
+    shutil.copytree(tmp_path / "first" / "condensed-labels", tmp_path / "second" / "condensed-labels")
+    data.save(tmp_path / "second")
+    again = condense.load(tmp_path / "second")
+    for mine, theirs in zip(again[2], data[2], strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_labels_are_written_once_and_only_for_the_same_views(tmp_path):

@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import distillrs as dr
 from distillrs import _core, random, select
+from distillrs.select._points import as_tensor
 
 
 def normal(*shape: int, name: str = "points", dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -164,6 +166,13 @@ POINTS = torch.arange(12.0).reshape(4, 3)
         (lambda: select.nearest(POINTS[:, :2], POINTS, 1), "queries: got 'rows of shape"),
         (lambda: select.nearest(POINTS, POINTS, 5), "k: got 5"),
         (lambda: select.nearest(POINTS, POINTS, 1, memory_budget=0), "memory_budget: got '0 bytes'"),
+        (
+            lambda: select.k_means(POINTS.to_sparse(), 1),
+            "points: got 'torch.float32 of shape (4, 3), torch.sparse_coo'",
+        ),
+        (lambda: select.k_means(POINTS.to("meta"), 1), "points: got 'torch.float32 of shape (4, 3) without values'"),
+        (lambda: select.k_means(POINTS, 2, iterations=10**30), "iterations: got 10"),
+        (lambda: select.k_means(POINTS, {"a": 1, 2: 1}, groups=torch.tensor([0, 0, 1, 1])), "k: got"),
     ],
 )
 def test_what_cannot_be_selected_is_refused_by_name(call, message):
@@ -189,6 +198,94 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_memory_stays_within_the_budget_far_below_a_matrix_of_distances():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=300)
     assert int(done.stdout) * 1024 < 64 << 20
+
+
+def test_a_share_of_the_points_is_a_number_of_clusters():
+    points, groups = normal(50, 3), torch.arange(50) // 40
+    for share, counts in ((0.1, 5), (1.0, 50)):
+        found = select.k_means(points, fraction=share, seed=2)
+        assert torch.equal(found.centres, select.k_means(points, counts, seed=2).centres)
+    assert select.k_means(points, fraction=0.1, groups=groups).groups.tolist() == [0] * 4 + [1]
+    for arguments in ({}, {"k": 2, "fraction": 0.5}):
+        with pytest.raises(dr.errors.ArgumentError, match=r"^k: got"):
+            select.k_means(points, **arguments)
+    with pytest.raises(dr.errors.ArgumentError, match=r"^fraction: got '0.0, 0 points'"):
+        select.k_means(points, fraction=0.0)
+
+
+# Anonymous memory alone: pages of a mapped file are the system's to drop.
+BUDGETS = """
+import re, sys, threading, time
+import numpy as np, torch
+from distillrs import select
+from distillrs.errors import ArgumentError
+
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+def watch():
+    global peak
+    while not done.is_set():
+        peak = max(peak, anonymous())
+        time.sleep(0.0005)
+
+rows = np.random.default_rng(0).standard_normal((60_000, 64), np.float32)
+np.save("single.npy", rows)
+np.save("half.npy", rows.astype(np.float16))
+del rows
+single, half = (np.load(name, mmap_mode="r") for name in ("single.npy", "half.npy"))
+few = np.arange(60_000) % 3
+calls = {
+    "k_center": lambda budget: select.k_center(single, 9, memory_budget=budget),
+    "k_center, half": lambda budget: select.k_center(half, 9, memory_budget=budget),
+    "k_center, cosine": lambda budget: select.k_center(single, 9, metric="cosine", memory_budget=budget),
+    "k_center, columns": lambda budget: select.k_center(single[:, 8:], 9, memory_budget=budget),
+    "k_center, groups": lambda budget: select.k_center(single, 9, groups=few, memory_budget=budget),
+    "herding": lambda budget: select.herding(single, 9, memory_budget=budget),
+    "herding, half": lambda budget: select.herding(half, 9, memory_budget=budget),
+    "k_means": lambda budget: select.k_means(half, 9, iterations=2, memory_budget=budget),
+    "nearest": lambda budget: select.nearest(half[:50], half, 3, memory_budget=budget),
+    "balanced_partition": lambda budget: select.balanced_partition(half, 3, iterations=1, memory_budget=budget),
+}
+calls["k_center"](None)  # threads and code of the first call
+for name, call in calls.items():
+    try:
+        call(1)
+        needed = 1
+    except ArgumentError as refused:
+        needed = int(re.search("the ([0-9]+) bytes", str(refused))[1])
+    before = peak = anonymous()
+    done = threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    call(needed)
+    done.set()
+    watcher.join()
+    # A thread's stack and the allocator's last pages.
+    if peak - before > needed + 2**21:
+        sys.exit(f"{name}: {peak - before} bytes of {needed}")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_files_and_half_precision_stay_within_what_a_refusal_says_that_they_take(tmp_path):
+    done = subprocess.run([sys.executable, "-c", BUDGETS], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_is_only_read_is_shared_and_left_as_it_is(tmp_path):
+    points = random.normal(50, 3, step=0, name="points").numpy()
+    np.save(tmp_path / "points.npy", points)
+    mapped = np.load(tmp_path / "points.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own = as_tensor("points", mapped)
+    assert own.data_ptr() == mapped.ctypes.data
+    assert torch.equal(select.k_means(mapped, 4).centres, select.k_means(points, 4).centres)
+    for other in (points[::-1], points[:, ::2], np.broadcast_to(points[:1], (4, 3))):
+        assert torch.equal(as_tensor("points", other), torch.from_numpy(other.copy()))
+    assert torch.equal(as_tensor("points", points.astype(">f8")), torch.from_numpy(points).double())
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no interval timers")

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -107,6 +108,17 @@ def test_no_choice_within_the_budget_is_worth_more(items, limit):
     assert found.tolist() == min((ids for worth, ids in allowed if worth == most), key=lambda ids: [*ids, 99])
 
 
+def test_arrays_are_chosen_from_as_tensors_are():
+    values, costs = [3.0, 1.0, 2.5], [2, 1, 3]
+    expected = select.budget(torch.tensor(values), torch.tensor(costs), 4)
+    assert torch.equal(select.budget(np.array(values), np.array(costs, np.int32), 4), expected)
+    scores = np.array([1.0, 3.0, 2.0, 0.0], np.float32)
+    assert select.stratified(scores, 2).ids.tolist() == [1, 2]
+    assert select.max_min(np.array(["a", "abc"]).tolist(), 2, start=0).gains.tolist() == [float("inf"), 2.0]
+    points = np.array([0.0, 5.0, 1.0])
+    assert select.max_min(points, 2, metric=lambda a, b: abs(a - b), start=0).ids.tolist() == [0, 1]
+
+
 ONE = torch.tensor([1.0, 2.0])
 TWO = torch.tensor([1, 2])
 
@@ -115,6 +127,12 @@ TWO = torch.tensor([1, 2])
     ("call", "message"),
     [
         (lambda: select.max_min(["a", "b"], 3), "k: got 3"),
+        (lambda: select.max_min("ab", 1), "items: got 'ab'"),
+        (lambda: select.max_min(3, 1), "items: got 'int'"),
+        (lambda: select.max_min({"a": 1}, 1), "items: got 'dict'"),
+        (lambda: select.max_min({"a"}, 1), "items: got 'set'"),
+        (lambda: select.max_min(torch.tensor(1.0), 1, metric=max), "items: got 'Tensor'"),
+        (lambda: select.max_min(["a", "b"], 1, metric=np.array([1, 2])), "metric: got array"),
         (lambda: select.max_min(["a", "b"], 1, start=2), "start: got 2"),
         (lambda: select.max_min(["a", "b"], 1, seed=-1), "seed: got -1"),
         (lambda: select.max_min(["a", 1], 1), "items: got 'int at 1'"),

@@ -245,6 +245,26 @@ def test_one_part_gives_the_plain_picks_and_its_copies_change_nothing():
         assert selector(torch.ones(9, 2), 4, method="partitioned", partitions=2).ids.unique().numel() == 4
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, torch.int16])
+def test_groups_and_rows_of_any_integers_are_those_of_64_bits(dtype):
+    points, groups, chosen = normal(30, 3), torch.arange(30) % 3, torch.tensor([4, 11])
+
+    def other(values):
+        return values.to(dtype) if isinstance(dtype, torch.dtype) else values.numpy().astype(dtype)
+
+    for found, expected in (
+        (select.k_center(points, 4, groups=other(groups)), select.k_center(points, 4, groups=groups)),
+        (select.k_center(points, 4, chosen=other(chosen)), select.k_center(points, 4, chosen=chosen)),
+        (select.facility_location(points, 4, groups=other(groups)), select.facility_location(points, 4, groups=groups)),
+        (select.herding(points, 4, groups=other(groups)), select.herding(points, 4, groups=groups)),
+    ):
+        assert torch.equal(found.ids, expected.ids)
+    means = [select.k_means(points, {0: 1, 1: 2, 2: 1}, groups=each) for each in (other(groups), groups)]
+    assert torch.equal(means[0].centres, means[1].centres)
+    medoids = [select.k_medoids(points, 2, start=each) for each in (other(chosen), chosen)]
+    assert torch.equal(medoids[0].medoids, medoids[1].medoids)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -275,6 +295,17 @@ def test_one_part_gives_the_plain_picks_and_its_copies_change_nothing():
         (lambda: select.k_center(POINTS, 1, chosen=torch.tensor([1, 1])), "chosen: got 'a row that comes twice'"),
         (lambda: select.k_center(POINTS, 1, chosen=torch.tensor([5])), "chosen: got 5"),
         (lambda: select.k_center(POINTS, 1, chosen=[1]), "chosen: got 'list'"),
+        (lambda: select.k_center(POINTS, 1, chosen=torch.tensor([1.0])), "chosen: got 'torch.float32 of shape (1,)'"),
+        (lambda: select.k_center(POINTS, 1, chosen=torch.ones(2).to_sparse()), "chosen: got 'torch.float32"),
+        (lambda: select.k_center(POINTS, 1, groups=torch.ones(5, dtype=torch.bool)), "groups: got 'torch.bool"),
+        (lambda: select.k_center(POINTS, 1, groups=np.full(5, 2**63, np.uint64)), "groups: got 9223372036854775808"),
+        (lambda: select.k_center(POINTS, 1, groups=GROUPS, start={"a": 1, 3: 1}), "start: got 'the group"),
+        (lambda: select.k_center(POINTS, 1, metric=np.array([1, 2])), "metric: got array"),
+        (lambda: select.k_center(POINTS, 1, method=np.array([1, 2])), "method: got array"),
+        (lambda: select.k_center(POINTS, 1, replicated="no"), "replicated: got 'no'"),
+        (lambda: select.facility_location(POINTS, 1, replicated=torch.ones(2)), "replicated: got tensor"),
+        (lambda: select.facility_location(POINTS, 1, similarity=np.array([1, 2])), "similarity: got array"),
+        (lambda: select.facility_location(POINTS, 1, method="stochastic", sample=10**30), "sample: got 10"),
         (lambda: select.k_center(POINTS, 1, seed=-1), "seed: got -1"),
         (lambda: select.k_center(POINTS, 1, memory_budget=100), "memory_budget: got '100 bytes'"),
         (lambda: select.k_center(POINTS.long(), 1), "points: got 'torch.int64"),

@@ -1,5 +1,6 @@
 """Trees, sets, partitions and sparse facility location: figures, limits and refusals."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,14 @@ def test_trees_of_molecules_with_edge_labels():
     assert found.frequent(1).tolist() == [1, 0]
     names, links, under = found.expand(0)
     assert (names.tolist(), links.tolist(), under.tolist()) == ([12] * 3, [[1, 2], [0, 0]], [1, 2])
+
+
+def test_trees_of_arrays_are_those_of_tensors():
+    labels, edges = torch.tensor([1, 2, 1]), torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    found = select.frequent_trees(labels.numpy().astype(np.uint8), edges.numpy().astype(np.int32), depth=2)
+    plain = select.frequent_trees(labels, edges, depth=2)
+    assert torch.equal(found.nodes, plain.nodes)
+    assert torch.equal(found.supports, plain.supports)
 
 
 def test_facility_location_with_all_neighbours_is_the_plain_one():
@@ -88,6 +97,16 @@ LABELS, EDGES = torch.tensor([1, 2]), torch.tensor([[0], [1]])
         (lambda: select.min_hash([[1.5]]), "sets: got '1.5 in the set at 0'"),
         (lambda: select.min_hash(["word"]), "sets: got 'a str at 0'"),
         (lambda: select.min_hash([[2**63]]), "sets: got"),
+        (lambda: select.min_hash(3), "sets: got 'int'"),
+        (lambda: select.min_hash("ab"), "sets: got 'ab'"),
+        (lambda: select.min_hash([[1], 2]), "sets: got 'a int at 1'"),
+        (lambda: select.min_hash(torch.tensor([1, 2])), "sets: got 'a Tensor at 0'"),
+        (lambda: select.frequent_sets(None, 1), "sets: got 'NoneType'"),
+        (lambda: select.frequent_sets([1], 1), "sets: got 'a int at 0'"),
+        (lambda: select.min_hash([[1]], 8).jaccard(torch.tensor([1]), torch.tensor([0])), "left: got 1"),
+        (lambda: select.min_hash([[1]], 8).jaccard(torch.tensor([0]), torch.tensor([-1])), "right: got -1"),
+        (lambda: select.min_hash([[1]], 8).jaccard(torch.tensor([0]), "a"), "right: got 'str'"),
+        (lambda: select.min_hash([[1]], 8).jaccard(torch.tensor([0, 0]), torch.tensor([0])), "right: got '1 sets'"),
         (lambda: select.min_hash([[1]], 0), "signatures: got 0"),
         (lambda: select.min_hash([[1]], 8).candidates(3), "bands: got 3"),
         (lambda: select.min_hash([[1]], 8).candidates(2, threshold=2), "threshold: got 2"),
@@ -100,6 +119,8 @@ LABELS, EDGES = torch.tensor([1, 2]), torch.tensor([[0], [1]])
         (lambda: select.frequent_trees(LABELS, EDGES, depth=-1), "depth: got -1"),
         (lambda: select.frequent_trees(LABELS, EDGES, depth=1, edge_labels=LABELS), "edge_labels: got"),
         (lambda: select.frequent_trees(LABELS, EDGES, depth=1).frequent(0), "support: got 0"),
+        (lambda: select.frequent_trees(LABELS, EDGES, depth=1).frequent(10**30), "support: got 10"),
+        (lambda: select.frequent_trees(LABELS, EDGES, depth=1).expand(1, most="a"), "most: got 'a'"),
         (lambda: select.frequent_trees(LABELS, EDGES, depth=1).expand(2), "tree: got 2"),
         (lambda: select.frequent_trees(LABELS, EDGES, depth=1).expand(1, most=1), "most: got 1"),
         (lambda: select.facility_location(POINTS, 1, neighbours=5), "neighbours: got"),

@@ -59,7 +59,8 @@ def request(
     # The method first, because the others are looked up among its options.
     name, card = chosen(file, flags, assignments)
     if card.engine != "condense":
-        listed = ", ".join(each.id for each in recipe_cards("condense"))
+        # Those of graphs are taken too, by a plan of their own.
+        listed = ", ".join(sorted(each.id for engine in ("condense", "graphs") for each in recipe_cards(engine)))
         raise argument_error("method", name, f"a method that condenses data ({listed}); this one is of {card.engine}")
     asked = merge(asked, {"method": {"name": name}})
     top = [field.name for field in fields(CondenseSettings)]

@@ -103,8 +103,21 @@ def prepare(settings: CondenseSettings, bundle: DataBundle, card: RecipeCard) ->
     """Settles what every phase needs.
 
     Raises:
-        ArgumentError: The device is not there, or views that have labels of their own would be augmented.
+        ArgumentError: The device is not there, views that have labels of their own would be augmented, or the recipe
+            needs more images of a class than are asked for, or a class has fewer examples.
     """
+    counts = bundle.y_train.bincount(minlength=len(bundle.classes)).tolist()
+    smallest = min(range(len(counts)), key=counts.__getitem__)
+    # The controls are drawn from each class, whatever the method begins with.
+    if settings.per_class > counts[smallest]:
+        allowed = f"at most {counts[smallest]}, the training examples of class {bundle.classes[smallest]}"
+        raise argument_error("per_class", settings.per_class, allowed)
+    if card.least_per_class is not None:
+        classes, teachers = len(bundle.classes), settings.experts.count
+        least = card.least_per_class(classes, teachers)
+        if settings.per_class < least:
+            allowed = f"at least {least} for {card.id} with {classes} classes and {teachers} teachers (experts.count)"
+            raise argument_error("per_class", settings.per_class, allowed)
     augmentation = settings.evaluation.training.augmentation
     if card.views is not None and augmentation:
         allowed = f"none: the labels of {card.id} belong to views as they are"

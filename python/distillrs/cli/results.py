@@ -16,6 +16,7 @@ from distillrs.cli.preparation import Prepared
 from distillrs.cli.progress import Progress
 from distillrs.cli.recording import recorded
 from distillrs.cli.teaching import trained
+from distillrs.condense.views import ViewLabels
 from distillrs.configuration import to_dict
 from distillrs.evaluate import accounting
 
@@ -150,7 +151,8 @@ def make_report(
         "files": [
             *_ALWAYS,
             *(_PICTURES if pictures.available() else ()),
-            *((LABELS,) if small.views is not None else ()),
+            # Mixed labels are those of the images, which stand in the set itself.
+            *((LABELS,) if isinstance(small.views, ViewLabels) else ()),
         ],
     }
 

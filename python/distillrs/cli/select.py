@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -116,6 +117,7 @@ class Select:
     def run(self, output: Console, messages: Console) -> int:
         """Does the work."""
         settings = self._settings()
+        _check_out(self.out)
         progress = choose(messages, quiet=self.json)
         method = _method(settings)
         x, y, classes, name = _load(settings.data)
@@ -135,7 +137,12 @@ class Select:
             "gains": [gain if np.isfinite(gain) else None for gain in picks.gains.tolist()],
             "labels": labels,
         }
-        write_whole(self.out, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+        content = (json.dumps(found, indent=1, allow_nan=False) + "\n").encode()
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.out, content)
+        except OSError as failure:
+            raise argument_error("out", str(self.out), f"a file that can be written ({failure.strerror})") from failure
         picture = _draw(settings, x, picks, labels, classes, self.out)
         if self.json:
             output.out(json.dumps({**found, "picture": picture and str(picture)}), highlight=False)
@@ -160,6 +167,21 @@ class Select:
         if isinstance(values["k"], bool) or not isinstance(values["k"], int) or values["k"] < 1:
             raise argument_error("k", values["k"], "an integer from 1")
         return Settings(**values)
+
+
+def _check_out(out: Path) -> None:
+    """Refuses what cannot be written, before the picks are made.
+
+    Raises:
+        ArgumentError: A folder, a place in what is no folder, or the picture's own name.
+    """
+    if out.suffix.lower() == ".png":
+        raise argument_error("out", str(out), "a file such as picks.json; the picture goes beside it as .png")
+    if out.is_dir():
+        raise argument_error("out", str(out), "a file, not a folder")
+    folder = next(each for each in out.absolute().parents if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise argument_error("out", str(out), f"a file in a folder that can be written, which {folder} is not")
 
 
 def _config(path: Path) -> dict[str, Any]:

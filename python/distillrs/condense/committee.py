@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_choice, check_floating, check_number, check_text, check_whole, described, numbers
 from distillrs.condense.statistics import normalising_by_batch
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
@@ -44,15 +44,16 @@ class Committee(nn.Module):
         given: object = members
         if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
             raise argument_error("members", type(given).__name__, "a list of modules, such as [network]")
+        if not isinstance(given, list | tuple | nn.ModuleList):
+            raise argument_error("members", described(given), "a list of modules, such as [network]")
         if not len(members) or not all(isinstance(each, nn.Module) for each in members):
             raise argument_error("members", [type(each).__name__ for each in members], "one or more modules")
-        values = [0.0] * len(members) if prior is None else [float(each) for each in prior]
-        if len(values) != len(members) or not all(map(math.isfinite, values)):
+        values = (0.0,) * len(members) if prior is None else numbers("prior", prior)
+        if len(values) != len(members):
             raise argument_error("prior", prior, f"None or {len(members)} finite numbers")
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise argument_error("temperature", temperature, "a finite number above 0")
+        check_number("temperature", temperature, "a finite number above 0", above=0)
         self.members = nn.ModuleList(Frozen(each) for each in members)
-        self.prior = tuple(values)
+        self.prior = values
         self.temperature = temperature
         self.train(False)
 
@@ -76,10 +77,9 @@ class Committee(nn.Module):
         """
         chosen = self._chosen(members)
         scale = self.temperature if temperature is None else temperature
-        if not scale > 0:
-            raise argument_error("temperature", temperature, "None or a number above 0")
+        check_number("temperature", scale, "None or a finite number above 0", above=0)
         prior = torch.tensor([self.prior[each] for each in chosen], dtype=torch.float64)
-        return tuple((prior / scale).softmax(0).tolist())
+        return tuple((prior / float(scale)).softmax(0).tolist())
 
     def draw(self, count: int, *, step: Step | int, name: str = "members", unit: int = 0) -> tuple[int, ...]:
         """Different members drawn at random, each as likely: a pure function of (seed, name, step, unit).
@@ -96,8 +96,9 @@ class Committee(nn.Module):
         Raises:
             ArgumentError: ``count`` is not allowed.
         """
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(self):
-            raise argument_error("count", count, f"a whole number from 1 to {len(self)}")
+        check_whole("count", count, f"a whole number from 1 to {len(self)}", least=1, most=len(self))
+        check_text("name", name)
+        check_whole("unit", unit, "a whole number from 0", least=0)
         drawn = random.choice(len(self), count, step=step, name=f"{name}/{unit}")
         return tuple(sorted(drawn.tolist()))
 
@@ -127,10 +128,10 @@ class Committee(nn.Module):
         Raises:
             ArgumentError: A value that is not allowed.
         """
-        if statistics not in ("running", "batch"):
-            raise argument_error("statistics", statistics, "'running' or 'batch'")
-        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-            raise argument_error("batch", batch, "None or a positive number")
+        check_floating("images", images, "floating images [n, ...], n >= 1", least_axes=2, rows=1)
+        check_choice("statistics", statistics, ("running", "batch"))
+        if batch is not None:
+            check_whole("batch", batch, "None or a positive number", least=1, most=2**63 - 1)
         chosen = self._chosen(members)
         weights = self.weights(chosen, temperature=temperature)
         pieces = [images] if batch is None else list(torch.split(images, batch))
@@ -152,7 +153,12 @@ class Committee(nn.Module):
         return torch.stack(answers).sum(0)
 
     def _chosen(self, members: Sequence[int] | None) -> tuple[int, ...]:
-        chosen = tuple(range(len(self))) if members is None else tuple(members)
-        if not chosen or any(not isinstance(each, int) or not 0 <= each < len(self) for each in chosen):
-            raise argument_error("members", members, f"None, or one or more numbers from 0 to {len(self) - 1}")
+        if members is None:
+            return tuple(range(len(self)))
+        allowed = f"None, or one or more numbers from 0 to {len(self) - 1}"
+        if not isinstance(members, list | tuple | range) or not members:
+            raise argument_error("members", described(members), allowed)
+        chosen = tuple(members)
+        for each in chosen:
+            check_whole("members", each, allowed, least=0, most=len(self) - 1)
         return chosen

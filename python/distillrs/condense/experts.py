@@ -19,11 +19,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_callable, check_floating, check_instance, check_text, check_whole, described
 from distillrs.errors import ArgumentError, KeyConflict, StoreLocked, argument_error
 from distillrs.files import write_whole
 from distillrs.step import Step
 from distillrs.training import LossFunction, Position, StepRule, TrainingSettings, plain, train
 from distillrs.trajectory.layout import ParameterLayout
+
+_MOST_EXPERTS = 1 << 20
 
 Outcome = Literal["recorded", "complete", "locked"]
 
@@ -168,6 +171,12 @@ class ExpertTraining:
             ArgumentError: A value that is not allowed, or a network with running statistics.
             TrainingDivergedError: A loss or a parameter is not finite; the trajectory stays incomplete.
         """
+        check_callable("network", network, "a function from a seed to a module")
+        check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
+        check_instance("y", y, Tensor, "int64 [n] or probabilities [n, C]")
+        check_text("column", column)
+        if on_progress is not None:
+            check_callable("on_progress", on_progress, "None or a function of ExpertProgress")
         names = _expert_keys(keys)
         index, count = _checked_shard(shard)
         mine = names[index::count]
@@ -387,17 +396,22 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 def _expert_keys(keys: int | Sequence[str]) -> list[str]:
     if isinstance(keys, int):
-        if isinstance(keys, bool) or keys < 1:
-            raise argument_error("keys", keys, "a positive number of experts, or their names")
+        check_whole("keys", keys, f"1 to {_MOST_EXPERTS} experts, or their names", least=1, most=_MOST_EXPERTS)
         return [f"expert-{number}" for number in range(keys)]
+    allowed = "a number of experts, or distinct names of at least one"
+    if not isinstance(keys, list | tuple) or not keys or not all(isinstance(each, str) for each in keys):
+        raise argument_error("keys", described(keys), allowed)
     names = list(keys)
-    if isinstance(keys, str) or not names or len(set(names)) != len(names):
-        raise argument_error("keys", keys, "a number of experts, or distinct names of at least one")
+    if len(set(names)) != len(names):
+        raise argument_error("keys", keys, allowed)
     return names
 
 
 def _checked_shard(shard: tuple[int, int]) -> tuple[int, int]:
+    allowed = "(i, N), whole numbers with 0 <= i < N"
+    if not isinstance(shard, tuple | list) or len(shard) != 2:
+        raise argument_error("shard", described(shard), allowed)
     index, count = shard
-    if count < 1 or not 0 <= index < count:
-        raise argument_error("shard", shard, "(i, N) with 0 <= i < N")
+    check_whole("shard", count, allowed, least=1)
+    check_whole("shard", index, allowed, least=0, most=count - 1)
     return index, count

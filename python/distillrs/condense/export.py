@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from distillrs.checks import check_instance, check_path
 from distillrs.condense.file import CondensedSet
 from distillrs.errors import DistillrsError, argument_error
 from distillrs.files import write_whole
@@ -53,6 +54,8 @@ def export_image_folder(data: CondensedSet, path: str | os.PathLike[str]) -> Ima
         ArgumentError: The examples are no images, or the folder is not empty.
         DistillrsError: Pillow is not installed.
     """
+    check_instance("data", data, CondensedSet, "a CondensedSet")
+    check_path("path", path)
     image = _imported("PIL.Image", "pillow")
     raw = data.raw().detach().float().cpu()
     if raw.ndim != 4 or raw.shape[1] not in (1, 3):
@@ -97,6 +100,7 @@ def to_hugging_face(data: CondensedSet) -> Any:
     Raises:
         DistillrsError: The package ``datasets`` is not installed.
     """
+    check_instance("data", data, CondensedSet, "a CondensedSet")
     datasets = _imported("datasets", "datasets")
     values = data.images.detach().float().cpu().numpy()
     target = data.target().detach().cpu()

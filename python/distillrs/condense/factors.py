@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distillrs.checks import check_floating, check_whole
 from distillrs.errors import argument_error, unknown_name_error
 
 
@@ -58,10 +59,11 @@ class Enlarged(Factors):
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
-        if len(size) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in size):
-            raise argument_error("size", size, "(height, width), positive integers")
-        if max(size) > 65536:
-            raise argument_error("size", size, "sides of at most 65536")
+        allowed = "(height, width), whole numbers from 1 to 65536"
+        if not isinstance(size, list | tuple) or len(size) != 2:
+            raise argument_error("size", size, allowed)
+        for side in size:
+            check_whole("size", side, allowed, least=1, most=65536)
         self.size = (size[0], size[1])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -94,8 +96,7 @@ class Additive(Factors):
 
     def __init__(self, offsets: Tensor) -> None:
         super().__init__()
-        if not offsets.is_floating_point() or offsets.ndim < 2 or not len(offsets):
-            raise argument_error("offsets", f"{offsets.dtype} {tuple(offsets.shape)}", "floating [K, ...], K >= 1")
+        check_floating("offsets", offsets, "floating [K, ...], K >= 1", least_axes=2, rows=1)
         self.offsets = nn.Parameter(offsets.detach().clone())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -125,9 +126,10 @@ class BlockAdditive(Factors):
 
     def __init__(self, offsets: Tensor) -> None:
         super().__init__()
-        if not offsets.is_floating_point() or offsets.ndim < 3 or not len(offsets) or not offsets.shape[1]:
-            allowed = "floating [K, M, ...], K and M >= 1"
-            raise argument_error("offsets", f"{offsets.dtype} {tuple(offsets.shape)}", allowed)
+        allowed = "floating [K, M, ...], K and M >= 1"
+        check_floating("offsets", offsets, allowed, least_axes=3, rows=1)
+        if not offsets.shape[1]:
+            raise argument_error("offsets", tuple(offsets.shape), allowed)
         self.offsets = nn.Parameter(offsets.detach().clone())
 
     def forward(self, images: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +23,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distillrs import transforms
+from distillrs.checks import (
+    check_floating,
+    check_instance,
+    check_names,
+    check_number,
+    check_path,
+    check_whole,
+    described,
+)
 from distillrs.condense.factors import Factors, restore_factors
-from distillrs.condense.labels import HardLabels, SoftLabels
+from distillrs.condense.labels import MOST_CLASSES, HardLabels, SoftLabels
 from distillrs.condense.signals import wide
 from distillrs.condense.views import MixedLabels, ViewLabels, ViewPlan, read_labels
-from distillrs.errors import DataError, DistillrsError, argument_error
+from distillrs.errors import DataError, DistillrsError, StoreMissing, argument_error
 from distillrs.files import write_whole
 from distillrs.training import TrainingSettings
 from distillrs.transforms import Transform
@@ -40,7 +48,6 @@ VERSION = 1
 _METADATA_LIMIT = 1 << 20
 # Torch's operations lack some of the types that a file can hold, and say so by a RuntimeError.
 _UNSOUND = (DistillrsError, safetensors.SafetensorError, KeyError, TypeError, ValueError, OverflowError, RuntimeError)
-_MOST_CLASSES = 1 << 24
 _IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -80,21 +87,30 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         factors: Factors | None = None,
         views: ViewLabels | MixedLabels | None = None,
     ) -> None:
-        if stored.dtype not in _IMAGE_DTYPES or stored.ndim < 2 or not stored.numel():
-            raise argument_error("images", f"{stored.dtype} {tuple(stored.shape)}", "floating examples [N, ...]")
-        if not bool(torch.isfinite(stored).all()):
-            raise argument_error("images", "a value that is not finite", "finite values")
+        _check_images("stored", stored)
         if (labels is None) == (logits is None):
             raise argument_error("labels", "both or none of labels and logits", "one of them")
+        if class_count is not None:
+            check_whole("class_count", class_count, f"None or 1 to {MOST_CLASSES}", least=1, most=MOST_CLASSES)
         kind = HardLabels(labels, class_count) if labels is not None else None
         soft = SoftLabels(logits, learn=False) if logits is not None else None
         self.class_count = kind.classes if kind is not None else soft.classes if soft is not None else 0
         if class_count is not None and class_count != self.class_count:
             raise argument_error("class_count", class_count, f"the logits' {self.class_count}")
-        if classes is not None and len(classes) != self.class_count:
-            raise argument_error("classes", f"{len(classes)} names", f"one for each of {self.class_count} classes")
-        if not (math.isfinite(inner_lr) and inner_lr > 0):
-            raise argument_error("inner_lr", inner_lr, "a finite number above 0")
+        if classes is not None:
+            check_names("classes", classes, "None or a list of names")
+            if len(classes) != self.class_count:
+                raise argument_error("classes", f"{len(classes)} names", f"one for each of {self.class_count} classes")
+        check_number("inner_lr", inner_lr, "a finite number above 0", above=0)
+        for name, value, wanted in (
+            ("transform", transform, Transform),
+            ("training", training, TrainingSettings),
+            ("factors", factors, Factors),
+        ):
+            if value is not None:
+                check_instance(name, value, wanted, f"None or a {wanted.__name__}")
+        if views is not None and not isinstance(views, ViewLabels | MixedLabels):
+            raise argument_error("views", described(views), "None, ViewLabels or MixedLabels")
         self.stored = stored
         self.labels = labels
         self.logits = logits
@@ -138,6 +154,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             ArgumentError: A plan or logits that are not allowed.
         """
+        check_floating("logits", logits, f"floating [{len(self.images)}, {self.class_count}]", axes=2)
         if logits.shape != (len(self.images), self.class_count):
             raise argument_error("logits", tuple(logits.shape), f"({len(self.images)}, {self.class_count})")
         self.views = MixedLabels(plan, SoftLabels(logits, learn=False).logits)
@@ -194,13 +211,18 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
 
         Args:
             path: The file, or a folder in which it will be called ``condensed.safetensors``.
+
+        Raises:
+            ArgumentError: No path, or the labels beside it are of other images, views or classes.
+            StoreMissing: The labels of the set's views are not beside it.
         """
+        check_path("path", path)
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path / FILE_NAME
         if isinstance(self.views, ViewLabels):
             # They are written by write_labels, teacher and all; here it is only seen to that they are there.
-            read_labels(self.views.plan, path.parent / LABELS, images=_labelled(self), classes=self.class_count)
+            self._require_labels(path.parent / LABELS)
         tensors = {"images": self.stored, "inner_lr": torch.tensor(self.inner_lr, dtype=torch.float64)}
         if self.labels is not None:
             tensors["labels"] = self.labels
@@ -226,6 +248,24 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
 
+    def _require_labels(self, place: Path) -> None:
+        assert isinstance(self.views, ViewLabels)
+        try:
+            read_labels(self.views.plan, place, images=_labelled(self), classes=self.class_count)
+        except StoreMissing as failure:
+            raise StoreMissing(
+                f"path: there are no labels of the set's views at {place}; allowed is a folder where write_labels "
+                f"wrote them, or into which {LABELS} of another one was copied"
+            ) from failure
+
+
+def _check_images(name: str, images: Tensor) -> None:
+    check_floating(name, images, "floating examples [N, ...]", least_axes=2)
+    if images.dtype not in _IMAGE_DTYPES or not images.numel():
+        raise argument_error(name, described(images), "floating examples [N, ...]")
+    if not bool(torch.isfinite(images).all()):
+        raise argument_error(name, "a value that is not finite", "finite values")
+
 
 def load(
     path: str | os.PathLike[str],
@@ -243,6 +283,10 @@ def load(
     Raises:
         DataError: There is no such file, or it is not a sound condensed set; the message says what is wrong.
     """
+    check_path("path", path)
+    check_whole("max_bytes", max_bytes, "a number of bytes from 1", least=1)
+    if factors is not None:
+        check_instance("factors", factors, Mapping, "None or a mapping from name to a kind of Factors")
     path = Path(path)
     if path.is_dir():
         path = path / FILE_NAME
@@ -313,11 +357,12 @@ def _assemble(
     for name in ("images", "inner_lr"):
         if name not in plain:
             raise argument_error("tensors", f"no {name!r}", "a file that Synthetic.save wrote")
+    _check_images("images", plain["images"])
     if plain["inner_lr"].numel() != 1:
         raise argument_error("inner_lr", tuple(plain["inner_lr"].shape), "one number")
     count, names, training = page["classes"], page.get("class_names"), page.get("training")
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_CLASSES:
-        raise argument_error("classes", count, f"an integer from 1 to {_MOST_CLASSES}")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_CLASSES:
+        raise argument_error("classes", count, f"an integer from 1 to {MOST_CLASSES}")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise argument_error("class_names", type(names).__name__, "a list of texts, or none")
     for name in ("transform", "factors", "training", "views", "mixtures"):

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_instance
 from distillrs.errors import ArgumentError, argument_error
 from distillrs.frozen import Frozen
 from distillrs.trajectory import ParameterLayout
@@ -36,6 +37,9 @@ class FunctionalNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, layout: ParameterLayout | None = None) -> None:
         super().__init__()
+        check_instance("network", network, nn.Module, "a module whose output is logits")
+        if layout is not None:
+            check_instance("layout", layout, ParameterLayout, "None or a ParameterLayout")
         network = _unwrapped(network)
         statistics = ParameterLayout.of(network, dtype=torch.float32).running_statistics
         if statistics:

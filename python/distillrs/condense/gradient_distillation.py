@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distillrs.checks import check_instance, check_number, check_whole
+from distillrs.checks import check_floating, check_instance, check_number, check_turn, check_whole
 from distillrs.condense.gradient_statistics import Moments, RunningMoments, Subspace, head_gradients, moments
 from distillrs.errors import argument_error
 from distillrs.step import Loss, Step
@@ -45,7 +45,18 @@ def mixed_target(
 
     Returns:
         Examples [m + k, ...], and labels int64 [m + k], -100 where there is none. Without a graph.
+
+    Raises:
+        ArgumentError: Tensors that do not fit each other, or a threshold out of range.
     """
+    if not isinstance(few, tuple | list) or len(few) != 2 or not all(isinstance(each, Tensor) for each in few):
+        raise argument_error("few", type(few).__name__, "examples [m, ...] and classes int64 [m]")
+    check_floating("unlabelled", unlabelled, "floating [k, ...]", least_axes=2)
+    check_floating("logits", logits, f"floating [{len(unlabelled)}, C]", axes=2)
+    if unlabelled.shape[1:] != few[0].shape[1:]:
+        raise argument_error("unlabelled", tuple(unlabelled.shape), f"examples of shape {tuple(few[0].shape[1:])}")
+    if len(logits) != len(unlabelled) or not logits.shape[1]:
+        raise argument_error("logits", tuple(logits.shape), f"[{len(unlabelled)}, C], C >= 1")
     check_number("threshold", threshold, "a number from 0 to 1", least=0, most=1)
     probability, guess = logits.detach().softmax(1).max(1)
     labels = torch.where(probability < threshold, torch.full_like(guess, IGNORED), guess)
@@ -157,8 +168,7 @@ class GradientDistillation(nn.Module):
         Raises:
             ArgumentError: A batch that is not allowed; the few and the mixed may be none.
         """
-        if turn not in (None, TURN):
-            raise argument_error("turn", turn, f"None or {TURN!r}")
+        check_turn(turn, TURN)
         step, (body, head) = Step.of(step), self._networks
         (x, y), (few_x, few_y), (mixed_x, mixed_y) = _checked(batch, head.out_features)
         features = body(torch.cat([x, mixed_x]))
@@ -264,6 +274,7 @@ class GradientAmplifier(nn.Module):
     ) -> None:
         super().__init__()
         check_number("amount", amount, "a number from 0", least=0)
+        check_instance("module", module, nn.Module, "one with trained parameters of two axes or more")
         chosen = [each for each in module.parameters() if each.ndim > 1 and each.requires_grad]
         if not chosen:
             raise argument_error("module", type(module).__name__, "one with trained parameters of two axes or more")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distillrs.checks import check_number, check_whole
+from distillrs.checks import check_floating, check_number, check_whole
 from distillrs.condense.signals import wide
 from distillrs.errors import argument_error
 
@@ -135,7 +135,7 @@ class Subspace(nn.Module):
 
     def __init__(self, size: int, *, held: int | None = None, every: int | None = None, energy: float = 0.98) -> None:
         super().__init__()
-        check_whole("size", size, "a whole number from 2", least=2)
+        check_whole("size", size, "a whole number from 2", least=2, most=2**40)
         held = min(max(1, size * 4 // 5), 300) if held is None else held
         check_whole("held", held, f"None or a whole number from 1 to {size - 1}", least=1, most=size - 1)
         every = held if every is None else every
@@ -150,7 +150,15 @@ class Subspace(nn.Module):
 
     @torch.no_grad()
     def keep(self, vector: Tensor) -> None:
-        """Takes a vector [size] in."""
+        """Takes a vector [size] in.
+
+        Raises:
+            ArgumentError: For one of another length.
+        """
+        size = self.ring.shape[1]
+        check_floating("vector", vector, f"floating [{size}]", axes=1)
+        if len(vector) != size:
+            raise argument_error("vector", tuple(vector.shape), f"({size},)")
         held = len(self.ring)
         self.ring[int(self.count) % held] = vector.detach().to(self.ring)
         self.count += 1
@@ -158,7 +166,15 @@ class Subspace(nn.Module):
             self._decompose()
 
     def project(self, vectors: Tensor) -> Tensor:
-        """Projections of vectors [..., size], with their graph."""
+        """Projections of vectors [..., size], with their graph.
+
+        Raises:
+            ArgumentError: For vectors of another length.
+        """
+        size = self.ring.shape[1]
+        check_floating("vectors", vectors, f"floating [..., {size}]", least_axes=1)
+        if vectors.shape[-1] != size:
+            raise argument_error("vectors", tuple(vectors.shape), f"[..., {size}]")
         if not int(self.rank):
             return vectors
         basis = self.basis.to(vectors)

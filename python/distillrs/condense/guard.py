@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distillrs.errors import argument_error
+from distillrs.checks import check_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Guard:
     threshold: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0:
-            raise argument_error("threshold", self.threshold, "a number above 0")
+        if not (isinstance(self.threshold, float) and self.threshold == math.inf):
+            check_number("threshold", self.threshold, "a number above 0", above=0)
 
     def skips(self, loss: Tensor) -> Tensor:
         """Whether the iteration is skipped, a scalar of type bool on the loss's device."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random, select
+from distillrs.checks import check_floating, check_text, check_whole, described
 from distillrs.condense.functional import FunctionalNetwork, require_layout
-from distillrs.condense.labels import HardLabels
-from distillrs.condense.windows import TrajectoryStore
+from distillrs.condense.labels import HardLabels, check_classes
+from distillrs.condense.windows import TrajectoryStore, check_store
 from distillrs.errors import DataError, argument_error
 from distillrs.step import Step
 
@@ -63,8 +64,10 @@ def judge(
     right = torch.zeros(len(y), dtype=torch.int64, device=x.device)
     total: Tensor | None = None
     asked = 0
-    if experts is not None and experts < 1:
-        raise argument_error("experts", experts, "None or a positive number")
+    if experts is not None:
+        check_whole("experts", experts, "None or a positive number", least=1)
+    if record is not None:
+        check_whole("record", record, "None or a record from 0", least=0)
     for call in _experts(store, network, x, _complete(store)[:experts], record, column):
         logits = _in_batches(call, x, batch)
         if int(y.max()) >= logits.shape[1]:
@@ -94,8 +97,9 @@ def rightly_classified(y: Tensor, right: Tensor, per_class: int, *, seed: int = 
         ArgumentError: A value that is not allowed.
         DataError: A class has too few such examples; names it and the counts.
     """
-    if right.shape != y.shape:
-        raise argument_error("right", tuple(right.shape), f"the shape of y, {tuple(y.shape)}")
+    check_classes("y", y, len(y) if isinstance(y, Tensor) and y.ndim else 1)
+    if not isinstance(right, Tensor) or right.is_meta or right.layout != torch.strided or right.shape != y.shape:
+        raise argument_error("right", described(right), f"int64 of the shape of y, {tuple(y.shape)}")
     rows = []
     for label, members in _by_class(y, per_class):
         known = members[right[members] > 0]
@@ -135,7 +139,8 @@ def expert_features(
         ArgumentError: No complete trajectory, or none of this name.
     """
     complete = _complete(store)
-    if expert is not None and expert not in complete:
+    check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
+    if expert is not None and (not isinstance(expert, str) or expert not in complete):
         raise argument_error("expert", expert, f"one of the {len(complete)} complete trajectories")
     calls = _experts(store, network, x, [expert or complete[0]], None, column)
     return _in_batches(next(calls), x, batch)
@@ -157,7 +162,9 @@ def nearest_to_centres(points: Tensor, y: Tensor, per_class: int, *, seed: int =
         ArgumentError: A value that is not allowed.
         DataError: A class has fewer than ``per_class`` examples; names it and the counts.
     """
-    if points.ndim != 2 or len(points) != len(y):
+    check_floating("points", points, "floating [n, d], n >= 1", axes=2, rows=1)
+    check_classes("y", y, len(y) if isinstance(y, Tensor) and y.ndim else 1)
+    if len(points) != len(y):
         raise argument_error("points", tuple(points.shape), f"[{len(y)}, d]")
     rows = []
     for label, members in _by_class(y, per_class):
@@ -178,8 +185,7 @@ def _distinct(near: Tensor) -> Tensor:
 
 
 def _by_class(y: Tensor, per_class: int) -> Iterator[tuple[int, Tensor]]:
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-        raise argument_error("per_class", per_class, "a positive integer")
+    check_whole("per_class", per_class, "a positive integer", least=1)
     for label in range(HardLabels(y).classes):
         members = (y == label).nonzero()[:, 0]
         if len(members) < per_class:
@@ -191,13 +197,12 @@ def _by_class(y: Tensor, per_class: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def _check_examples(x: Tensor, y: Tensor) -> None:
-    if not x.is_floating_point() or x.ndim < 2 or not len(x):
-        raise argument_error("x", f"{x.dtype} {tuple(x.shape)}", "floating examples [n, ...], n >= 1")
-    if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-        raise argument_error("y", f"{y.dtype} {tuple(y.shape)}", f"int64 [{len(x)}]")
+    check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
+    check_classes("y", y, len(x))
 
 
 def _complete(store: TrajectoryStore) -> list[str]:
+    check_store(store)
     keys = sorted(store.lengths())
     if not keys:
         raise argument_error("store", "no complete trajectory", "at least one")
@@ -208,6 +213,7 @@ def _experts(
     store: TrajectoryStore, network: nn.Module, x: Tensor, keys: list[str], record: int | None, column: str
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """One function from examples to logits for each expert."""
+    check_text("column", column)
     functional = FunctionalNetwork(network).to(x.device)
     require_layout(store.metadata.get("layout"), functional.layout)
     lengths = store.lengths()
@@ -220,6 +226,5 @@ def _experts(
 
 @torch.no_grad()
 def _in_batches(call: Callable[[Tensor], Tensor], x: Tensor, batch: int) -> Tensor:
-    if batch < 1:
-        raise argument_error("batch", batch, "a positive integer")
+    check_whole("batch", batch, "a positive integer", least=1)
     return torch.cat([call(x[first : first + batch]) for first in range(0, len(x), batch)])

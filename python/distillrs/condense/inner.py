@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_floating, check_number
 from distillrs.errors import argument_error
 from distillrs.training import LossFunction
 
@@ -31,12 +32,23 @@ class Target:
     normaliser: Tensor | float = 1.0
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_floating("vector", self.vector, "floating [P]", axes=1)
+        if isinstance(self.normaliser, Tensor):
+            allowed = f"a number above 0, or a tensor without axes or of shape {tuple(self.vector.shape)}"
+            if self.normaliser.ndim and self.normaliser.shape != self.vector.shape:
+                raise argument_error("normaliser", tuple(self.normaliser.shape), allowed)
+            check_floating("normaliser", self.normaliser, allowed)
+        else:
+            check_number("normaliser", self.normaliser, "a number above 0, or a tensor", above=0)
+        check_number("weight", self.weight, "a finite number")
+
     def distance(self, theta: Tensor) -> Tensor:
         """``|theta - vector|^2 / D``, without the weight."""
         squares = (theta - self.vector).square()
         if isinstance(self.normaliser, Tensor) and self.normaliser.ndim:
             return (squares / self.normaliser).sum()
-        return squares.sum() / self.normaliser
+        return squares.sum() / (self.normaliser if isinstance(self.normaliser, Tensor) else float(self.normaliser))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_flag, check_floating, check_number, check_whole, described
 from distillrs.errors import argument_error
+
+MOST_CLASSES = 1 << 24
 
 
 class Labels(nn.Module):
@@ -35,12 +38,21 @@ def check_classes(name: str, y: Tensor, count: int, classes: int | None = None) 
     Raises:
         ArgumentError: Something else.
     """
-    if y.dtype != torch.int64 or y.shape != (count,) or not count:
-        raise argument_error(name, f"{y.dtype} {tuple(y.shape)}", f"int64 [{max(count, 1)}], one for each example")
+    _check_whole_numbers(name, y, f"int64 [{max(count, 1)}], one for each example", count)
+    if classes is not None:
+        check_whole("classes", classes, f"None or a whole number from 1 to {MOST_CLASSES}", least=1, most=MOST_CLASSES)
     low, high = int(y.min()), int(y.max())
     if low < 0 or (classes is not None and high >= classes):
         allowed = "class numbers from 0" if classes is None else f"class numbers from 0 to {classes - 1}"
         raise argument_error(name, f"{low} to {high}", allowed)
+
+
+def _check_whole_numbers(name: str, y: object, allowed: str, count: int | None = None) -> None:
+    is_dense = isinstance(y, Tensor) and y.layout == torch.strided and not y.is_meta
+    if not (is_dense and isinstance(y, Tensor) and y.dtype == torch.int64 and y.ndim == 1 and len(y)):
+        raise argument_error(name, described(y), allowed)
+    if count is not None and len(y) != count:
+        raise argument_error(name, described(y), allowed)
 
 
 class HardLabels(Labels):
@@ -58,8 +70,10 @@ class HardLabels(Labels):
 
     def __init__(self, indices: Tensor, classes: int | None = None) -> None:
         super().__init__()
-        if indices.dtype != torch.int64 or indices.ndim != 1 or not len(indices):
-            raise argument_error("indices", f"{indices.dtype} {tuple(indices.shape)}", "int64 [N], N >= 1")
+        _check_whole_numbers("indices", indices, "int64 [N], N >= 1")
+        if classes is not None:
+            allowed = f"None or a whole number from 1 to {MOST_CLASSES}"
+            check_whole("classes", classes, allowed, least=1, most=MOST_CLASSES)
         self.classes = int(indices.max()) + 1 if classes is None else int(classes)
         if int(indices.min()) < 0 or int(indices.max()) >= self.classes:
             got = f"{int(indices.min())} to {int(indices.max())}"
@@ -87,9 +101,11 @@ class SoftLabels(Labels):
     def __init__(self, logits: Tensor, learn: bool = True) -> None:
         super().__init__()
         # Torch computes no softmax of numbers of 8 bits.
-        if not logits.is_floating_point() or logits.itemsize < 2 or logits.ndim != 2 or logits.numel() == 0:
-            got = f"{logits.dtype} {tuple(logits.shape)}"
-            raise argument_error("logits", got, "floating [N, C] of 16 bits or more, N and C >= 1")
+        allowed = "floating [N, C] of 16 bits or more, N and C >= 1"
+        check_floating("logits", logits, allowed, axes=2)
+        if logits.itemsize < 2 or logits.numel() == 0:
+            raise argument_error("logits", described(logits), allowed)
+        check_flag("learn", learn)
         if not bool(torch.isfinite(logits).all()):
             raise argument_error("logits", "a value that is not finite", "finite values")
         self.classes = logits.shape[1]
@@ -113,11 +129,10 @@ class SoftLabels(Labels):
         Raises:
             ArgumentError: A value that is not allowed.
         """
+        check_whole("classes", classes, "a whole number, at least 2", least=2)
         indices = HardLabels(indices, classes).indices
-        if classes < 2:
-            raise argument_error("classes", classes, "at least 2")
-        if not 1 / classes < confidence < 1:
-            raise argument_error("confidence", confidence, f"a probability above 1/{classes} and below 1")
+        allowed = f"a probability above 1/{classes} and below 1"
+        check_number("confidence", confidence, allowed, above=1 / classes, below=1)
         height = math.log(confidence * (classes - 1) / (1 - confidence))
         logits = torch.zeros(len(indices), classes, device=indices.device)
         logits[torch.arange(len(indices), device=indices.device), indices] = height

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.checks import check_instance, check_number
+from distillrs.checks import check_choice, check_floating, check_instance, check_number, check_turn, check_whole
 from distillrs.condense.signals import wide
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen, evaluating
@@ -63,6 +63,7 @@ class GaussianCode(nn.Module):
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
+        check_instance("body", body, nn.Module, "a module from examples to [n, 2 k]")
         self.body = body
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +143,12 @@ class FairAutoencoder(nn.Module):
             check_number(name, value, "a number from 0", least=0)
         # Outside torch's registry: they are neither owned nor saved here.
         self._networks = (encoder, decoder)
-        self.fairness, self.divergence, self.reconstruction, self.seed = fairness, divergence, reconstruction, seed
+        self.fairness, self.divergence, self.reconstruction, self.seed = (
+            fairness,
+            divergence,
+            reconstruction,
+            Step(0, seed=seed).seed,
+        )
 
     def forward(self, batch: tuple[Tensor, Tensor], step: Step | int = 0, *, turn: str | None = None) -> Loss:
         """The loss at a step.
@@ -159,8 +165,7 @@ class FairAutoencoder(nn.Module):
         Raises:
             ArgumentError: A batch that is no pair of examples and as many attributes.
         """
-        if turn not in (None, _TEACHER):
-            raise argument_error("turn", turn, f"None or {_TEACHER!r}")
+        check_turn(turn, _TEACHER)
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
         (x, attribute), (encoder, decoder) = _checked(batch), self._networks
         mean, log_variance = encoder(x)
@@ -227,11 +232,10 @@ class LatentDistillation(nn.Module):
         check_instance("teacher", teacher, nn.Module, "a GaussianCode")
         for name, value in (("quality", quality), ("utility", utility)):
             check_number(name, value, "a number from 0", least=0)
-        if distance not in ("l1", "l2"):
-            raise argument_error("distance", distance, "'l1' or 'l2'")
+        check_choice("distance", distance, ("l1", "l2"))
         self._student = (student,)
         self.teacher = Frozen(teacher)
-        self.quality, self.utility, self.distance, self.seed = quality, utility, distance, seed
+        self.quality, self.utility, self.distance, self.seed = quality, utility, distance, Step(0, seed=seed).seed
 
     def forward(self, batch: Tensor | tuple[Tensor, ...], step: Step | int = 0, *, turn: str | None = None) -> Loss:
         """The loss at a step.
@@ -248,10 +252,10 @@ class LatentDistillation(nn.Module):
         Raises:
             ArgumentError: Latents of different sizes.
         """
-        if turn not in (None, _STUDENT):
-            raise argument_error("turn", turn, f"None or {_STUDENT!r}")
+        check_turn(turn, _STUDENT)
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
-        x = batch if isinstance(batch, Tensor) else batch[0]
+        x = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+        check_floating("batch", x, "floating examples [n, ...], or a tuple that begins with them", least_axes=2, rows=1)
         with torch.no_grad():
             teacher_mean, teacher_log_variance = self.teacher(x)
         mean, log_variance = self._student[0](x)
@@ -303,12 +307,16 @@ def generated(
     Raises:
         ArgumentError: A negative spread.
     """
+    check_instance("encoder", encoder, nn.Module, "a GaussianCode")
+    check_instance("decoder", decoder, nn.Module, "a module from latents [n, k] to examples")
+    check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
     check_number("spread", spread, "a number from 0", least=0)
+    check_whole("batch", batch, "a positive integer", least=1)
     step, pieces = Step.of(step), []
     with evaluating(encoder, decoder):
         for first in range(0, len(x), batch):
             mean, log_variance = encoder(x[first : first + batch])
             units = range(first, first + len(mean))
             drawn = sampled(mean, log_variance, step, units, name="generated")
-            pieces.append(decoder(mean + spread * (drawn - mean)))
+            pieces.append(decoder(mean + float(spread) * (drawn - mean)))
     return torch.cat(pieces)

@@ -10,13 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from distillrs.augment import Augmentation
+from distillrs.checks import (
+    check_callable,
+    check_choice,
+    check_instance,
+    check_text,
+    check_turn,
+    check_whole,
+)
 from distillrs.condense.functional import FunctionalNetwork, require_layout
 from distillrs.condense.guard import Gate, Guard
 from distillrs.condense.inner import Target
 from distillrs.condense.labels import SoftLabels
 from distillrs.condense.synthetic import Synthetic
 from distillrs.condense.unroll import Unroll
-from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, to_device
+from distillrs.condense.windows import TrajectoryStore, Windows, check_store, inner_batches, to_device
 from distillrs.errors import DataError, argument_error
 from distillrs.step import Loss, Step
 from distillrs.training import LossFunction, classification_loss
@@ -95,17 +103,32 @@ class TrajectoryMatching(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_store(store)
+        for name, value, kind in (
+            ("synthetic", synthetic, Synthetic),
+            ("unroll", unroll, Unroll),
+            ("windows", windows, Windows),
+        ):
+            check_instance(name, value, kind, f"a {kind.__name__}")
+        if augmentation is not None:
+            check_instance("augmentation", augmentation, Augmentation, "None or an Augmentation")
+        if targets is not None:
+            check_instance("targets", targets, Mapping, "None or a mapping from inner step to (record, weight)")
+        for name, function in (("perturbation", perturbation), ("inner_scale", inner_scale)):
+            if function is not None:
+                check_callable(name, function, "None or a function")
+        check_callable("loss", loss, "a function of logits and labels")
+        check_text("column", column)
+        if batch is not None:
+            check_whole("batch", batch, "None or a positive integer", least=1)
+        if guard is not None:
+            check_instance("guard", guard, Guard, "None or a Guard")
+        check_choice("labels", labels, ("own", "expert"))
         self.synthetic = synthetic
         self.network = FunctionalNetwork(network)
         require_layout(store.metadata.get("layout"), self.network.layout)
         if isinstance(windows.start, range):
             windows.require(store, windows.start)
-        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-            raise argument_error("batch", batch, "None or a positive integer")
-        if guard is not None and not isinstance(guard, Guard):
-            raise argument_error("guard", guard, "None or a Guard")
-        if labels not in ("own", "expert"):
-            raise argument_error("labels", labels, "'own' or 'expert'")
         if labels == "expert" and (not isinstance(synthetic.labels, SoftLabels) or synthetic.labels.learn):
             raise argument_error(
                 "labels", labels, "'expert' with a synthetic set whose labels are SoftLabels(logits, learn=False)"
@@ -152,8 +175,7 @@ class TrajectoryMatching(nn.Module):
         Raises:
             DataError: The expert does not move in this window, so there is nothing to match.
         """
-        if turn not in (None, TURN):
-            raise argument_error("turn", turn, f"None or {TURN!r}")
+        check_turn(turn, TURN)
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
         self.synthetic.project()
         images, rate = self.synthetic.examples(), self.synthetic.inner_lr

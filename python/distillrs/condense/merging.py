@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distillrs.checks import check_number
+from distillrs.checks import check_floating, check_instance, check_number
 from distillrs.errors import argument_error
 from distillrs.trajectory import ParameterLayout
 
@@ -32,7 +32,9 @@ def merge_about(one: Tensor, two: Tensor, anchor: Tensor, layout: ParameterLayou
     Raises:
         ArgumentError: Vectors that do not fit the layout, or an ``amount`` that is not allowed.
     """
+    check_instance("layout", layout, ParameterLayout, "a ParameterLayout")
     for name, vector in (("one", one), ("two", two), ("anchor", anchor)):
+        check_floating(name, vector, f"floating [{layout.size}]", axes=1)
         if vector.shape != (layout.size,):
             raise argument_error(name, tuple(vector.shape), f"({layout.size},)")
     check_number("amount", amount, "a number from 0 to 1", least=0, most=1)

@@ -7,14 +7,13 @@ minibatch itself, without factor or penalty, so that the curves of differently t
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from distillrs.errors import argument_error
+from distillrs.checks import check_flag, check_number, check_whole
 from distillrs.training import LossFunction, Position, StepRule, plain
 
 
@@ -50,12 +49,10 @@ class SharpnessAware:
     rule: StepRule = plain
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.radius) and self.radius > 0):
-            raise argument_error("radius", self.radius, "a finite number above 0")
-        if not (math.isfinite(self.surrogate_gap) and self.surrogate_gap >= 0):
-            raise argument_error("surrogate_gap", self.surrogate_gap, "a finite number from 0")
-        if not 0 < self.mix <= 1:
-            raise argument_error("mix", self.mix, "a share above 0, at most 1")
+        check_number("radius", self.radius, "a finite number above 0", above=0)
+        check_flag("adaptive", self.adaptive)
+        check_number("surrogate_gap", self.surrogate_gap, "a finite number from 0", least=0)
+        check_number("mix", self.mix, "a share above 0, at most 1", above=0, most=1)
 
     def __call__(
         self, network: nn.Module, images: Tensor, labels: Tensor, loss: LossFunction, position: Position
@@ -127,12 +124,9 @@ class ClippedLoss:
     rule: StepRule = plain
 
     def __post_init__(self) -> None:
-        if not 0 < self.start <= 1:
-            raise argument_error("start", self.start, "a factor above 0, at most 1")
-        if not (math.isfinite(self.increment) and self.increment >= 0):
-            raise argument_error("increment", self.increment, "a finite number from 0")
-        if self.epochs < 0:
-            raise argument_error("epochs", self.epochs, "a number of epochs from 0")
+        check_number("start", self.start, "a factor above 0, at most 1", above=0, most=1)
+        check_number("increment", self.increment, "a finite number from 0", least=0)
+        check_whole("epochs", self.epochs, "a number of epochs from 0", least=0)
 
     def factor(self, epoch: int) -> float:
         """Factor of the loss in an epoch, counted from 0; never above 1."""
@@ -168,8 +162,7 @@ class InputGradientPenalty:
     rule: StepRule = plain
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise argument_error("weight", self.weight, "a finite number from 0")
+        check_number("weight", self.weight, "a finite number from 0", least=0)
 
     def __call__(
         self, network: nn.Module, images: Tensor, labels: Tensor, loss: LossFunction, position: Position

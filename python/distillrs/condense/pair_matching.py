@@ -8,13 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import ops, random
-from distillrs.checks import check_instance, check_number, check_whole
+from distillrs.checks import (
+    check_floating,
+    check_instance,
+    check_number,
+    check_text,
+    check_turn,
+    check_whole,
+    described,
+)
 from distillrs.condense.functional import FunctionalNetwork, require_layout
 from distillrs.condense.matching import TURN
 from distillrs.condense.merging import merge_about
-from distillrs.condense.pairs import PairedSynthetic, PairNetwork, Pairs, contrastive_loss
+from distillrs.condense.pairs import PairedSynthetic, PairNetwork, Pairs, check_pairs, contrastive_loss
 from distillrs.condense.signals import wide
-from distillrs.condense.windows import TrajectoryStore
+from distillrs.condense.windows import TrajectoryStore, check_store
 from distillrs.errors import argument_error
 from distillrs.step import Loss, Step
 
@@ -116,7 +124,11 @@ class PairDistributionMatching(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.real = real.checked("real")
+        self.real = check_pairs("real", real)
+        check_instance("synthetic", synthetic, PairedSynthetic, "a PairedSynthetic")
+        check_instance("network", network, PairNetwork, "a PairNetwork")
+        check_store(store)
+        check_text("column", column)
         for name, one, other in zip(("images", "texts"), real, synthetic.pairs(), strict=True):
             if one.shape[1:] != other.shape[1:]:
                 got = f"{name} of shape {tuple(other.shape[1:])}"
@@ -136,17 +148,21 @@ class PairDistributionMatching(nn.Module):
         if not self._keys:
             raise argument_error("store", "no complete trajectory", "at least one")
         longest = min(store.lengths().values())
+        if records is not None and not isinstance(records, range):
+            raise argument_error("records", described(records), "None or a range")
         self.records = range(1, longest) if records is None else records
-        if not len(self.records) or self.records[0] < 0 or max(self.records) >= longest:
+        if not len(self.records) or min(self.records) < 0 or max(self.records) >= longest:
             allowed = f"None, or records from 0 to {longest - 1}, which every trajectory has"
             raise argument_error("records", records, allowed)
         self.store = store
         self.synthetic = synthetic
         self.kernel = ops.Geodesic(0.5) if kernel is None else kernel
-        self.common, self.gap, self.temperature, self.amount = common, gap, temperature, amount
+        self.common, self.gap, self.temperature, self.amount = map(float, (common, gap, temperature, amount))
         self.batch, self.real_batch, self.clip = batch, real_batch, clip
         self.column = column
-        self.seed = seed
+        self.seed = Step(0, seed=seed).seed
+        if anchor is not None:
+            check_floating("anchor", anchor, f"None or floating [{self.network.size}]", axes=1)
         self._anchor = self._common_start() if anchor is None else anchor.detach()
         if self._anchor.shape != (self.network.size,):
             raise argument_error("anchor", tuple(self._anchor.shape), f"({self.network.size},)")
@@ -166,8 +182,7 @@ class PairDistributionMatching(nn.Module):
         Raises:
             ArgumentError: A ``turn`` or a ``batch`` that is not allowed.
         """
-        if turn not in (None, TURN):
-            raise argument_error("turn", turn, f"None or {TURN!r}")
+        check_turn(turn, TURN)
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
         images, texts = self.synthetic.images, self.synthetic.texts
         if self.clip is not None:

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.checks import check_number, check_whole
+from distillrs.checks import check_floating, check_number, check_whole
 from distillrs.condense.pairs import Pairs
 from distillrs.condense.signals import wide
+from distillrs.errors import argument_error
 from distillrs.step import Step
+
+_MOST = 1 << 24
 
 
 class PairTargets(nn.Module):
@@ -33,7 +36,7 @@ class PairTargets(nn.Module):
     def __init__(self, count: int, rank: int = 10, *, strength: float = 1.0, seed: int = 0) -> None:
         super().__init__()
         for name, value in (("count", count), ("rank", rank)):
-            check_whole(name, value, "a positive integer", least=1)
+            check_whole(name, value, f"a whole number from 1 to {_MOST}", least=1, most=_MOST)
         check_number("strength", strength, "a finite number")
         self.rank, self.strength = rank, strength
         self.diagonal = nn.Parameter(torch.ones(count))
@@ -56,12 +59,18 @@ class PairTargets(nn.Module):
         Returns:
             [n, n]: row i, column j says how much image i belongs to text j.
         """
+        width = 1 + 2 * self.rank
+        if packed is not None:
+            check_floating("packed", packed, f"None or floating [n, {width}]", axes=2)
+            if packed.shape[1] != width:
+                raise argument_error("packed", tuple(packed.shape), f"None or floating [n, {width}]")
         rows = self.packed() if packed is None else packed
         diagonal, left, right = rows[:, 0], rows[:, 1 : 1 + self.rank], rows[:, 1 + self.rank :]
         return torch.diag(diagonal) + self.strength / self.rank * left @ right.T
 
     def loss(self, temperature: float = 0.07) -> Callable[[Pairs, Tensor], Tensor]:
         """What a network is trained with on the set: for :func:`~distillrs.condense.train_pairs`."""
+        check_number("temperature", temperature, "a number above 0", above=0)
         packed = self.packed().detach()
 
         def balanced(embedded: Pairs, rows: Tensor) -> Tensor:
@@ -83,7 +92,14 @@ def balanced_similarity_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         Scalar, in 32 bits at least.
+
+    Raises:
+        ArgumentError: Tensors that are not such cells.
     """
+    for name, value in (("logits", logits), ("targets", targets)):
+        check_floating(name, value, "floating [n, n]", axes=2)
+    if logits.shape != targets.shape:
+        raise argument_error("targets", tuple(targets.shape), f"the shape of logits, {tuple(logits.shape)}")
     # A sum of so many cells leaves the range of 16 bits.
     logits, targets = wide(logits), wide(targets)
     cells = nn.functional.softplus(logits) - logits * targets

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from distillrs import random
-from distillrs.checks import check_whole
+from distillrs.checks import check_callable, check_flag, check_instance, check_text, check_whole, numbers
 from distillrs.condense.experts import Snapshots, WritableStore
-from distillrs.condense.pairs import PairNetwork, Pairs, contrastive_loss
+from distillrs.condense.pairs import PairNetwork, Pairs, check_pairs, contrastive_loss
 from distillrs.errors import TrainingDivergedError, argument_error
 from distillrs.frozen import kept_modes
 from distillrs.step import Step
@@ -19,6 +19,7 @@ from distillrs.training import TrainingSettings
 from distillrs.trajectory import ParameterLayout
 
 PairLoss = Callable[[Pairs, Tensor], Tensor]
+_MOST_EXPERTS = 1 << 20
 
 
 def plain_pair_loss(embedded: Pairs, rows: Tensor) -> Tensor:
@@ -57,14 +58,21 @@ def train_pairs(
         ArgumentError: Arguments that are not allowed or do not fit each other.
         TrainingDivergedError: A loss that is not finite.
     """
+    check_instance("network", network, PairNetwork, "a PairNetwork")
+    check_pairs("pairs", pairs)
+    check_instance("settings", settings, TrainingSettings, "TrainingSettings")
+    check_callable("loss", loss, "a function of unit vectors and row numbers")
+    if after_epoch is not None:
+        check_callable("after_epoch", after_epoch, "None or a function of (epoch, network)")
     if settings.augmentation:
         raise argument_error("settings", f"augmentation {settings.augmentation!r}", "none: pairs are not augmented")
-    if pairs.checked("pairs").rows < 2 or settings.batch_size < 2:
+    if pairs.rows < 2 or settings.batch_size < 2:
         got = f"{pairs.rows} pairs in minibatches of {settings.batch_size}"
         raise argument_error("pairs", got, "at least 2 of each: a pair is told apart from another one")
-    factors = [1.0, 1.0] if rates is None else [float(rate) / settings.learning_rate for rate in rates]
-    if len(factors) != 2 or not all(0 < factor < math.inf for factor in factors):
+    begun = (settings.learning_rate,) * 2 if rates is None else numbers("rates", rates)
+    if len(begun) != 2 or not min(begun) > 0:
         raise argument_error("rates", rates, "None or two numbers above 0")
+    factors = [rate / settings.learning_rate for rate in begun]
     heads = (network.image_head, network.text_head)
     groups = [{"params": list(head.parameters()), "factor": each} for head, each in zip(heads, factors, strict=True)]
     optimiser = torch.optim.SGD(
@@ -131,7 +139,12 @@ def record_pair_experts(
     Returns:
         Keys of the experts, "expert-0" and so on.
     """
-    check_whole("count", count, "a positive integer", least=1)
+    check_whole("count", count, f"a whole number from 1 to {_MOST_EXPERTS}", least=1, most=_MOST_EXPERTS)
+    check_callable("network", network, "a function from a seed to a PairNetwork")
+    check_pairs("pairs", pairs)
+    check_instance("settings", settings, TrainingSettings, "TrainingSettings")
+    check_flag("shared_start", shared_start)
+    check_text("column", column)
     known, keys = set(store.keys()), [f"expert-{number}" for number in range(count)]
     for number, key in enumerate(keys):
         if key in known:
@@ -139,6 +152,7 @@ def record_pair_experts(
         own = random.generator_seed(Step(number, seed=seed), "pair expert")
         first = random.generator_seed(Step(0, seed=seed), "pair expert") if shared_start else own
         expert = network(first)
+        check_instance("network", expert, PairNetwork, "a function from a seed to a PairNetwork")
         with store.begin(key) as writer:
             snapshots = Snapshots(writer, ParameterLayout.of(expert), column)
             snapshots.record(expert)

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.checks import check_number, check_whole
+from distillrs.checks import (
+    check_choice,
+    check_flag,
+    check_instance,
+    check_number,
+    check_text,
+    check_turn,
+    check_whole,
+)
 from distillrs.condense.functional import FunctionalNetwork, require_layout
 from distillrs.condense.guard import Gate, Guard
 from distillrs.condense.inner import Target
@@ -16,7 +24,7 @@ from distillrs.condense.matching import TURN
 from distillrs.condense.pair_targets import PairTargets, balanced_similarity_loss
 from distillrs.condense.pairs import PairedSynthetic, PairNetwork, Pairs
 from distillrs.condense.unroll import Unroll
-from distillrs.condense.windows import TrajectoryStore, Windows, inner_batches, to_device
+from distillrs.condense.windows import TrajectoryStore, Windows, check_store, inner_batches, to_device
 from distillrs.errors import DataError, argument_error
 from distillrs.step import Loss, Step
 
@@ -90,12 +98,22 @@ class PairTrajectoryMatching(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_store(store)
+        for name, value, kind in (
+            ("network", network, PairNetwork),
+            ("synthetic", synthetic, PairedSynthetic),
+            ("unroll", unroll, Unroll),
+            ("windows", windows, Windows),
+        ):
+            check_instance(name, value, kind, f"a {kind.__name__}")
+        if guard is not None:
+            check_instance("guard", guard, Guard, "None or a Guard")
+        check_flag("blended", blended)
+        check_text("column", column)
         if synthetic.targets is None:
             raise argument_error("synthetic", "no targets", "PairTargets: which image belongs to which text")
-        if sides not in ("both", "images", "texts"):
-            raise argument_error("sides", sides, "'both', 'images' or 'texts'")
-        if normalise not in ("apart", "together"):
-            raise argument_error("normalise", normalise, "'apart' or 'together'")
+        check_choice("sides", sides, ("both", "images", "texts"))
+        check_choice("normalise", normalise, ("apart", "together"))
         if batch is not None:
             check_whole("batch", batch, "None or a whole number from 2", least=2)
         check_number("temperature", temperature, "a number above 0", above=0)
@@ -117,10 +135,10 @@ class PairTrajectoryMatching(nn.Module):
         self.blended = blended
         self.sides = sides
         self.normalise = normalise
-        self.temperature = temperature
+        self.temperature = float(temperature)
         self.guard = guard or Guard()
         self.column = column
-        self.seed = seed
+        self.seed = Step(0, seed=seed).seed
 
     def forward(self, batch: Any = None, step: Step | int = 0, *, turn: str | None = None) -> Loss:
         """The loss at a step.
@@ -137,8 +155,7 @@ class PairTrajectoryMatching(nn.Module):
         Raises:
             DataError: A head of the expert does not move in this window.
         """
-        if turn not in (None, TURN):
-            raise argument_error("turn", turn, f"None or {TURN!r}")
+        check_turn(turn, TURN)
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
         self.synthetic.project()
         assert isinstance(self.synthetic.targets, PairTargets)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distillrs.checks import check_whole, numbers
+from distillrs.checks import check_flag, check_floating, check_instance, check_number, check_whole, described, numbers
 from distillrs.condense.initial import nearest_to_centres
 from distillrs.errors import DataError, argument_error
 from distillrs.frozen import Frozen
@@ -33,7 +33,16 @@ class Pairs(NamedTuple):
         return len(self.images)
 
     def at(self, rows: Tensor) -> Pairs:
-        """Some of the pairs, by int64 row numbers [m]."""
+        """Some of the pairs, by int64 row numbers [m].
+
+        Raises:
+            ArgumentError: For anything but rows that are there.
+        """
+        allowed = f"int64 [m] from 0 to {self.rows - 1}"
+        if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.ndim != 1 or rows.is_meta:
+            raise argument_error("rows", described(rows), allowed)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.rows:
+            raise argument_error("rows", f"{int(rows.min())} to {int(rows.max())}", allowed)
         return Pairs(self.images[rows.to(self.images.device)], self.texts[rows.to(self.texts.device)])
 
     def checked(self, name: str) -> Pairs:
@@ -49,6 +58,21 @@ class Pairs(NamedTuple):
         if not self.rows or len(self.texts) != self.rows:
             raise argument_error(name, f"{self.rows} images and {len(self.texts)} texts", "as many of each, at least 1")
         return self
+
+
+def check_pairs(name: str, pairs: object) -> Pairs:
+    """The pairs, if they are some.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        pairs: What was passed.
+
+    Raises:
+        ArgumentError: They are no :class:`Pairs`, or not floating.
+    """
+    if not isinstance(pairs, Pairs):
+        raise argument_error(name, described(pairs), "Pairs")
+    return pairs.checked(name)
 
 
 class PairNetwork(nn.Module):
@@ -72,6 +96,11 @@ class PairNetwork(nn.Module):
         text_encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        for name, head in (("image_head", image_head), ("text_head", text_head)):
+            check_instance(name, head, nn.Module, "a module from features [n, d] to [n, k]")
+        for name, encoder in (("image_encoder", image_encoder), ("text_encoder", text_encoder)):
+            if encoder is not None:
+                check_instance(name, encoder, nn.Module, "None, or a module that gives features")
         self.image_head = image_head
         self.text_head = text_head
         self.image_encoder = None if image_encoder is None else Frozen(image_encoder)
@@ -79,6 +108,7 @@ class PairNetwork(nn.Module):
 
     def encode(self, pairs: Pairs) -> Pairs:
         """Features of both encoders, with their graph to the pairs."""
+        pairs = check_pairs("pairs", pairs)
         images = pairs.images if self.image_encoder is None else self.image_encoder(pairs.images)
         texts = pairs.texts if self.text_encoder is None else self.text_encoder(pairs.texts)
         return Pairs(images.flatten(1), texts.flatten(1))
@@ -103,8 +133,13 @@ def contrastive_loss(embedded: Pairs, temperature: float = 0.07) -> Tensor:
 
     Returns:
         Scalar.
+
+    Raises:
+        ArgumentError: No pairs, or a temperature that is not allowed.
     """
-    logits = embedded.images @ embedded.texts.T / temperature
+    check_pairs("embedded", embedded)
+    check_number("temperature", temperature, "a number above 0", above=0)
+    logits = embedded.images @ embedded.texts.T / float(temperature)
     rows = torch.arange(len(logits), device=logits.device)
     return (nn.functional.cross_entropy(logits, rows) + nn.functional.cross_entropy(logits.T, rows)) / 2
 
@@ -137,6 +172,9 @@ class PairedSynthetic(nn.Module):
         targets: PairTargets | None = None,
     ) -> None:
         super().__init__()
+        for name, value in (("images", images), ("texts", texts)):
+            check_floating(name, value, "a floating tensor [N, ...], N >= 1", least_axes=2, rows=1)
+        check_flag("learn_rates", learn_rates)
         pairs = Pairs(images, texts).checked("pairs")
         if not all(bool(torch.isfinite(each).all()) for each in pairs):
             raise argument_error("pairs", "a value that is not finite", "finite values")
@@ -148,6 +186,8 @@ class PairedSynthetic(nn.Module):
         bounds = numbers("rate_bounds", rate_bounds)
         if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
             raise argument_error("rate_bounds", rate_bounds, "(low, high) with 0 < low <= high")
+        if targets is not None and not isinstance(targets, nn.Module):
+            raise argument_error("targets", described(targets), "None or PairTargets")
         if targets is not None and len(targets) != len(images):
             raise argument_error("targets", f"those of {len(targets)} pairs", f"as many as there are, {len(images)}")
         self.rate_bounds = (bounds[0], bounds[1])
@@ -167,7 +207,7 @@ class PairedSynthetic(nn.Module):
             rows: int64 [N], which.
             options: Of :class:`PairedSynthetic`.
         """
-        return cls(*pairs.checked("pairs").at(rows), **options)
+        return cls(*check_pairs("pairs", pairs).at(rows), **options)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -217,9 +257,10 @@ def spread_pairs(network: PairNetwork, pairs: Pairs, count: int, *, seed: int = 
         ArgumentError: A value that is not allowed.
         DataError: There are fewer than ``count`` pairs.
     """
+    check_instance("network", network, PairNetwork, "a PairNetwork")
     for name, value in (("count", count), ("batch", batch)):
-        check_whole(name, value, "a positive integer", least=1)
-    if count > pairs.checked("pairs").rows:
+        check_whole(name, value, "a positive integer", least=1, most=2**63 - 1)
+    if count > check_pairs("pairs", pairs).rows:
         raise DataError(f"count: got {count}, but there are {pairs.rows} pairs; allowed is at most as many")
     pieces = torch.split(torch.arange(pairs.rows), batch)
     encoded = [network.encode(pairs.at(rows)) for rows in pieces]

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from distillrs import random
 from distillrs.augment import Augmentation
-from distillrs.checks import check_instance, check_number, check_whole
+from distillrs.checks import check_choice, check_floating, check_instance, check_number, check_whole
 from distillrs.condense.committee import Committee
 from distillrs.condense.labels import check_classes
 from distillrs.errors import DataError, argument_error
 from distillrs.step import Step
 
 Difficulty = Literal["easy", "medium", "hard"]
+_MOST_CROPS = 1 << 16
 
 
 def realistic_patches(
@@ -58,11 +59,12 @@ def realistic_patches(
         ArgumentError: A value that is not allowed.
         DataError: A class has too few examples.
     """
-    for name, value, least in (("per_class", per_class, 1), ("candidates", candidates, 1), ("crops", crops, 0)):
-        check_whole(name, value, f"a whole number from {least}", least=least)
+    for name, value in (("per_class", per_class), ("candidates", candidates)):
+        check_whole(name, value, "a whole number from 1", least=1)
+    check_whole("crops", crops, f"a whole number from 0 to {_MOST_CROPS}", least=0, most=_MOST_CROPS)
     check_instance("teachers", teachers, Committee, "a Committee")
-    if difficulty not in get_args(Difficulty):
-        raise argument_error("difficulty", difficulty, "'easy', 'medium' or 'hard'")
+    check_choice("difficulty", difficulty, get_args(Difficulty))
+    check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
     if candidates < per_class:
         raise argument_error("candidates", candidates, f"at least per_class, {per_class}")
     if crops and x.ndim != 4:
@@ -140,6 +142,7 @@ def realistic_images(
         ArgumentError: A value that is not allowed.
         DataError: A class has too few examples.
     """
+    check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
     for name, value in (("per_class", per_class), ("factor", factor), ("candidates", candidates)):
         check_whole(name, value, "a whole number from 1", least=1)
     patches, labels = realistic_patches(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_number
 from distillrs.errors import argument_error
 from distillrs.step import Step
 from distillrs.trajectory.layout import ParameterLayout
@@ -30,8 +30,7 @@ class FilterPerturbation:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise argument_error("scale", self.scale, "a finite number from 0")
+        check_number("scale", self.scale, "a finite number from 0", least=0)
 
     def __call__(self, vector: Tensor, layout: ParameterLayout, *, step: Step | int) -> Tensor:
         """The perturbed vector; ``vector`` itself stays as it is.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_floating
 from distillrs.condense.labels import check_classes
 from distillrs.condense.signals import Examples
 from distillrs.errors import DataError, argument_error
@@ -27,13 +28,14 @@ class RealExamples:
     """
 
     def __init__(self, x: Tensor, y: Tensor, *, per_class: int = 256, classes: int | None = None) -> None:
-        if not x.is_floating_point() or x.ndim < 2 or not len(x):
-            raise argument_error("x", f"{x.dtype} {tuple(x.shape)}", "floating examples [n, ...], n >= 1")
+        check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
         check_classes("y", y, len(x), classes)
         if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
             raise argument_error("per_class", per_class, "a positive integer")
         self.classes = int(y.max()) + 1 if classes is None else int(classes)
         self.x, self.y, self.per_class = x, y, per_class
+        if self.classes > len(y):
+            raise DataError(f"y: {len(y)} examples of {self.classes} classes; allowed is at least one of each")
         self._members = [(y == label).nonzero()[:, 0] for label in range(self.classes)]
         for label, members in enumerate(self._members):
             if not len(members):

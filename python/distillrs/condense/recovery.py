@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs.augment import Augmentation
+from distillrs.checks import check_flag, check_instance, check_number, check_turn, check_whole
 from distillrs.condense.committee import Committee
 from distillrs.condense.labels import HardLabels
 from distillrs.condense.matching import TURN
@@ -64,14 +65,20 @@ class Recovery(nn.Module):
         super().__init__()
         if not isinstance(teachers, Committee):
             raise argument_error("teachers", type(teachers).__name__, "a Committee")
+        check_instance("synthetic", synthetic, Synthetic, "a Synthetic")
         if not isinstance(synthetic.labels, HardLabels):
             raise argument_error("synthetic", "soft labels", "HardLabels: each image is recovered for its class")
-        if not strength >= 0:
-            raise argument_error("strength", strength, "a number from 0")
-        if isinstance(members, Sequence):
+        check_number("strength", strength, "a number from 0", least=0)
+        if statistics is not None:
+            check_instance("statistics", statistics, BatchNormStatistics, "None or BatchNormStatistics")
+        if isinstance(members, list | tuple | range):
             teachers.weights(members)
-        elif members is not None and (isinstance(members, bool) or not 1 <= members <= len(teachers)):
-            raise argument_error("members", members, f"None or a whole number from 1 to {len(teachers)}")
+        elif members is not None:
+            allowed = f"None, a whole number from 1 to {len(teachers)}, or a list of numbers of teachers"
+            check_whole("members", members, allowed, least=1, most=len(teachers))
+        if augmentation is not None and not callable(augmentation):
+            check_instance("augmentation", augmentation, Augmentation, "None, an Augmentation, or a function of a Step")
+        check_flag("redraw", redraw)
         if augmentation is not None and len(synthetic.example_shape) != 3:
             raise argument_error("augmentation", f"one for examples of shape {synthetic.example_shape}", "None")
         teachers.weights(temperature=temperature)
@@ -79,13 +86,13 @@ class Recovery(nn.Module):
             normalising_layers(teachers[number])
         self.teachers = teachers
         self.synthetic = synthetic
-        self.strength = strength
+        self.strength = float(strength)
         self.statistics = statistics or BatchNormStatistics()
         self.augmentation = augmentation
         self.members = len(teachers) if members is None else members
         self.redraw = redraw
         self.temperature = temperature
-        self.seed = seed
+        self.seed = Step(0, seed=seed).seed
         self._groups = one_of_each_class(synthetic.labels.indices)
 
     def forward(self, batch: Any = None, step: Step | int = 0, *, turn: str | None = None) -> Loss:
@@ -100,8 +107,7 @@ class Recovery(nn.Module):
             ``total`` is the sum over the groups, divided by ``step.items`` if that is given; ``terms`` are, as means
             over the groups, "matching" (all of it), "classification" and "statistics" (the gap before its factor).
         """
-        if turn not in (None, TURN):
-            raise argument_error("turn", turn, f"None or {TURN!r}")
+        check_turn(turn, TURN)
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
         self.synthetic.project()
         images, labels = self._seen(self.synthetic.examples(), step), self.synthetic.targets()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.augment import Augmentation
+from distillrs.checks import check_callable, check_instance, check_turn, check_whole
 from distillrs.condense.labels import HardLabels, check_classes
 from distillrs.condense.matching import TURN
 from distillrs.condense.real import RealExamples
@@ -67,6 +68,14 @@ class SignalMatching(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_instance("synthetic", synthetic, Synthetic, "a Synthetic")
+        check_instance("real", real, RealExamples, "RealExamples")
+        check_callable("networks", networks, "a function from a seed to a module")
+        check_callable("signal", signal, "a Signal, such as ClassMeans()")
+        if augmentation is not None:
+            check_instance("augmentation", augmentation, Augmentation, "None or an Augmentation")
+        if training is not None:
+            check_instance("training", training, TrainingSettings, "None or TrainingSettings")
         if not isinstance(synthetic.labels, HardLabels):
             raise argument_error("synthetic", "soft labels", "HardLabels: the signal is measured class by class")
         if synthetic.classes != real.classes:
@@ -75,8 +84,7 @@ class SignalMatching(nn.Module):
             raise argument_error(
                 "synthetic", f"examples of shape {synthetic.example_shape}", f"those of x, {tuple(real.x.shape[1:])}"
             )
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise argument_error("every", every, "a positive integer")
+        check_whole("every", every, "a positive integer", least=1)
         if augmentation is not None and len(synthetic.example_shape) != 3:
             got = f"{augmentation.strategy!r} for examples of shape {synthetic.example_shape}"
             raise argument_error("augmentation", got, "None")
@@ -87,7 +95,7 @@ class SignalMatching(nn.Module):
         self.augmentation = None if augmentation is None else replace(augmentation, siamese=False)
         self.every = every
         self.training_settings = training
-        self.seed = seed
+        self.seed = Step(0, seed=seed).seed
         self._trained = training is not None and every > 1
         # Outside torch's registry: what is kept of it is the vector.
         self._live: list[tuple[int, int, nn.Module]] = []
@@ -122,8 +130,7 @@ class SignalMatching(nn.Module):
         Raises:
             ArgumentError: A ``turn`` or a ``batch`` that is not allowed.
         """
-        if turn not in (None, TURN):
-            raise argument_error("turn", turn, f"None or {TURN!r}")
+        check_turn(turn, TURN)
         step = step if isinstance(step, Step) else Step(step, seed=self.seed)
         self.synthetic.project()
         images = self.synthetic.examples()

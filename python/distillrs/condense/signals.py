@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import ops
+from distillrs.checks import check_callable, check_choice, check_floating, check_instance
 from distillrs.errors import argument_error
 from distillrs.ops import PairKernel
 from distillrs.training import LossFunction, classification_loss
 
 Features = Callable[[nn.Module, Tensor], Tensor]
+_FEATURES = "a function from a network and images [n, ...] to features [n, d]"
 
 
 class Examples(NamedTuple):
@@ -66,6 +68,8 @@ def penultimate(network: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ArgumentError: The network has no linear layer, or its last one is not called once.
     """
+    check_instance("network", network, nn.Module, "a module with an nn.Linear")
+    check_floating("images", images, "floating images [n, ...]", least_axes=1)
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
         allowed = "a module with an nn.Linear; give features= for another embedding"
@@ -113,6 +117,9 @@ class ClassMeans:
     features: Features = penultimate
     of_parameters: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_callable("features", self.features, _FEATURES)
+
     def __call__(self, network: nn.Module, real: Examples, synthetic: Examples) -> Tensor:
         """See :class:`Signal`."""
         with torch.no_grad():
@@ -138,6 +145,9 @@ class KernelMoments:
     kernel: PairKernel
     features: Features = penultimate
     of_parameters: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_callable("features", self.features, _FEATURES)
 
     def __call__(self, network: nn.Module, real: Examples, synthetic: Examples) -> Tensor:
         """See :class:`Signal`."""
@@ -179,8 +189,8 @@ class GradientSignal:
     of_parameters: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.distance not in ("cosine", "euclidean"):
-            raise argument_error("distance", self.distance, "'cosine' or 'euclidean'")
+        check_choice("distance", self.distance, ("cosine", "euclidean"))
+        check_callable("loss", self.loss, "a function of logits and labels")
 
     def __call__(self, network: nn.Module, real: Examples, synthetic: Examples) -> Tensor:
         """See :class:`Signal`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distillrs.checks import check_flag, check_instance, check_number
 from distillrs.errors import argument_error
 
 _REMEDY = "a network with batch normalisation that keeps running statistics, which are what a set is recovered from"
@@ -47,8 +48,8 @@ class BatchNormStatistics:
     normalised: bool = False
 
     def __post_init__(self) -> None:
-        if not self.first >= 0:
-            raise argument_error("first", self.first, "a number from 0")
+        check_number("first", self.first, "a number from 0", least=0)
+        check_flag("normalised", self.normalised)
 
     def __call__(self, network: nn.Module, images: Tensor) -> Reading:
         """Runs a network and measures what goes into its normalising layers.
@@ -106,6 +107,7 @@ def normalising_layers(network: nn.Module) -> list[_BatchNorm]:
     Raises:
         ArgumentError: There is none.
     """
+    check_instance("network", network, nn.Module, _REMEDY)
     layers = [each for each in network.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
     if not layers:
         raise argument_error("network", type(network).__name__, _REMEDY)

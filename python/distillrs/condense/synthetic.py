@@ -10,9 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import (
+    check_choice,
+    check_flag,
+    check_floating,
+    check_instance,
+    check_number,
+    described,
+    numbers,
+)
 from distillrs.condense.factors import Factors
 from distillrs.condense.file import CondensedSet
-from distillrs.condense.labels import HardLabels, Labels, SoftLabels
+from distillrs.condense.labels import HardLabels, Labels, SoftLabels, check_classes
 from distillrs.errors import DataError, DistillrsError, argument_error
 from distillrs.step import Step
 
@@ -66,21 +75,19 @@ class Synthetic(nn.Module):
         learn_images: bool = True,
     ) -> None:
         super().__init__()
-        if not images.is_floating_point() or images.ndim < 2 or not len(images):
-            raise argument_error(
-                "images", f"{images.dtype} {tuple(images.shape)}", "floating examples [N, ...], N >= 1"
-            )
+        check_floating("images", images, "floating examples [N, ...], N >= 1", least_axes=2, rows=1)
         if not bool(torch.isfinite(images).all()):
             raise argument_error("images", "a value that is not finite", "finite values")
         if not isinstance(labels, HardLabels | SoftLabels):
             raise argument_error("labels", type(labels).__name__, "HardLabels or SoftLabels")
-        low, high = inner_lr_bounds
-        if not (0 < low <= high and math.isfinite(low)):
-            raise argument_error("inner_lr_bounds", inner_lr_bounds, "(low, high) with 0 < low <= high")
-        if not low <= inner_lr <= high:
-            raise argument_error("inner_lr", inner_lr, f"a rate within inner_lr_bounds, {low} to {high}")
-        if average is not None and not 0 <= average < 1:
-            raise argument_error("average", average, "None or a decay from 0 to below 1")
+        low, high = _bounds(inner_lr_bounds)
+        check_number("inner_lr", inner_lr, f"a rate within inner_lr_bounds, {low} to {high}", least=low, most=high)
+        if average is not None:
+            check_number("average", average, "None or a decay from 0 to below 1", least=0, below=1)
+        if factors is not None:
+            check_instance("factors", factors, Factors, "None or Factors")
+        for name, value in (("learn_inner_lr", learn_inner_lr), ("learn_images", learn_images)):
+            check_flag(name, value)
         self.inner_lr_bounds = (float(low), float(high))
         self.learn_inner_lr = learn_inner_lr
         self.decay = average
@@ -137,8 +144,8 @@ class Synthetic(nn.Module):
             ArgumentError: A value that is not allowed.
             DataError: A class has fewer than ``per_class`` examples.
         """
-        if labels not in ("hard", "soft"):
-            raise argument_error("labels", labels, "'hard' or 'soft'")
+        check_choice("labels", labels, ("hard", "soft"))
+        check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
         rows = draw_per_class(y, per_class, seed=seed, classes=classes)
         if len(x) != len(y):
             raise argument_error("x", f"{len(x)} examples", f"as many as y, {len(y)}")
@@ -306,6 +313,14 @@ class Synthetic(nn.Module):
         self._boxed = box is not None
         if box is None:
             return
+        allowed = "None, or two numbers or tensors that broadcast to an example"
+        if not isinstance(box, list | tuple) or len(box) != 2:
+            raise argument_error("box", described(box), allowed)
+        for bound in box:
+            if isinstance(bound, Tensor):
+                check_floating("box", bound, allowed)
+            elif bound not in (-math.inf, math.inf):
+                check_number("box", bound, allowed)
         low, high = (torch.as_tensor(bound, dtype=self.images.dtype, device=self.images.device) for bound in box)
         for name, bound in (("box_low", low), ("box_high", high)):
             try:
@@ -317,6 +332,17 @@ class Synthetic(nn.Module):
             self.register_buffer(name, bound.detach().clone(), persistent=False)
         if not bool((low <= high).all()):
             raise argument_error("box", box, "(low, high) with low <= high")
+
+
+def _bounds(inner_lr_bounds: object) -> tuple[float, float]:
+    allowed = "(low, high), finite numbers with 0 < low <= high"
+    try:
+        low, high = numbers("inner_lr_bounds", inner_lr_bounds)
+    except ValueError as failure:  # other than two, or no numbers
+        raise argument_error("inner_lr_bounds", described(inner_lr_bounds), allowed) from failure
+    if not 0 < low <= high:
+        raise argument_error("inner_lr_bounds", inner_lr_bounds, allowed)
+    return low, high
 
 
 def draw_per_class(y: Tensor, per_class: int, *, seed: int = 0, classes: int | None = None) -> Tensor:
@@ -337,9 +363,10 @@ def draw_per_class(y: Tensor, per_class: int, *, seed: int = 0, classes: int | N
     """
     if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
         raise argument_error("per_class", per_class, "a positive integer")
-    if y.dtype != torch.int64 or y.ndim != 1 or not len(y):
-        raise argument_error("y", f"{y.dtype} {tuple(y.shape)}", "int64 [n], n >= 1")
-    classes = HardLabels(y, classes).classes
+    check_classes("y", y, len(y) if isinstance(y, Tensor) and y.ndim else 1, classes)
+    classes = int(y.max()) + 1 if classes is None else classes
+    if classes > len(y):
+        raise DataError(f"y: {len(y)} examples of {classes} classes; allowed is at least {per_class} of each")
     step = Step(0, seed=seed)
     rows = []
     for label in range(classes):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from distillrs import random, select
+from distillrs.checks import check_choice, check_flag, check_whole
 from distillrs.errors import DataError, argument_error
 from distillrs.files import write_whole
 from distillrs.graphs import Graphs, width
@@ -71,6 +72,7 @@ class TreeSets:
             ArgumentError: For more nodes.
         """
         # Before a tree is written out: a small file can hold trees of more nodes than any memory.
+        check_whole("most", most, "a positive integer", least=1)
         wanted = float(nodes_of(self.levels)[self.members].sum())
         if wanted > most:
             raise argument_error("most", most, f"at least the nodes of all sets, {wanted:.4g}")
@@ -111,8 +113,7 @@ class TreeSets:
         Raises:
             ArgumentError: For another ``by``, or where there is no set.
         """
-        if by not in ("count", "class"):
-            raise argument_error("by", by, "'count' or 'class'")
+        check_choice("by", by, ("count", "class"))
         if not len(self):
             raise argument_error("draw", "no set to draw from", "sets that are not empty; lower the support")
         weights = self.counts.double()
@@ -216,6 +217,11 @@ class FrequentTreeSets:
     def __post_init__(self) -> None:
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or not 0 <= self.depth <= _DEEPEST:
             raise argument_error("depth", self.depth, f"an integer from 0 to {_DEEPEST}")
+        check_flag("edge_labels", self.edge_labels)
+        check_flag("exclusive", self.exclusive)
+        if self.largest is not None:
+            check_whole("largest", self.largest, "None or a whole number from 0", least=0)
+        check_whole("most", self.most, "a whole number from 0", least=0)
         for value in self.support.values() if isinstance(self.support, Mapping) else (self.support,):
             _check_support(value)
 

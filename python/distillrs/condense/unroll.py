@@ -37,6 +37,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_number
 from distillrs.condense.inner import InnerTraining, Network, State, StepTransform, Target, ambient_autocast
 from distillrs.condense.segments import Wanted, differentiate
 from distillrs.errors import DistillrsError, argument_error, unknown_name_error
@@ -92,10 +93,9 @@ class Unroll:
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise argument_error("steps", self.steps, "a positive integer")
-        if self.gradient not in get_args(Gradient):
+        if not isinstance(self.gradient, str) or self.gradient not in get_args(Gradient):
             raise unknown_name_error("gradient", str(self.gradient), list(get_args(Gradient)))
-        if not 0 <= self.momentum < 1:
-            raise argument_error("momentum", self.momentum, "a number from 0 to below 1")
+        check_number("momentum", self.momentum, "a number from 0 to below 1", least=0, below=1)
         for name in ("graph_steps", "checkpoint_every"):
             value = getattr(self, name)
             if value is None:

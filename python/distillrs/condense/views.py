@@ -17,6 +17,15 @@ from torch import Tensor, nn
 
 from distillrs import random
 from distillrs.augment import Augmentation
+from distillrs.checks import (
+    check_choice,
+    check_flag,
+    check_floating,
+    check_instance,
+    check_path,
+    check_whole,
+    described,
+)
 from distillrs.errors import SchemaMismatch, StoreError, StoreMissing, argument_error, unknown_name_error
 from distillrs.frozen import evaluating
 from distillrs.step import Step
@@ -60,8 +69,7 @@ class ViewPlan:
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int) or not 1 <= self.count <= _MOST_VIEWS:
             raise argument_error("count", self.count, f"a whole number from 1 to {_MOST_VIEWS}")
-        if self.mix not in ("none", "cutmix", "mixup"):
-            raise argument_error("mix", self.mix, "'none', 'cutmix' or 'mixup'")
+        check_choice("mix", self.mix, ("none", "cutmix", "mixup"))
         if isinstance(self.temperature, bool) or not isinstance(self.temperature, int | float):
             raise argument_error("temperature", self.temperature, "a number")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -93,6 +101,7 @@ class ViewPlan:
             UnknownNameError: A key that no plan has.
             ArgumentError: A value that is not allowed.
         """
+        check_instance("values", values, Mapping, "a mapping from setting to value")
         known = list(cls.__dataclass_fields__)
         for name in values:
             if name not in known:
@@ -109,10 +118,8 @@ class ViewPlan:
         Returns:
             [N, C, H, W].
         """
-        if not 0 <= view < self.count:
-            raise argument_error("view", view, f"a number from 0 to {self.count - 1}")
-        if images.ndim != 4:
-            raise argument_error("images", tuple(images.shape), "images [N, C, H, W]")
+        check_whole("view", view, f"a number from 0 to {self.count - 1}", least=0, most=self.count - 1)
+        check_floating("images", images, "floating images [N, C, H, W], N >= 1", axes=4, rows=1)
         step, count = Step(view, seed=self.seed), len(images)
         augmentation = self._augmentation()
         plan = augmentation.plan(count, step=step, shape=tuple(images.shape[1:]), name="label", device=images.device)
@@ -169,6 +176,7 @@ class ViewPlan:
         Returns:
             [N, C], in the order of the set.
         """
+        check_floating("seen", seen, "floating views [N, ...], N >= 1", least_axes=2, rows=1)
         if self.batch is None:
             return _asked(teacher, seen)
         order = self.order(len(seen), view)
@@ -200,6 +208,9 @@ class ViewLabels:
     """
 
     def __init__(self, plan: ViewPlan, source: LabelCache | Vote) -> None:
+        check_instance("plan", plan, ViewPlan, "a ViewPlan")
+        if not isinstance(source, LabelCache) and not callable(source):
+            raise argument_error("source", described(source), "a LabelCache, or a function from images to logits")
         self.plan = plan
         self.source = source
 
@@ -215,6 +226,7 @@ class ViewLabels:
 
     def order(self, images: int, epoch: int) -> Tensor:
         """In which an epoch's views are cut into batches, int64 [images]."""
+        check_whole("epoch", epoch, "a whole number from 0", least=0)
         return self.plan.order(images, epoch % self.plan.count)
 
     def at(self, images: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -230,6 +242,7 @@ class ViewLabels:
         Raises:
             KeyNotFound: The cache lacks a label of this view.
         """
+        check_whole("epoch", epoch, "a whole number from 0", least=0)
         view = epoch % self.plan.count
         seen = self.plan.make(images, view)
         if isinstance(self.source, LabelCache):
@@ -245,6 +258,8 @@ class ViewLabels:
 
     def label_bytes(self, images: int, classes: int) -> int:
         """Bytes of the labels of all views, 16 bits for each class."""
+        for name, value in (("images", images), ("classes", classes)):
+            check_whole(name, value, "a whole number from 0", least=0)
         return self.plan.count * images * classes * 2
 
 
@@ -263,6 +278,11 @@ class MixedLabels:
     """
 
     def __init__(self, plan: ViewPlan, source: Tensor | Vote) -> None:
+        check_instance("plan", plan, ViewPlan, "a ViewPlan")
+        if isinstance(source, Tensor):
+            check_floating("source", source, "floating logits [N, C], or a function from images to them", axes=2)
+        elif not callable(source):
+            raise argument_error("source", described(source), "logits [N, C], or a function from images to them")
         if plan.mix == "cutmix" or plan.batch is not None:
             got = f"mix {plan.mix!r}, batch {plan.batch}"
             raise argument_error("plan", got, "mix 'mixup' or 'none' without batch: labels are mixed as images are")
@@ -282,6 +302,7 @@ class MixedLabels:
 
     def order(self, images: int, epoch: int) -> Tensor:
         """As a plan with batches would have it, int64 [images]."""
+        check_whole("epoch", epoch, "a whole number from 0", least=0)
         return self.plan.order(images, epoch % self.plan.count)
 
     def at(self, images: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -297,6 +318,7 @@ class MixedLabels:
         Raises:
             ArgumentError: There are not as many labels as images.
         """
+        check_whole("epoch", epoch, "a whole number from 0", least=0)
         view = epoch % self.plan.count
         probabilities = (self._logits(images).to(images) / self.temperature).softmax(1)
         if len(probabilities) != len(images):
@@ -355,6 +377,10 @@ def write_labels(
         SchemaMismatch: The cache there is of other views, other images, another teacher or other classes.
         ArgumentError: Something else than a cache would be thrown away, or images or answers that do not fit.
     """
+    check_instance("plan", plan, ViewPlan, "a ViewPlan")
+    check_floating("images", images, "floating images [N, C, H, W], N >= 1", axes=4, rows=1)
+    check_path("path", path)
+    check_flag("overwrite", overwrite)
     place = Path(path)
     if overwrite:
         _remove(place)
@@ -387,6 +413,12 @@ def read_labels(plan: ViewPlan, path: str | os.PathLike[str], *, images: int | T
         StoreMissing: There is no cache.
         ArgumentError: It is of other views, images or classes, or lacks labels.
     """
+    check_instance("plan", plan, ViewPlan, "a ViewPlan")
+    if isinstance(images, Tensor):
+        check_floating("images", images, "floating images [N, C, H, W], or how many there are", axes=4, rows=1)
+    else:
+        check_whole("images", images, "images [N, C, H, W], or how many there are, from 1", least=1)
+    check_whole("classes", classes, "a positive integer", least=1)
     cache = LabelCache.open(path, UNCHECKED)
     words = plan.describe()
     found = _described(cache.augmentation)
@@ -403,6 +435,8 @@ def read_labels(plan: ViewPlan, path: str | os.PathLike[str], *, images: int | T
 
 
 def _asked(teacher: Vote, images: Tensor) -> Tensor:
+    if not callable(teacher):
+        raise argument_error("teacher", described(teacher), "a function from images [n, ...] to logits [n, C]")
     # In training mode a teacher would change with every label that it gives.
     with torch.no_grad(), evaluating(teacher) if isinstance(teacher, nn.Module) else nullcontext():
         return teacher(images)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from distillrs import random
+from distillrs.checks import check_choice, check_instance, check_whole, described
 from distillrs.errors import argument_error
 from distillrs.step import Step
 
 Starts = range | Callable[[Step], range]
+_MOST_STEPS = 1 << 32
 
 
 class TrajectoryStore(Protocol):
@@ -103,6 +105,17 @@ class Windows:
             )
 
 
+def check_store(store: object) -> None:
+    """Refuses what is no store of trajectories.
+
+    Raises:
+        ArgumentError: It has not what :class:`TrajectoryStore` has.
+    """
+    # By its methods: a user's own store need not derive from anything.
+    if isinstance(store, type) or not (hasattr(store, "lengths") and hasattr(store, "read")):
+        raise argument_error("store", described(store), "a store of trajectories")
+
+
 def check_starts(starts: object) -> range:
     """A range of starts: not empty, none below 0.
 
@@ -125,7 +138,14 @@ def inner_batches(count: int, size: int | None, steps: int, step: Step) -> list[
 
     Returns:
         T tensors of int64 rows, on the CPU, or ``None``. The last minibatch of a pass may be smaller.
+
+    Raises:
+        ArgumentError: A value that is not allowed.
     """
+    check_instance("step", step, Step, "a Step")
+    for name, value in (("count", count), ("steps", steps), ("size", 1 if size is None else size)):
+        allowed = "None or a positive integer" if name == "size" else f"1 to {_MOST_STEPS}"
+        check_whole(name, value, allowed, least=1, most=None if name == "size" else _MOST_STEPS)
     if size is None or size >= count:
         return None
     batches: list[Tensor] = []
@@ -154,10 +174,9 @@ def intermediate_targets(steps: int, span: int, *, weight: str = "one") -> dict[
     Raises:
         ArgumentError: Fewer steps than records, or an unknown weight.
     """
-    if weight not in ("one", "share"):
-        raise argument_error("weight", weight, "'one' or 'share'")
-    if span < 1 or steps < span:
-        raise argument_error("steps", steps, f"at least span, {span}, so that each record has a step of its own")
+    check_choice("weight", weight, ("one", "share"))
+    check_whole("span", span, "a positive integer", least=1)
+    check_whole("steps", steps, f"at least span, {span}, so that each record has a step of its own", least=span)
     targets = {steps // span * j: (j, 1.0 if weight == "one" else j / span) for j in range(1, span)}
     return {**targets, steps: (span, 1.0)}
 

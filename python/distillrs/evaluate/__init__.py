@@ -6,8 +6,8 @@ beside random real examples of the same count, labels, views and tuning budget, 
     bundle = evaluate.data.load("digits")
     data = condense.load("out/demo")
     network = evaluate.networks.build("mlp", bundle.shape, len(bundle.classes))
-    evaluate.train(network, data)
-    evaluate.accuracy(network, data.transform.forward(bundle.x_test), bundle.y_test)
+    model = evaluate.train(network, data)
+    evaluate.accuracy(model, data.transform.forward(bundle.x_test), bundle.y_test)
 """
 
 from __future__ import annotations

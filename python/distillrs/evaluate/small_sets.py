@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
+from distillrs.checks import check_instance
 from distillrs.errors import DataError, argument_error
 from distillrs.evaluate.accounting import count_stored
 from distillrs.evaluate.data.bundle import DataBundle
 from distillrs.evaluate.data.rows import class_counts, pick_per_class
-from distillrs.training import TrainingResult, TrainingSettings, tempered_loss
+from distillrs.training import TrainingSettings, tempered_loss
 from distillrs.training import train as train_on_arrays
 from distillrs.transforms import Identity, Transform
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @runtime_checkable
@@ -148,9 +151,7 @@ def counts_of(target: Tensor, classes: int) -> list[int]:
     return class_counts(hard.cpu(), classes)
 
 
-def train(
-    network: nn.Module, data: SmallSet, *, settings: TrainingSettings | None = None, seed: int = 0
-) -> TrainingResult:
+def train(network: Network, data: SmallSet, *, settings: TrainingSettings | None = None, seed: int = 0) -> Network:
     """Trains a network in place on a small set, the way every set is trained here.
 
     Args:
@@ -161,23 +162,27 @@ def train(
         seed: Of order and augmentation.
 
     Returns:
-        Losses, steps and seconds.
+        The network itself. :func:`distillrs.training.train` tells of losses and steps.
 
     Raises:
-        ArgumentError: Neither gives settings, or arrays that do not fit.
+        ArgumentError: No network or set, neither gives settings, or arrays that do not fit.
         TrainingDivergedError: See :func:`distillrs.training.train`.
     """
+    check_instance("network", network, nn.Module, "a module that gives logits [n, C]")
+    if not isinstance(data, SmallSet):
+        raise argument_error("data", type(data).__name__, "a condensed set, or any other SmallSet")
     chosen = settings if settings is not None else data.training
     if chosen is None:
         raise argument_error("settings", None, "training settings: this set brings none")
     views: LabelledViews | None = getattr(data, "views", None)
     if views is None:
-        return train_on_arrays(network, data.images, data.target(), chosen, seed=seed)
+        train_on_arrays(network, data.images, data.target(), chosen, seed=seed)
+        return network
     images, found = data.images, views
     orders: Callable[[int], Tensor] | None = None
     if isinstance(views, BatchedViews) and views.batch is not None:
         chosen, orders = replace(chosen, batch_size=views.batch), partial(views.order, len(images))
-    return train_on_arrays(
+    train_on_arrays(
         network,
         images,
         data.target(),
@@ -187,3 +192,4 @@ def train(
         views=lambda epoch: found.at(images, epoch),
         orders=orders,
     )
+    return network

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from distillrs import select
-from distillrs.errors import argument_error
+from distillrs.errors import argument_error, renamed
 
 if TYPE_CHECKING:
     KMeans: Any
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     Herding: Any
 
 __all__ = ["FacilityLocation", "Herding", "KCenter", "KMeans", "KMedoids"]
+
+# What scikit-learn calls the arguments of the functions.
+_OF_CLUSTERERS = {"k": "n_clusters", "start": "init", "iterations": "max_iter", "seed": "random_state"}
 
 
 def _matrix(estimator: Any, x: Any, *, is_new: bool = False) -> Any:
@@ -120,7 +123,8 @@ class _KMeans(_Clusterer):
             raise argument_error("init", self.init, "'k-means++' or centres to start from")
         start = None if isinstance(self.init, str) else np.asarray(self.init, np.float64)
         seed = _seed(self.random_state)
-        return self._take(select.k_means(x, self.n_clusters, start=start, iterations=self.max_iter, seed=seed))
+        with renamed(**_OF_CLUSTERERS):
+            return self._take(select.k_means(x, self.n_clusters, start=start, iterations=self.max_iter, seed=seed))
 
 
 class _KMedoids(_Clusterer):
@@ -158,9 +162,10 @@ class _KMedoids(_Clusterer):
         x = _matrix(self, X)
         if isinstance(self.init, str) and self.init != "random":
             raise argument_error("init", self.init, "'random' or rows to start from")
-        start = None if isinstance(self.init, str) else torch.as_tensor(np.asarray(self.init, np.int64))
+        start = None if isinstance(self.init, str) else np.asarray(self.init)
         seed = _seed(self.random_state)
-        return self._take(select.k_medoids(x, self.n_clusters, start=start, iterations=self.max_iter, seed=seed))
+        with renamed(**_OF_CLUSTERERS):
+            return self._take(select.k_medoids(x, self.n_clusters, start=start, iterations=self.max_iter, seed=seed))
 
 
 class _Selector:
@@ -190,7 +195,8 @@ class _Selector:
             how["fraction"] = float(self.n_select)
         else:
             how["k"] = self.n_select
-        picks = self._pick(x, **how)
+        with renamed(groups="y", k="n_select", fraction="n_select", seed="random_state"):
+            picks = self._pick(x, **how)
         self.sample_indices_ = picks.ids.numpy()
         self.gains_ = picks.gains.numpy()
         return self

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from distillrs import random
 from distillrs.augment import Augmentation
+from distillrs.checks import check_choice, check_floating, check_number, check_whole
 from distillrs.condense import Committee, HardLabels, Recovery, Synthetic, ViewPlan
 from distillrs.condense.labels import check_classes
-from distillrs.errors import argument_error
+from distillrs.errors import argument_error, renamed
 from distillrs.recipes._signals import channel_box
 from distillrs.registry import recipe
 from distillrs.step import Step
+
+_MOST = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +44,10 @@ class CropCurriculum:
 
     def __post_init__(self) -> None:
         for name in ("start", "end", "share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise argument_error(name, getattr(self, name), "a number above 0, at most 1")
-        if self.kind not in ("cosine", "linear", "constant"):
-            raise argument_error("kind", self.kind, "'cosine', 'linear' or 'constant'")
-        if self.steps is not None and (
-            isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1
-        ):
-            raise argument_error("steps", self.steps, "None or a positive integer")
+            check_number(name, getattr(self, name), "a number above 0, at most 1", above=0, most=1)
+        check_choice("kind", self.kind, ("cosine", "linear", "constant"))
+        if self.steps is not None:
+            check_whole("steps", self.steps, "None or a positive integer", least=1)
 
     def area(self, step: Step | int) -> float:
         """A at a step."""
@@ -81,8 +80,8 @@ def cda_initial(x: Tensor, y: Tensor, per_class: int, *, seed: int = 0, inner_lr
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-        raise argument_error("per_class", per_class, "a positive integer")
+    check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
+    check_whole("per_class", per_class, f"a whole number from 1 to {_MOST}", least=1, most=_MOST)
     check_classes("y", y, len(x))
     count = int(y.max()) + 1
     classes = torch.arange(count, device=y.device).repeat_interleave(per_class)
@@ -167,11 +166,12 @@ def cda(
     Raises:
         ArgumentError: A value that is not allowed, or a teacher without batch normalisation.
     """
-    return Recovery(
-        teachers,
-        synthetic,
-        strength=strength,
-        augmentation=CropCurriculum(first_area, last_area, share, curriculum),
-        members=members,
-        seed=seed,
-    )
+    with renamed(start="first_area", end="last_area", kind="curriculum"):
+        return Recovery(
+            teachers,
+            synthetic,
+            strength=strength,
+            augmentation=CropCurriculum(first_area, last_area, share, curriculum),
+            members=members,
+            seed=seed,
+        )

@@ -10,9 +10,10 @@ from typing import Literal, TypeVar
 from torch import Tensor
 
 from distillrs.augment import Augmentation
+from distillrs.checks import check_callable, check_instance, check_number
 from distillrs.condense import BatchNormStatistics, Committee, HardLabels, Recovery, Synthetic, ViewPlan
 from distillrs.condense.patches import Difficulty, realistic_images
-from distillrs.errors import argument_error
+from distillrs.errors import argument_error, renamed
 from distillrs.recipes._signals import channel_box
 from distillrs.registry import recipe
 
@@ -39,6 +40,9 @@ def cv_dd_prior(
     Raises:
         ArgumentError: A score that is no accuracy.
     """
+    check_instance("teachers", teachers, Committee, "a Committee")
+    check_callable("condense", condense, "a function of a committee")
+    check_callable("score", score, "a function that gives an accuracy from 0 to 1")
     found = []
     for number in range(len(teachers)):
         accuracy = float(score(condense(Committee([teachers[number]]))))
@@ -81,18 +85,19 @@ def cv_dd_initial(
         ArgumentError: A value that is not allowed.
         DataError: A class has too few examples.
     """
-    images, labels = realistic_images(
-        x,
-        y,
-        per_class,
-        teachers,
-        factor=factor,
-        candidates=candidates,
-        crops=crops,
-        area=patch_area,
-        difficulty=difficulty,
-        seed=seed,
-    )
+    with renamed(area="patch_area"):
+        images, labels = realistic_images(
+            x,
+            y,
+            per_class,
+            teachers,
+            factor=factor,
+            candidates=candidates,
+            crops=crops,
+            area=patch_area,
+            difficulty=difficulty,
+            seed=seed,
+        )
     classes = HardLabels(labels, int(y.max()) + 1)
     return Synthetic(images, classes, inner_lr=inner_lr, learn_inner_lr=False, box=channel_box(x))
 
@@ -133,6 +138,8 @@ def cv_dd_voice(teachers: Committee, temperature: float = _LABEL_TEMPERATURE) ->
     Returns:
         A function from images ``[n, ...]`` to logits ``[n, C]``.
     """
+    check_instance("teachers", teachers, Committee, "a Committee")
+    check_number("temperature", temperature, "a finite number above 0", above=0)
     return partial(teachers.vote, statistics="batch", temperature=temperature)
 
 
@@ -200,14 +207,15 @@ def cv_dd(
     Raises:
         ArgumentError: A value that is not allowed, or a teacher without batch normalisation.
     """
-    return Recovery(
-        teachers,
-        synthetic,
-        strength=strength,
-        statistics=BatchNormStatistics(normalised=normalised),
-        augmentation=Augmentation("resizedcrop_flip", combine="all", resizedcrop=area),
-        members=members,
-        redraw=False,
-        temperature=weight_temperature,
-        seed=seed,
-    )
+    with renamed(temperature="weight_temperature", resizedcrop="area"):
+        return Recovery(
+            teachers,
+            synthetic,
+            strength=strength,
+            statistics=BatchNormStatistics(normalised=normalised),
+            augmentation=Augmentation("resizedcrop_flip", combine="all", resizedcrop=area),
+            members=members,
+            redraw=False,
+            temperature=weight_temperature,
+            seed=seed,
+        )

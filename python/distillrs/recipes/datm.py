@@ -20,6 +20,7 @@ from distillrs.condense import (
 from distillrs.condense.experts import ExpertTraining
 from distillrs.condense.initial import judge, rightly_classified
 from distillrs.condense.unroll import Gradient
+from distillrs.errors import renamed
 from distillrs.recipes.ftd import ftd_experts
 from distillrs.registry import recipe
 from distillrs.schedule import ExpandingWindow
@@ -158,14 +159,15 @@ def datm(
     windows = Windows(span, ExpandingWindow(low, first_high, last_high, expand_steps))
     # Refused now, and not when the window has opened so far.
     windows.require(store, range(low, last_high))
-    return TrajectoryMatching(
-        store,
-        network,
-        synthetic,
-        unroll=Unroll(inner_steps, gradient=gradient),
-        windows=windows,
-        augmentation=Augmentation(augment) if augment else None,
-        batch=batch,
-        guard=Guard(guard),
-        seed=seed,
-    )
+    with renamed(steps="inner_steps", strategy="augment", threshold="guard"):
+        return TrajectoryMatching(
+            store,
+            network,
+            synthetic,
+            unroll=Unroll(inner_steps, gradient=gradient),
+            windows=windows,
+            augmentation=Augmentation(augment) if augment else None,
+            batch=batch,
+            guard=Guard(guard),
+            seed=seed,
+        )

@@ -7,8 +7,10 @@ from typing import Literal
 from torch import Tensor
 
 from distillrs.augment import Augmentation
+from distillrs.checks import check_instance
 from distillrs.condense import GradientSignal, RealExamples, SignalMatching, Synthetic
 from distillrs.condense.signal_matching import Networks
+from distillrs.errors import renamed
 from distillrs.recipes._signals import SIAMESE, real_initial
 from distillrs.registry import recipe
 from distillrs.training import TrainingSettings
@@ -72,13 +74,17 @@ def dc(
     Raises:
         ArgumentError: A value that is not allowed, or a network with running statistics.
     """
-    return SignalMatching(
-        synthetic,
-        RealExamples(x, y, per_class=real_per_class, classes=synthetic.classes),
-        networks,
-        GradientSignal(distance),
-        augmentation=Augmentation(augment) if augment else None,
-        every=every,
-        training=TrainingSettings(inner_epochs, 256, network_rate, augmentation=augment or None),
-        seed=seed,
-    )
+    check_instance("synthetic", synthetic, Synthetic, "a Synthetic")
+    if augment is not None:
+        check_instance("augment", augment, str, "None or the name of a strategy")
+    with renamed(per_class="real_per_class", strategy="augment", epochs="inner_epochs", learning_rate="network_rate"):
+        return SignalMatching(
+            synthetic,
+            RealExamples(x, y, per_class=real_per_class, classes=synthetic.classes),
+            networks,
+            GradientSignal(distance),
+            augmentation=Augmentation(augment) if augment else None,
+            every=every,
+            training=TrainingSettings(inner_epochs, 256, network_rate, augmentation=augment or None),
+            seed=seed,
+        )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from distillrs import select
+from distillrs.checks import check_callable, check_instance
 from distillrs.errors import argument_error
 from distillrs.registry import recipe
 
@@ -43,6 +44,12 @@ def ded_teacher(
     Raises:
         ArgumentError: No teacher, answers of different numbers, or a score that is not a number.
     """
+    check_instance("answers", answers, Mapping, "a mapping from teacher to its answers")
+    for teacher, own in answers.items():
+        if not isinstance(own, Sized) or isinstance(own, str | bytes):
+            raise argument_error("answers", f"{type(own).__name__} of {teacher!r}", "a list of answers of each teacher")
+    check_callable("train", train, "a function that trains a student on answers")
+    check_callable("score", score, "a function that gives a student's score")
     sizes = {name: len(own) for name, own in answers.items()}
     if not sizes or len(set(sizes.values())) > 1:
         raise argument_error("answers", sizes, "at least one teacher, each with one answer to every question")
@@ -98,6 +105,9 @@ class DiverseTraces:
         Raises:
             ArgumentError: Rates that are not one for each question, or out of range; traces that are not texts.
         """
+        for name, given in (("traces", traces), ("pass_rates", pass_rates)):
+            if not isinstance(given, Sized) or isinstance(given, str | bytes | Mapping):
+                raise argument_error(name, type(given).__name__, "a sequence with an entry for each question")
         if len(traces) != len(pass_rates):
             raise argument_error("pass_rates", f"{len(pass_rates)} rates", f"one for each of {len(traces)} questions")
         kept: list[tuple[float, int, list[int]]] = []

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from distillrs.augment import Augmentation
+from distillrs.checks import check_instance
 from distillrs.condense import ClassMeans, RealExamples, SignalMatching, Synthetic
 from distillrs.condense.signal_matching import Networks
+from distillrs.errors import renamed
 from distillrs.recipes._signals import SIAMESE, real_initial
 from distillrs.registry import recipe
 
@@ -59,11 +61,15 @@ def dm(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    return SignalMatching(
-        synthetic,
-        RealExamples(x, y, per_class=real_per_class, classes=synthetic.classes),
-        networks,
-        ClassMeans(),
-        augmentation=Augmentation(augment) if augment else None,
-        seed=seed,
-    )
+    check_instance("synthetic", synthetic, Synthetic, "a Synthetic")
+    if augment is not None:
+        check_instance("augment", augment, str, "None or the name of a strategy")
+    with renamed(per_class="real_per_class", strategy="augment"):
+        return SignalMatching(
+            synthetic,
+            RealExamples(x, y, per_class=real_per_class, classes=synthetic.classes),
+            networks,
+            ClassMeans(),
+            augmentation=Augmentation(augment) if augment else None,
+            seed=seed,
+        )

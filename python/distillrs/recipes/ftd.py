@@ -10,6 +10,7 @@ from distillrs.condense.experts import ExpertTraining
 from distillrs.condense.modifiers import SharpnessAware
 from distillrs.condense.unroll import Gradient
 from distillrs.condense.windows import Starts
+from distillrs.errors import renamed
 from distillrs.registry import recipe
 from distillrs.training import TrainingSettings
 
@@ -139,13 +140,14 @@ def ftd(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    return TrajectoryMatching(
-        store,
-        network,
-        synthetic,
-        unroll=Unroll(inner_steps, gradient=gradient),
-        windows=Windows(span, start),
-        augmentation=Augmentation(augment) if augment else None,
-        batch=batch,
-        seed=seed,
-    )
+    with renamed(steps="inner_steps", strategy="augment"):
+        return TrajectoryMatching(
+            store,
+            network,
+            synthetic,
+            unroll=Unroll(inner_steps, gradient=gradient),
+            windows=Windows(span, start),
+            augmentation=Augmentation(augment) if augment else None,
+            batch=batch,
+            seed=seed,
+        )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.checks import check_instance, check_number, check_whole
+from distillrs.checks import check_floating, check_instance, check_number, check_whole
 from distillrs.condense import (
     BatchNormStatistics,
     BlockAdditive,
@@ -18,10 +18,15 @@ from distillrs.condense import (
     draw_per_class,
 )
 from distillrs.condense.labels import check_classes
-from distillrs.errors import argument_error
+from distillrs.errors import argument_error, renamed
 from distillrs.recipes._signals import channel_box
 from distillrs.registry import recipe
 from distillrs.step import Step
+
+
+def _least_per_class(classes: int, teachers: int) -> int:
+    """Images of each class that take the room of a block: its images and its compensators."""
+    return -(-(classes + teachers) // classes)
 
 
 def infer_ufc_initial(
@@ -52,19 +57,19 @@ def infer_ufc_initial(
         ArgumentError: A value that is not allowed, or room for less than a block.
         DataError: A class has too few examples.
     """
+    check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
     check_classes("y", y, len(x))
     check_instance("teachers", teachers, Committee, "a Committee")
     classes, members = int(y.max()) + 1, len(teachers)
     check_whole("per_class", per_class, "a positive integer", least=1)
     check_number("noise", noise, "a number from 0", least=0)
-    blocks = per_class * classes // (classes + members)
-    if not blocks:
-        least = -(-(classes + members) // classes)
+    if per_class < (least := _least_per_class(classes, members)):
         allowed = f"at least {least}: a block has {classes} images and {members} compensators"
         raise argument_error("per_class", per_class, allowed)
+    blocks = per_class * classes // (classes + members)
     rows = draw_per_class(y, blocks, seed=seed, classes=classes).reshape(classes, blocks).T.flatten()
     shape = (members, *x.shape[1:])
-    offsets = noise * random.normal(blocks, *shape, step=Step(0, seed=seed), name="compensators").to(x)
+    offsets = float(noise) * random.normal(blocks, *shape, step=Step(0, seed=seed), name="compensators").to(x)
     labels = torch.arange(classes, device=y.device).repeat_interleave(members).repeat(blocks)
     return Synthetic(
         x[rows],
@@ -92,7 +97,8 @@ def infer_ufc_views(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    return ViewPlan(count, augmentation, area, "mixup", temperature, seed)
+    with renamed(strategy="augmentation"):
+        return ViewPlan(count, augmentation, area, "mixup", temperature, seed)
 
 
 class Compensation(Recovery):
@@ -124,6 +130,7 @@ class Compensation(Recovery):
     initial=infer_ufc_initial,
     views=infer_ufc_views,
     view_labels="mixed",
+    least_per_class=_least_per_class,
     network={"name": "convnet", "options": {"normalisation": "batch"}},
     optimisers={"compensators": {"lr": 0.25, "betas": (0.5, 0.9), "schedule": "cosine"}},
 )
@@ -154,6 +161,8 @@ def infer_ufc(
         ArgumentError: A value that is not allowed, a set without a compensator for each teacher, or a teacher without
             batch normalisation.
     """
+    check_instance("teachers", teachers, Committee, "a Committee")
+    check_instance("synthetic", synthetic, Synthetic, "a Synthetic")
     factors = synthetic.factors
     if not isinstance(factors, BlockAdditive) or factors.offsets.shape[1] != len(teachers):
         got = "none" if factors is None else f"{factors.kind!r}"

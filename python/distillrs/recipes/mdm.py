@@ -72,6 +72,11 @@ def mdm(
     through encoders and heads. The script has rates from 100 to 1000 with momentum 0.5 and a gradient of length
     1 at most.
 
+    D leaves out a point's kernel with itself inside a set, as the code does. :func:`mdm_initial` gives pairs that lie
+    farther apart than real ones do, so that what is under the root begins below 0; there D counts as 0 and has no
+    gradient, and InfoNCE alone moves the set until D is above 0. Of sets drawn at random, whose estimates lie around
+    0, some begin above it.
+
     Args:
         store: Experts' heads, recorded by :func:`~distillrs.condense.record_pair_experts` with ``shared_start=True``.
         network: Gives encoders and the heads' architecture.

@@ -8,6 +8,7 @@ from distillrs.augment import Augmentation
 from distillrs.condense import Synthetic, TrajectoryMatching, TrajectoryStore, Unroll, Windows
 from distillrs.condense.unroll import Gradient
 from distillrs.condense.windows import Starts
+from distillrs.errors import renamed
 from distillrs.registry import recipe
 
 
@@ -63,13 +64,14 @@ def mtt(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    return TrajectoryMatching(
-        store,
-        network,
-        synthetic,
-        unroll=Unroll(inner_steps, gradient=gradient),
-        windows=Windows(span, start),
-        augmentation=Augmentation(augment) if augment else None,
-        batch=batch,
-        seed=seed,
-    )
+    with renamed(steps="inner_steps", strategy="augment"):
+        return TrajectoryMatching(
+            store,
+            network,
+            synthetic,
+            unroll=Unroll(inner_steps, gradient=gradient),
+            windows=Windows(span, start),
+            augmentation=Augmentation(augment) if augment else None,
+            batch=batch,
+            seed=seed,
+        )

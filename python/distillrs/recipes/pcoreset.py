@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from distillrs import ops, select
+from distillrs.checks import check_floating, check_number, check_text, described
 from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Labelled, Labels, Objective, Output, Term, View
 from distillrs.knowledge.inputs import IGNORED
@@ -69,8 +68,8 @@ def pcoreset(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-        raise argument_error("weight", weight, "a number from 0 to 1")
+    check_number("weight", weight, "a number from 0 to 1", least=0, most=1)
+    check_text("labels", labels, "the name of an entry of the batch")
 
     def unlabelled(view: View) -> Tensor:
         return view.inputs.tensor(labels) == IGNORED
@@ -95,7 +94,7 @@ def pcoreset(
 
 
 def pcoreset_probabilities(ce: Tensor, kd: Tensor, share: float = 0.5, beta: float = 1.0) -> Tensor:
-    """What a student with two heads predicts: ``(1 - share) softmax(ce) + share softmax(kd / beta)``.
+    """What a student with two heads predicts: ``(1 - share) softmax(ce) + share softmax(kd / float(beta))``.
 
     Args:
         ce: Logits of the head for the labels, ``[n, classes]``.
@@ -109,14 +108,14 @@ def pcoreset_probabilities(ce: Tensor, kd: Tensor, share: float = 0.5, beta: flo
     Raises:
         ArgumentError: A value that is not allowed, or different shapes.
     """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise argument_error("share", share, "a number from 0 to 1")
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < math.inf:
-        raise argument_error("beta", beta, "a number above 0")
+    for name, logits in (("ce", ce), ("kd", kd)):
+        check_floating(name, logits, "floating logits [n, classes]", axes=2)
+    check_number("share", share, "a number from 0 to 1", least=0, most=1)
+    check_number("beta", beta, "a number above 0", above=0)
     if ce.shape != kd.shape:
         raise argument_error("kd", f"shape {tuple(kd.shape)}", f"the shape {tuple(ce.shape)} of ce")
     with torch.no_grad():
-        return (1 - share) * ce.softmax(-1) + share * (kd / beta).softmax(-1)
+        return (1 - share) * ce.softmax(-1) + share * (kd / float(beta)).softmax(-1)
 
 
 def pcoreset_queries(
@@ -139,12 +138,19 @@ def pcoreset_queries(
     Raises:
         ArgumentError: Rows that are no probabilities, or as of :func:`distillrs.select.k_center`.
     """
-    sums = probabilities.sum(1) if probabilities.ndim == 2 else probabilities.new_zeros(1)
+    check_floating("probabilities", probabilities, "floating [n, classes], rows from 0 to 1 that sum to 1", axes=2)
+    sums = probabilities.sum(1)
     # Logits have distances, too, and would be picked by them. A NaN fails the comparison and is named below.
     if len(sums) and (bool(((sums - 1).abs() > 0.02).any()) or float(probabilities.min()) < 0):
         got = f"{probabilities.dtype} {tuple(probabilities.shape)} that are no probabilities"
         raise argument_error("probabilities", got, "[n, classes], rows from 0 to 1 that sum to 1")
-    if labelled.dtype != torch.int64 or labelled.ndim != 1 or not _distinct(labelled, len(probabilities)):
+    if not isinstance(labelled, Tensor) or labelled.layout != torch.strided or labelled.is_meta:
+        allowed = f"int64 [m] of distinct rows from 0 to {len(probabilities) - 1}"
+        raise argument_error("labelled", described(labelled), allowed)
+    if labelled.dtype != torch.int64 or labelled.ndim != 1:
+        allowed = f"int64 [m] of distinct rows from 0 to {len(probabilities) - 1}"
+        raise argument_error("labelled", described(labelled), allowed)
+    if not _distinct(labelled, len(probabilities)):
         got = f"{labelled.dtype} {tuple(labelled.shape)}, {_range(labelled)}"
         raise argument_error("labelled", got, f"int64 [m] of distinct rows from 0 to {len(probabilities) - 1}")
     return select.k_center(probabilities, k, chosen=labelled, seed=seed, memory_budget=memory_budget)

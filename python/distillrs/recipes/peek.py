@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_floating, check_number, check_text, check_whole, described, numbers
 from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Entry, ListMLE, Objective, SelfTeacher, Term
 from distillrs.recipes._networks import LOGITS
 from distillrs.registry import recipe
 from distillrs.step import Step
 from distillrs.training import module_randomness
+
+_MOST = 1 << 16
 
 
 class FrameScorer(nn.Module):
@@ -45,12 +48,12 @@ class FrameScorer(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("features", features), ("layers", layers), ("heads", heads), ("hidden", hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise argument_error(name, value, "a positive integer")
-        if isinstance(width, bool) or not isinstance(width, int) or width < 2 or width % 2 or width % heads:
-            raise argument_error("width", width, f"an even number that {heads} heads divide")
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise argument_error("dropout", dropout, "a number from 0 to below 1")
+            check_whole(name, value, f"a whole number from 1 to {_MOST}", least=1, most=_MOST)
+        allowed = f"an even number that {heads} heads divide, at most {_MOST}"
+        check_whole("width", width, allowed, least=2, most=_MOST)
+        if width % 2 or width % heads:
+            raise argument_error("width", width, allowed)
+        check_number("dropout", dropout, "a number from 0 to below 1", least=0, below=1)
         with module_randomness(Step(0, seed=seed), "network initialisation"):
             self.start = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width))
             self.layers = nn.ModuleList(
@@ -70,8 +73,11 @@ class FrameScorer(nn.Module):
         Raises:
             ArgumentError: Other shapes.
         """
+        check_floating("frames", frames, f"floating [B, L, {self.features}]", axes=3)
         if frames.ndim != 3 or frames.shape[2] != self.features:
             raise argument_error("frames", tuple(frames.shape), f"[B, L, {self.features}]")
+        if mask is not None and not isinstance(mask, Tensor):
+            raise argument_error("mask", described(mask), f"None or a tensor {tuple(frames.shape[:2])}")
         if mask is not None and mask.shape != frames.shape[:2]:
             raise argument_error("mask", tuple(mask.shape), f"{tuple(frames.shape[:2])}, one for each frame")
         found = self.start(frames)
@@ -124,6 +130,9 @@ def peek(
     Returns:
         The objective; its group is "student".
     """
+    check_text("scores", scores, "the name of an entry of the batch")
+    if mask is not None:
+        check_text("mask", mask, "None or the name of an entry of the batch")
     term = Term(logits, Entry(scores), divergence=ListMLE(mask), name="ranking")
     return Objective(student, SelfTeacher(), [term], withheld=(scores,))
 
@@ -158,12 +167,18 @@ def peek_batch(
         ArgumentError: A value out of range, a video whose scores are not one for each frame, or one whose features are
             of another shape.
     """
-    if isinstance(crop, bool) or not 0 < crop <= 1:
-        raise argument_error("crop", crop, "a number above 0 to 1")
-    if len(drop) != 2 or not 0 <= drop[0] <= drop[1] < 1:
+    check_number("crop", crop, "a number above 0 to 1", above=0, most=1)
+    shares = numbers("drop", drop)
+    if len(shares) != 2 or not 0 <= shares[0] <= shares[1] < 1:
         raise argument_error("drop", drop, "two numbers that rise, from 0 to below 1")
-    if not 1 <= least <= most:
-        raise argument_error("least", least, f"a number from 1 to most, {most}")
+    check_whole("most", most, "a positive integer", least=1)
+    check_whole("least", least, f"a whole number from 1 to most, {most}", least=1, most=most)
+    check_whole("first_unit", first_unit, "a whole number from 0", least=0)
+    for name, given, axes in (("features", features, 2), ("scores", scores, 1)):
+        if not isinstance(given, list | tuple | Tensor):
+            raise argument_error(name, described(given), "a list of tensors, one for each video")
+        for place, each in enumerate(given):
+            check_floating(f"{name}[{place}]", each, "a floating tensor of frames", least_axes=axes)
     if len(features) != len(scores) or not len(features):
         raise argument_error("scores", f"{len(scores)} videos", f"as many as features, {len(features)}, at least one")
     step = Step.of(step)
@@ -182,7 +197,7 @@ def peek_batch(
         size = max(min(least, frames), math.ceil(frames * (crop + (1 - crop) * length)))
         size = min(size, frames)
         first = int(start * (frames - size + 1))
-        left = max(min(least, size), size - int(size * (drop[0] + (drop[1] - drop[0]) * share)))
+        left = max(min(least, size), size - int(size * (shares[0] + (shares[1] - shares[0]) * share)))
         unit = (first_unit + place) * 2**20
         order = random.uniform(range(unit, unit + size), step=step, name="peek drop").argsort()
         rows = first + order[:left].sort().values

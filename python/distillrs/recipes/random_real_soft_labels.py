@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from distillrs.checks import check_floating, check_instance
 from distillrs.condense import Committee, SoftLabels, Synthetic, draw_per_class
 from distillrs.condense.labels import check_classes
 from distillrs.registry import recipe
@@ -39,6 +40,8 @@ def random_real_soft_labels(
         ArgumentError: A value that is not allowed.
         DataError: A class has fewer than ``per_class`` examples.
     """
+    check_floating("x", x, "floating examples [n, ...], n >= 1", least_axes=2, rows=1)
+    check_instance("teachers", teachers, Committee, "a Committee")
     check_classes("y", y, len(x))
     rows = draw_per_class(y, per_class, seed=seed)
     images = x[rows]

@@ -7,9 +7,10 @@ from typing import Literal
 from distillrs import random
 from distillrs.condense import PairedSynthetic, PairNetwork, Pairs, PairTargets, PairTrajectoryMatching, Unroll, Windows
 from distillrs.condense.pair_trajectories import Sides
+from distillrs.condense.pairs import check_pairs
 from distillrs.condense.unroll import Gradient
 from distillrs.condense.windows import TrajectoryStore
-from distillrs.errors import DataError
+from distillrs.errors import DataError, renamed
 from distillrs.registry import recipe
 from distillrs.step import Step
 
@@ -40,7 +41,7 @@ def repblend_initial(
         DataError: There are fewer than ``count`` pairs.
     """
     targets = PairTargets(count, rank, strength=strength, seed=seed)
-    if count > pairs.checked("pairs").rows:
+    if count > check_pairs("pairs", pairs).rows:
         raise DataError(f"count: got {count}, but there are {pairs.rows} pairs; allowed is at most as many")
     rows = random.choice(pairs.rows, count, step=Step(0, seed=seed), name="first pairs")
     return PairedSynthetic.from_real(pairs, rows, rates=rates, learn_rates=True, targets=targets)
@@ -114,16 +115,17 @@ def repblend(
     Raises:
         ArgumentError: A value that is not allowed.
     """
-    return PairTrajectoryMatching(
-        store,
-        network,
-        synthetic,
-        unroll=Unroll(inner_steps, gradient),
-        windows=Windows(span, start),
-        batch=batch,
-        blended=blended,
-        sides=sides,
-        normalise=normalise,
-        temperature=temperature,
-        seed=seed,
-    )
+    with renamed(steps="inner_steps"):
+        return PairTrajectoryMatching(
+            store,
+            network,
+            synthetic,
+            unroll=Unroll(inner_steps, gradient),
+            windows=Windows(span, start),
+            batch=batch,
+            blended=blended,
+            sides=sides,
+            normalise=normalise,
+            temperature=temperature,
+            seed=seed,
+        )

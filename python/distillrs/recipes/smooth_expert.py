@@ -23,7 +23,7 @@ from distillrs.condense import (
 )
 from distillrs.condense.initial import expert_features, nearest_to_centres
 from distillrs.condense.unroll import Gradient
-from distillrs.errors import argument_error
+from distillrs.errors import argument_error, renamed
 from distillrs.registry import recipe
 from distillrs.training import TrainingSettings
 
@@ -171,16 +171,17 @@ def smooth_expert(
         raise argument_error("intermediate", intermediate, "'one', 'share' or 'none'")
     if not isinstance(start, range) or not len(start):
         raise argument_error("start", start, "a range with at least one start")
-    return TrajectoryMatching(
-        store,
-        network,
-        synthetic,
-        unroll=Unroll(inner_steps, gradient=gradient, momentum=momentum),
-        windows=Windows(span, start),
-        augmentation=Augmentation(augment) if augment else None,
-        batch=batch,
-        targets=None if intermediate == "none" else intermediate_targets(inner_steps, span, weight=intermediate),
-        perturbation=FilterPerturbation(perturbation) if perturbation else None,
-        inner_scale=BalancedScale(start.stop) if balanced else None,
-        seed=seed,
-    )
+    with renamed(steps="inner_steps", strategy="augment", scale="perturbation"):
+        return TrajectoryMatching(
+            store,
+            network,
+            synthetic,
+            unroll=Unroll(inner_steps, gradient=gradient, momentum=momentum),
+            windows=Windows(span, start),
+            augmentation=Augmentation(augment) if augment else None,
+            batch=batch,
+            targets=None if intermediate == "none" else intermediate_targets(inner_steps, span, weight=intermediate),
+            perturbation=FilterPerturbation(perturbation) if perturbation else None,
+            inner_scale=BalancedScale(start.stop) if balanced else None,
+            seed=seed,
+        )

@@ -2,7 +2,9 @@
 
 Distances are Euclidean and exact in float64, whatever the dtype of the points; ties go to the lowest index; results
 depend neither on the number of threads nor on the processor; memory grows with the points, never with their square.
-Picks come in order, and the first of them are what a smaller number would have given.
+Picks come in order, and the first of them are what a smaller number would have given, but where a method says that it
+looks at the number. Points are arrays, memory-mapped ones among them, or tensors; ``memory_budget`` counts what is
+taken beside them, and the pages of a mapped file are the system's own.
 """
 
 from __future__ import annotations

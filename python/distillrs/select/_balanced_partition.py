@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from distillrs import _core
-from distillrs.select._points import Points, as_matrix, as_tensor, check_memory, whole
+from distillrs.select._points import Points, as_matrix, as_tensor, check_memory, copied_bytes, whole
 
 
 def balanced_partition(points: Points, k: int, *, iterations: int = 20, memory_budget: int | None = None) -> Tensor:
@@ -33,10 +35,11 @@ def balanced_partition(points: Points, k: int, *, iterations: int = 20, memory_b
             is too small.
     """
     tensor = as_tensor("points", points)
+    k = whole("k", k, 1, len(tensor))
+    iterations = whole("iterations", iterations, 0, 2**63 - 1)
+    columns = math.prod(tensor.shape[1:])
+    check_memory(memory_budget, copied_bytes(tensor) + 80 * len(tensor) + 64 * columns + 64 * k + 2**16)
     matrix = as_matrix(tensor)
-    k = whole("k", k, 1, len(matrix))
-    iterations = whole("iterations", iterations, 0)
-    check_memory(memory_budget, 80 * len(matrix) + 64 * matrix.shape[1] + 64 * k + 2**16)
     labels = np.empty(len(matrix), np.int64)
     _core.balanced_partition(matrix.data, k, iterations, labels.data)
     return torch.from_numpy(labels).to(tensor.device)

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from torch import Tensor
 
 from distillrs import _core
+from distillrs.checks import check_choice
 from distillrs.errors import argument_error
 from distillrs.select._groups import Rows
 from distillrs.select._partitioned import Shortlist, Values, check_partitions, shortlist, shortlist_of_all
 from distillrs.select._picks import Picks, greedy
-from distillrs.select._points import Matrix, Points, kept_bytes, whole
+from distillrs.select._points import Integers, Matrix, Points, as_tensor, copied_bytes, kept_bytes, whole
 from distillrs.select._processes import Part, Peers, greedy_sharded, replicas
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def facility_location(
     sample: int | None = None,
     neighbours: int | None = None,
     partitions: int | None = None,
-    groups: Tensor | None = None,
+    groups: Integers | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
     process_group: ProcessGroup | None = None,
@@ -51,7 +51,8 @@ def facility_location(
     few are computed anew (Minoux 1978); the first pick is the point nearest to the mean. "stochastic" takes the best of
     a few random candidates for each pick (Mirzasoleiman and others 2015). "partitioned" takes two rounds (Mirzasoleiman
     and others 2013): every part of the points picks ``k`` for itself, and lazy greedy picks among those, each standing
-    for the points of its part that are nearest to it. None of them holds a matrix of similarities.
+    for the points of its part that are nearest to it; as the parts' picks depend on ``k``, the first of them are not
+    what a smaller ``k`` gives. None of them holds a matrix of similarities.
 
     With ``process_group`` every process passes its own rows, some of them none, in the order of the ranks, and the same
     other arguments; rows are counted over all processes. All get all picks, and with "lazy" and "stochastic" they and
@@ -73,7 +74,7 @@ def facility_location(
             picks are those without. Only with "lazy", in one process.
         partitions: Parts of the points of each group for "partitioned", consecutive rows of about equal number; with
             ``process_group`` the rows of a process are a part.
-        groups: int64 ``[n]``: points of different groups (classes, say) are picked apart.
+        groups: Integers ``[n]``: points of different groups (classes, say) are picked apart.
         seed: Seed of the random candidates.
         memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about one
             float32 copy of the points, and keeps up to 64 MiB of intermediate results in what is left.
@@ -88,15 +89,14 @@ def facility_location(
         ArgumentError: For points that are not finite (the message has the row), a number or name out of range, groups
             of another length, a budget that is too small, or processes whose arguments disagree.
     """
-    if similarity != "euclidean":
+    if not isinstance(similarity, str) or similarity != "euclidean":
         raise argument_error("similarity", similarity, "'euclidean'")
-    if method not in ("lazy", "stochastic", "partitioned"):
-        raise argument_error("method", method, "'lazy', 'stochastic' or 'partitioned'")
+    check_choice("method", method, ("lazy", "stochastic", "partitioned"))
     check_partitions(partitions, method == "partitioned", process_group, replicated)
     if sample is not None:
         if method != "stochastic":
             raise argument_error("sample", sample, "None, or a number together with method='stochastic'")
-        sample = whole("sample", sample, 1)
+        sample = whole("sample", sample, 1, 2**63 - 1)
     if neighbours is not None:
         if method != "lazy":
             raise argument_error("neighbours", neighbours, "None, or a number together with method='lazy'")
@@ -148,7 +148,7 @@ def facility_location(
         if neighbours is not None and neighbours > len(matrix):
             where = "" if rows is None else f" for group {group}"
             raise argument_error("neighbours", f"{neighbours}{where}", f"from 1 to its number of points, {len(matrix)}")
-        copy = matrix.nbytes if rows is not None else 0
+        copy = copied_bytes(as_tensor("points", points)) + (matrix.nbytes if rows is not None else 0)
         kept = kept_bytes(memory_budget, copy + needed(*matrix.shape, len(ids)) + 2**16, MOST_KEPT)
         _core.facility_location(matrix.data, drawn, seed, group % 2**64, kept, neighbours, ids.data, gains.data)
 

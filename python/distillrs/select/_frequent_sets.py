@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distillrs.errors import argument_error
+from distillrs.select._min_hash import elements_of
 from distillrs.select._points import whole
 
 
@@ -60,7 +61,7 @@ def frequent_sets(
     most = whole("most", most, 0)
     largest = None if largest is None else whole("largest", largest, 0)
     rows: dict[int, int] = {}
-    for place, members in enumerate(sets):
+    for place, members in elements_of(sets):
         for element in members:
             if isinstance(element, bool) or not isinstance(element, int | np.integer) or not _fits(int(element)):
                 raise argument_error("sets", f"{element!r} in the set at {place}", "whole numbers of 64 bits")

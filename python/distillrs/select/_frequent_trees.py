@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distillrs import _core
 from distillrs.errors import argument_error
-from distillrs.select._points import whole
+from distillrs.select._points import Integers, Whole, integers, whole
 
 _DEEPEST = 64
 
@@ -63,7 +63,7 @@ class Trees:
         Returns:
             int64 ``[m]``: numbers of trees, the most frequent first, of equals the lowest first.
         """
-        ids = (self.supports >= whole("support", support, 1)).nonzero()[:, 0]
+        ids = (self.supports >= whole("support", support, 1, 2**63 - 1)).nonzero()[:, 0]
         return ids[self.supports[ids].argsort(descending=True, stable=True)]
 
     def expand(self, tree: int, *, most: int = 2**20) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,6 +92,7 @@ def expand(levels: Sequence[Level], tree: int, most: int) -> tuple[Tensor, Tenso
         most: Most nodes.
     """
     tree = whole("tree", tree, 0, len(levels[-1].labels) - 1)
+    most = whole("most", most, 1)
     depth = len(levels) - 1
     labels, edges, edge_labels = [int(levels[depth].labels[tree])], [], []
     row = [(0, tree)]
@@ -151,12 +152,12 @@ def only(levels: Sequence[Level], trees: Tensor) -> tuple[Level, ...]:
 
 
 def frequent_trees(
-    labels: Tensor,
-    edges: Tensor,
-    graphs: Tensor | None = None,
+    labels: Integers,
+    edges: Integers,
+    graphs: Integers | None = None,
     *,
     depth: int,
-    edge_labels: Tensor | None = None,
+    edge_labels: Integers | None = None,
 ) -> Trees:
     """Finds the computation trees of all nodes and in how many graphs each occurs.
 
@@ -166,58 +167,38 @@ def frequent_trees(
     others, "Mirage", 2024). Time and memory grow with nodes and edges times ``depth``.
 
     Args:
-        labels: int64 ``[nodes]``: labels of the nodes of all graphs.
-        edges: int64 ``[2, edges]``: sending node and receiving node; an undirected edge is two.
-        graphs: int64 ``[nodes]``: the graph of each node; ``None`` for one graph.
+        labels: Integers ``[nodes]``: labels of the nodes of all graphs.
+        edges: Integers ``[2, edges]``: sending node and receiving node; an undirected edge is two.
+        graphs: Integers ``[nodes]``: the graph of each node; ``None`` for one graph.
         depth: Layers, from 0 to 64.
-        edge_labels: int64 ``[edges]``; ``None`` if they are all alike.
+        edge_labels: Integers ``[edges]``; ``None`` if they are all alike.
 
     Raises:
         ArgumentError: For tensors of other types or shapes, an edge to a node that is not there, an edge between two
             graphs, or a ``depth`` out of range.
     """
     depth = whole("depth", depth, 0, _DEEPEST)
-    _check("labels", labels, (None,))
-    _check("edges", edges, (2, None))
-    nodes = len(labels)
-    if graphs is None:
-        graphs = torch.zeros(nodes, dtype=torch.int64, device=edges.device)
-    _check("graphs", graphs, (nodes,))
-    if edge_labels is not None:
-        _check("edge_labels", edge_labels, (edges.shape[1],))
-    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < nodes:
-        outside = edges[(edges < 0) | (edges >= nodes)][0]
+    own_labels = _integers("labels", labels, (None,))
+    ends = _integers("edges", edges, (2, None))
+    nodes = len(own_labels)
+    owners = np.zeros(nodes, np.int64) if graphs is None else _integers("graphs", graphs, (nodes,))
+    kinds = None if edge_labels is None else _integers("edge_labels", edge_labels, (ends.shape[1],)).data
+    if ends.size and not 0 <= int(ends.min()) <= int(ends.max()) < nodes:
+        outside = ends[(ends < 0) | (ends >= nodes)][0]
         raise argument_error("edges", int(outside), f"nodes from 0 to {nodes} - 1")
-    owners = graphs.to(edges.device)[edges]
-    if not torch.equal(owners[0], owners[1]):
-        edge = int((owners[0] != owners[1]).nonzero()[0, 0])
+    between = owners[ends[0]] != owners[ends[1]]
+    if between.any():
+        edge = int(between.nonzero()[0][0])
         raise argument_error("edges", f"edge {edge} between two graphs", "edges within a graph")
-    found, levels = _core.computation_trees(
-        _array(labels).data,
-        _array(graphs).data,
-        _array(edges[0]).data,
-        _array(edges[1]).data,
-        None if edge_labels is None else _array(edge_labels).data,
-        depth,
-    )
+    found, levels = _core.computation_trees(own_labels.data, owners.data, ends[0].data, ends[1].data, kinds, depth)
     own, roots, counts, supports = map(_tensor, found)
     return Trees(own, roots, counts, supports, tuple(Level(*map(_tensor, level)) for level in levels))
 
 
-def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    shown = "[" + ", ".join("m" if size is None else str(size) for size in shape) + "]"
-    if (
-        not isinstance(tensor, Tensor)
-        or tensor.dtype != torch.int64
-        or tensor.dim() != len(shape)
-        or any(size not in (None, own) for size, own in zip(shape, tensor.shape, strict=True))
-    ):
-        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise argument_error(name, got, f"an int64 tensor {shown}")
-
-
-def _array(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+def _integers(name: str, values: Integers, shape: tuple[int | None, ...]) -> Whole:
+    return integers(
+        name, values, shape, f"integers [{', '.join('m' if size is None else str(size) for size in shape)}]"
+    )
 
 
 def _tensor(values: bytes) -> Tensor:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillrs import _core
+from distillrs.checks import is_number
 from distillrs.errors import argument_error
-from distillrs.select._points import Matrix, whole
+from distillrs.select._points import Integers, integers, whole
 
 Rows: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -29,27 +29,26 @@ class Members(dict[int, Rows | None]):
         """Whether there are groups."""
         return not (len(self) == 1 and next(iter(self.values())) is None)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that telling the groups apart takes: their numbers, the rows in their order, and both sorted."""
+        return 32 * self.n if self.grouped else 0
+
     def size(self, group: int) -> int:
         """How many points the group has."""
         rows = self[group]
         return self.n if rows is None else len(rows)
 
 
-def members_of(groups: Tensor | None, matrix: Matrix) -> Members:
+def members_of(groups: Integers | None, n: int) -> Members:
     """The members of each group.
 
     Raises:
-        ArgumentError: For groups of another kind or length, and with groups for points that are not finite: a group
-            alone would be told of its own rows, not of the caller's.
+        ArgumentError: For groups of another kind or length.
     """
-    n = len(matrix)
     if groups is None:
         return Members(n, {0: None})
-    if not isinstance(groups, Tensor) or groups.dtype != torch.int64 or groups.shape != (n,):
-        got = f"{groups.dtype} of shape {tuple(groups.shape)}" if isinstance(groups, Tensor) else type(groups).__name__
-        raise argument_error("groups", got, f"None or an int64 tensor of shape ({n},)")
-    _core.check_points(matrix.data)
-    values = groups.detach().cpu().numpy()
+    values = integers("groups", groups, (n,), f"None or integers of shape ({n},)")
     order = np.argsort(values, kind="stable")
     names, firsts = np.unique(values[order], return_index=True)
     return Members(n, {int(name): rows for name, rows in zip(names, np.split(order, firsts[1:]), strict=bool(n))})
@@ -80,7 +79,7 @@ def counts_of(
         raise argument_error("k", "neither k nor fraction" if k is None else "k and fraction", "one of the two")
     most = {group: members.size(group) - (taken or {}).get(group, 0) for group in members}
     if fraction is not None:
-        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+        if not is_number(fraction) or not 0 <= fraction <= 1:
             raise argument_error("fraction", fraction, "a number from 0 to 1")
         wanted = {group: math.floor(fraction * members.size(group) + 0.5) for group in members}
         for group, count in wanted.items():
@@ -94,7 +93,7 @@ def counts_of(
             raise argument_error("k", "a mapping", "an integer, or a mapping together with groups")
         if set(k) != set(members):
             raise argument_error(
-                "k", f"a mapping with the groups {sorted(k)}", f"one with the groups {sorted(members)}"
+                "k", f"a mapping with the groups {sorted(k, key=str)}", f"one with the groups {sorted(members)}"
             )
         return {group: _count(k[group], least, most[group], group) for group in members}
     if k is None or not members.grouped:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from torch import Tensor
 
 from distillrs import _core
 from distillrs.select._groups import Rows
 from distillrs.select._picks import Picks, greedy
-from distillrs.select._points import Matrix, Points
+from distillrs.select._points import Integers, Matrix, Points
 
 
 def herding(
@@ -18,7 +17,7 @@ def herding(
     k: int | Mapping[int, int] | None = None,
     *,
     fraction: float | None = None,
-    groups: Tensor | None = None,
+    groups: Integers | None = None,
     memory_budget: int | None = None,
 ) -> Picks:
     r"""Picks points whose mean follows the mean of all (Welling 2009).
@@ -31,7 +30,7 @@ def herding(
         points: ``[n, ...]``, floating point, finite; float16 and bfloat16 are taken as float32.
         k: Number of picks, from 0 to ``n``; with groups the number for each, or a mapping from group to number.
         fraction: Share of the points (of each group) to pick instead, from 0 to 1, rounded to the nearest number.
-        groups: int64 ``[n]``: points of different groups are picked apart.
+        groups: Integers ``[n]``: points of different groups are picked apart.
         memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about half
             of a float32 copy of the points.
 

@@ -10,13 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from distillrs import _core, random
+from distillrs.checks import check_choice
 from distillrs.errors import argument_error
 from distillrs.ops import _backends
 from distillrs.ops._cuda import _farthest
 from distillrs.select._groups import Members, Rows, counts_of
 from distillrs.select._partitioned import Shortlist, Values, check_partitions, shortlist, shortlist_of_all
 from distillrs.select._picks import Picks, greedy, rows_of
-from distillrs.select._points import Matrix, Points, as_tensor, check_memory, directions, whole
+from distillrs.select._points import Integers, Matrix, Points, as_tensor, check_memory, directions, integers, whole
 from distillrs.select._processes import Part, Peers, greedy_sharded, replicas
 from distillrs.step import Step
 
@@ -29,12 +30,12 @@ def k_center(
     k: int | Mapping[int, int] | None = None,
     *,
     fraction: float | None = None,
-    chosen: Tensor | None = None,
+    chosen: Integers | None = None,
     start: int | Mapping[int, int] | None = None,
     metric: Literal["euclidean", "cosine"] = "euclidean",
     method: Literal["exact", "partitioned"] = "exact",
     partitions: int | None = None,
-    groups: Tensor | None = None,
+    groups: Integers | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
     process_group: ProcessGroup | None = None,
@@ -50,7 +51,8 @@ def k_center(
 
     "partitioned" takes two rounds: every part of the points picks ``k`` for itself, and those are picked among. The
     largest distance left is then at most four times the smallest possible one (Malkomes and others 2015), and processes
-    talk once for each group instead of once for each pick.
+    talk once for each group instead of once for each pick. As the parts' picks depend on ``k``, the first of them are
+    not what a smaller ``k`` gives.
 
     With ``process_group`` every process passes its own rows, some of them none, in the order of the ranks, and the same
     other arguments; rows are counted over all processes. All get all picks, and with "exact" they are those of one
@@ -64,13 +66,13 @@ def k_center(
         k: Number of picks, from 0 to the points that are not chosen; with groups the number for each, or a mapping
             from group to number.
         fraction: Share of the points (of each group) to pick instead, from 0 to 1, rounded to the nearest number.
-        chosen: int64 ``[m]``: rows that count as picked before; they are not picked again.
+        chosen: Integers ``[m]``: rows that count as picked before; they are not picked again.
         start: The first pick; with groups a mapping from group to row, for any of them.
         metric: "euclidean", or "cosine" for 1 minus the cosine between two points.
         method: "exact" or "partitioned", which takes neither ``chosen`` nor ``start``.
         partitions: Parts of the points of each group for "partitioned", consecutive rows of about equal number; with
             ``process_group`` the rows of a process are a part.
-        groups: int64 ``[n]``: points of different groups (classes, say) are picked apart.
+        groups: Integers ``[n]``: points of different groups (classes, say) are picked apart.
         seed: Seed of the drawn first picks.
         memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about one
             float32 copy of the points.
@@ -86,20 +88,19 @@ def k_center(
             of range, rows that are not there, groups of another length, a budget that is too small, or processes whose
             arguments disagree.
     """
-    if method not in ("exact", "partitioned"):
-        raise argument_error("method", method, "'exact' or 'partitioned'")
+    check_choice("method", method, ("exact", "partitioned"))
     check_partitions(partitions, method == "partitioned", process_group, replicated)
     for name, value in (("chosen", chosen), ("start", start)):
         if method == "partitioned" and value is not None:
             raise argument_error(name, "a value with method='partitioned'", "None, or method='exact'")
-    if metric not in ("euclidean", "cosine"):
-        raise argument_error("metric", metric, "'euclidean' or 'cosine'")
+    check_choice("metric", metric, ("euclidean", "cosine"))
     seed = whole("seed", seed, 0, 2**64 - 1)
-    prepare = directions if metric == "cosine" else lambda matrix: matrix
-    listed = chosen.tolist() if isinstance(chosen, Tensor) else []
+    prepare = directions if metric == "cosine" else None
+    # Whether they are rows is looked at below, where it is known how many rows there are.
+    listed = [] if chosen is None else integers("chosen", chosen, (None,), "None or integers [m]").tolist()
 
     def needed(n: int, d: int, k: int) -> int:
-        cosine = (2**17 + 8 * n * d) * (metric == "cosine")
+        cosine = 2**17 * (metric == "cosine")
         return 4 * n * d + 64 * n + ((partitions or 1) * k + len(listed) + 32) * (12 * d + 16) + cosine
 
     def finish(gains: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
@@ -239,7 +240,7 @@ def _on_device(
     return Picks(*_farthest.traverse(flat, chosen.tolist(), start, count))
 
 
-def _starts(start: int | Mapping[int, int] | None, groups: Tensor | None, n: int, members: Members) -> dict[int, int]:
+def _starts(start: int | Mapping[int, int] | None, groups: Integers | None, n: int, members: Members) -> dict[int, int]:
     if start is None:
         return {}
     if isinstance(start, Mapping):
@@ -247,7 +248,7 @@ def _starts(start: int | Mapping[int, int] | None, groups: Tensor | None, n: int
             raise argument_error("start", "a mapping", "a row, or a mapping together with groups")
         unknown = set(start) - set(members)
         if unknown:
-            raise argument_error("start", f"the group {min(unknown)}", f"the groups {sorted(members)}")
+            raise argument_error("start", f"the group {min(unknown, key=str)}", f"the groups {sorted(members)}")
         return {group: whole("start", row, 0, n - 1) for group, row in start.items()}
     if groups is not None:
         raise argument_error("start", start, "a mapping from group to row, as there are groups")

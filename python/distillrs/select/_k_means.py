@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,8 +12,18 @@ from torch import Tensor
 
 from distillrs import _core
 from distillrs.errors import argument_error
-from distillrs.select._groups import counts_of, group_of_each, members_of
-from distillrs.select._points import Matrix, Points, as_matrix, as_tensor, check_memory, whole
+from distillrs.select._groups import Members, counts_of, group_of_each, members_of
+from distillrs.select._points import (
+    Integers,
+    Matrix,
+    Points,
+    as_matrix,
+    as_tensor,
+    check_memory,
+    copied_bytes,
+    whole,
+    width_of,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,11 +50,12 @@ class Clusters:
 
 def k_means(
     points: Points,
-    k: int | Mapping[int, int],
+    k: int | Mapping[int, int] | None = None,
     *,
+    fraction: float | None = None,
     start: Points | None = None,
     iterations: int = 100,
-    groups: Tensor | None = None,
+    groups: Integers | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
 ) -> Clusters:
@@ -58,9 +70,10 @@ def k_means(
     Args:
         points: ``[n, ...]``, floating point, finite; float16 and bfloat16 are taken as float32.
         k: Number of clusters, from 1 to ``n``; with groups the number for each, or a mapping from group to number.
+        fraction: Share of the points (of each group) instead, from 0 to 1, rounded to the nearest number.
         start: ``[k, ...]``: centres to start from, with groups those of the lowest group first.
         iterations: Most rounds.
-        groups: int64 ``[n]``: points of different groups are clustered apart (classes, say).
+        groups: Integers ``[n]``: points of different groups are clustered apart (classes, say).
         seed: Seed of the start.
         memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about one
             float32 copy of the points.
@@ -73,13 +86,16 @@ def k_means(
             another shape, groups of another length, or a budget that is too small.
     """
     tensor = as_tensor("points", points)
-    matrix = as_matrix(tensor)
-    iterations = whole("iterations", iterations, 0)
+    iterations = whole("iterations", iterations, 0, 2**63 - 1)
     seed = whole("seed", seed, 0, 2**64 - 1)
-    members = members_of(groups, matrix)
-    counts = counts_of(k, members, least=1)
+    members = members_of(groups, len(tensor))
+    counts = counts_of(k, members, least=1, fraction=fraction)
     total = sum(counts.values())
-    check_memory(memory_budget, _bytes_needed(matrix, total, groups is not None))
+    check_memory(memory_budget, _bytes_needed(tensor, total, members))
+    matrix = as_matrix(tensor)
+    if members.grouped:
+        # A group alone would be told of its own rows, not of the caller's.
+        _core.check_points(matrix.data)
     starts = None if start is None else _starts(start, total, tensor)
 
     centres = np.empty((total, matrix.shape[1]), np.float64)
@@ -121,9 +137,10 @@ def _starts(start: Points, total: int, points: Tensor) -> Matrix:
     return as_matrix(tensor.to(torch.float64))
 
 
-def _bytes_needed(matrix: Matrix, k: int, grouped: bool) -> int:
-    n, d = matrix.shape
+def _bytes_needed(points: Tensor, k: int, members: Members) -> int:
+    n, d = len(points), math.prod(points.shape[1:])
+    largest = max(map(members.size, members), default=0) if members.grouped else 0
     # A float32 copy, and one more for the search of medoids, a part at a time; bounds on 16 groups of centres; sums and
     # bookkeeping of a round.
-    copies = 4 * n * d + 4 * min(n, 2**14) * d + (matrix.nbytes if grouped else 0)
-    return copies + 144 * n + 48 * k * d + 2**16
+    copies = 4 * n * d + 4 * min(n, 2**14) * d + largest * d * width_of(points, None)
+    return members.nbytes + copied_bytes(points) + copies + 144 * n + 48 * k * d + 2**16

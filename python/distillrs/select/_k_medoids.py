@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from distillrs import _core
 from distillrs.errors import argument_error
 from distillrs.select._groups import counts_of, group_of_each, members_of
 from distillrs.select._k_means import Clusters
 from distillrs.select._picks import rows_of
-from distillrs.select._points import Points, as_matrix, as_tensor, check_memory, kept_bytes, whole
+from distillrs.select._points import (
+    Integers,
+    Points,
+    as_matrix,
+    as_tensor,
+    check_memory,
+    copied_bytes,
+    kept_bytes,
+    whole,
+    width_of,
+)
 
 MOST_KEPT = 2**28
 
@@ -23,9 +33,9 @@ def k_medoids(
     k: int | Mapping[int, int] | None = None,
     *,
     fraction: float | None = None,
-    start: Tensor | None = None,
+    start: Integers | None = None,
     iterations: int = 100,
-    groups: Tensor | None = None,
+    groups: Integers | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
 ) -> Clusters:
@@ -41,9 +51,9 @@ def k_medoids(
         points: ``[n, ...]``, floating point, finite; float16 and bfloat16 are taken as float32.
         k: Number of clusters, from 1 to ``n``; with groups the number for each, or a mapping from group to number.
         fraction: Share of the points (of each group) instead, from 0 to 1, rounded to the nearest number.
-        start: int64 ``[k]``: rows to start from, with groups those of the lowest group first; drawn without.
+        start: Integers ``[k]``: rows to start from, with groups those of the lowest group first; drawn without.
         iterations: Most passes over the candidates.
-        groups: int64 ``[n]``: points of different groups (classes, say) are clustered apart.
+        groups: Integers ``[n]``: points of different groups (classes, say) are clustered apart.
         seed: Seed of the drawn start.
         memory_budget: Bytes that the work may take beside the points; ``None`` sets no limit. The work takes about one
             float32 copy of the points, and keeps products in what is left.
@@ -57,23 +67,27 @@ def k_medoids(
             is not ``k`` distinct rows of the groups, groups of another length, or a budget that is too small.
     """
     tensor = as_tensor("points", points)
-    matrix = as_matrix(tensor)
-    iterations = whole("iterations", iterations, 0)
+    iterations = whole("iterations", iterations, 0, 2**63 - 1)
     seed = whole("seed", seed, 0, 2**64 - 1)
-    members = members_of(groups, matrix)
+    members = members_of(groups, len(tensor))
     counts = counts_of(k, members, least=1, fraction=fraction)
     total = sum(counts.values())
-    columns = matrix.shape[1]
-    copy = matrix.nbytes if members.grouped else 0
+    n, columns = len(tensor), math.prod(tensor.shape[1:])
+    largest = max(map(members.size, members), default=0) if members.grouped else 0
+    copy = members.nbytes + copied_bytes(tensor) + largest * columns * width_of(tensor, None)
     # A copy of 32 bits, products of a block of candidates, and what is known of every point.
-    needed = copy + (4 * columns + 400) * (len(matrix) + 32) + 2**14 * columns + 64 * total * columns + 2**16
+    needed = copy + (4 * columns + 400) * (n + 32) + 2**14 * columns + 64 * total * columns + 2**16
     check_memory(memory_budget, needed)
     kept = kept_bytes(memory_budget, needed, MOST_KEPT)
-    starts = None if start is None else rows_of("start", start, len(matrix))
+    starts = None if start is None else rows_of("start", start, n)
     if starts is not None and len(starts) != total:
         raise argument_error("start", f"{len(starts)} rows", f"k = {total} rows")
+    matrix = as_matrix(tensor)
+    if members.grouped:
+        # A group alone would be told of its own rows, not of the caller's.
+        _core.check_points(matrix.data)
 
-    labels, medoids = np.empty(len(matrix), np.int64), np.empty(total, np.int64)
+    labels, medoids = np.empty(n, np.int64), np.empty(total, np.int64)
     loss, first, most = 0.0, 0, 0
     for group, count in counts.items():
         rows = members[group]

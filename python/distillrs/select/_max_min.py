@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Literal, TypeVar, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from distillrs.select._picks import Picks
 from distillrs.select._points import whole
 
 Item = TypeVar("Item")
+_NAMED = ("levenshtein", "normalised_levenshtein")
 
 
 def max_min(
@@ -45,11 +46,14 @@ def max_min(
         ArgumentError: For items that are no texts where "levenshtein" is asked for, a number out of range, or a metric
             that gives something else than a distance. What a metric raises arrives as it is.
     """
-    k = whole("k", k, 0, len(items))
+    n = _length(items)
+    if not callable(metric) and not (isinstance(metric, str) and metric in _NAMED):
+        raise argument_error("metric", metric, "'levenshtein', 'normalised_levenshtein' or a function of two items")
+    k = whole("k", k, 0, n)
     seed = whole("seed", seed, 0, 2**64 - 1)
-    first = None if start is None else whole("start", start, 0, len(items) - 1)
+    first = None if start is None else whole("start", start, 0, n - 1)
     ids, gains = np.empty(k, np.int64), np.empty(k, np.float64)
-    if metric in ("levenshtein", "normalised_levenshtein"):
+    if isinstance(metric, str):
         for place, item in enumerate(items):
             if not isinstance(item, str):
                 raise argument_error("items", f"{type(item).__name__} at {place}", f"texts, as the metric is {metric}")
@@ -57,7 +61,9 @@ def max_min(
                 item.encode()
             except UnicodeEncodeError as failure:
                 raise argument_error("items", f"a lone surrogate at {place}", "texts of characters") from failure
-    if metric == "normalised_levenshtein" or callable(metric):
+    if metric == "levenshtein":
+        _core.max_min_texts(list(cast(Sequence[str], items)), first, seed, ids.data, gains.data)
+    else:
         measure = cast(Callable[[Item, Item], float], normalised_levenshtein if isinstance(metric, str) else metric)
 
         def distance(item: int, pick: int) -> float:
@@ -67,12 +73,23 @@ def max_min(
             except (TypeError, ValueError):
                 raise argument_error("metric", f"{found!r} between items {item} and {pick}", "numbers") from None
 
-        _core.max_min_items(len(items), distance, first, seed, ids.data, gains.data)
-    elif metric == "levenshtein":
-        _core.max_min_texts(list(cast(Sequence[str], items)), first, seed, ids.data, gains.data)
-    else:
-        raise argument_error("metric", metric, "'levenshtein', 'normalised_levenshtein' or a function of two items")
+        _core.max_min_items(n, distance, first, seed, ids.data, gains.data)
     return Picks(torch.from_numpy(ids), torch.from_numpy(gains))
+
+
+def _length(items: object) -> int:
+    """How many items; a single text is not read letter by letter.
+
+    Raises:
+        ArgumentError: For what has no items in an order.
+    """
+    is_one = isinstance(items, str | bytes | Mapping)
+    if isinstance(items, Sized) and hasattr(type(items), "__getitem__") and not is_one:
+        try:
+            return len(items)
+        except TypeError:  # a tensor without axes
+            pass
+    raise argument_error("items", items if isinstance(items, str) else type(items).__name__, "a sequence of items")
 
 
 def normalised_levenshtein(left: str, right: str) -> float:

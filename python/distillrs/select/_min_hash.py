@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from distillrs import _core
 from distillrs.errors import argument_error
-from distillrs.select._points import whole
+from distillrs.select._points import Integers, integers, whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,18 +30,25 @@ class MinHash:
     def __len__(self) -> int:
         return len(self.signatures)
 
-    def jaccard(self, left: Tensor, right: Tensor) -> Tensor:
+    def jaccard(self, left: Integers, right: Integers) -> Tensor:
         """Estimates the Jaccard index, common elements over all elements, of pairs of sets.
 
         Unbiased, with a standard deviation of ``sqrt(J (1 - J) / signatures)`` (Broder 1997). Two empty sets have 1.
 
         Args:
-            left: int64 ``[m]``: numbers of sets.
-            right: int64 ``[m]``: the sets that they are compared with.
+            left: Integers ``[m]``: numbers of sets.
+            right: Integers ``[m]``: the sets that they are compared with.
 
         Returns:
             float64 ``[m]``, from 0 to 1.
+
+        Raises:
+            ArgumentError: For numbers that no set has, or two of different lengths.
         """
+        own = [self._places(name, rows) for name, rows in (("left", left), ("right", right))]
+        if own[0].shape != own[1].shape:
+            raise argument_error("right", f"{len(own[1])} sets", f"as many as left has, {len(own[0])}")
+        left, right = own
         return (self.signatures[left] == self.signatures[right]).double().mean(-1)
 
     def candidates(self, bands: int, *, threshold: float = 0.0, most: int = 2**24) -> Tensor:
@@ -70,6 +78,32 @@ class MinHash:
         pairs = torch.tensor(found, dtype=torch.int64, device=self.signatures.device).reshape(-1, 2)
         return pairs[self.jaccard(pairs[:, 0], pairs[:, 1]) >= threshold]
 
+    def _places(self, name: str, rows: Integers) -> Tensor:
+        allowed = f"integers [m] from 0 to {len(self)} - 1"
+        places = integers(name, rows, (None,), allowed)
+        if places.size and not 0 <= places.min() <= places.max() < len(self):
+            raise argument_error(name, int(places[(places < 0) | (places >= len(self))][0]), allowed)
+        return torch.from_numpy(places).to(self.signatures.device)
+
+
+def elements_of(sets: object) -> Iterator[tuple[int, Iterable[object]]]:
+    """Each set with its place.
+
+    Raises:
+        ArgumentError: For what is no sequence of sets.
+    """
+    if not _is_iterable(sets):
+        raise argument_error("sets", sets if isinstance(sets, str | bytes) else type(sets).__name__, "a list of sets")
+    for place, members in enumerate(sets):
+        if not _is_iterable(members):
+            raise argument_error("sets", f"a {type(members).__name__} at {place}", "sets of numbers, texts or bytes")
+        yield place, members
+
+
+def _is_iterable(value: object) -> TypeGuard[Iterable[object]]:
+    """Whether it has elements; a text is not read letter by letter, and a tensor without axes has none."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
+
 
 def min_hash(sets: Sequence[Iterable[int | str | bytes]], signatures: int = 128, *, seed: int = 0) -> MinHash:
     """Makes signatures of sets whose agreement estimates how much the sets have in common (Broder 1997).
@@ -93,9 +127,7 @@ def min_hash(sets: Sequence[Iterable[int | str | bytes]], signatures: int = 128,
     seed = whole("seed", seed, 0, 2**64 - 1)
     values: list[int] = []
     offsets = [0]
-    for place, members in enumerate(sets):
-        if isinstance(members, str | bytes):
-            raise argument_error("sets", f"a {type(members).__name__} at {place}", "sets of numbers, texts or bytes")
+    for place, members in elements_of(sets):
         values.extend(_number(element, place) for element in members)
         offsets.append(len(values))
     flat, ends = np.array(values, dtype=np.int64), np.array(offsets, dtype=np.int64)
@@ -104,7 +136,7 @@ def min_hash(sets: Sequence[Iterable[int | str | bytes]], signatures: int = 128,
     return MinHash(torch.from_numpy(found.view(np.int64)))
 
 
-def _number(element: int | str | bytes, place: int) -> int:
+def _number(element: object, place: int) -> int:
     if isinstance(element, str):
         element = element.encode("utf-8", "surrogatepass")
     if isinstance(element, bytes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from distillrs import _core
 from distillrs.errors import argument_error
-from distillrs.select._points import Points, as_matrix, as_tensor, check_memory, whole
+from distillrs.select._points import Points, as_matrix, as_tensor, check_memory, copied_bytes, whole
 
 
 class Neighbours(NamedTuple):
@@ -45,11 +46,11 @@ def nearest(queries: Points, points: Points, k: int, *, memory_budget: int | Non
     if query_tensor.shape[1:] != point_tensor.shape[1:]:
         got = f"rows of shape {tuple(query_tensor.shape[1:])}"
         raise argument_error("queries", got, f"rows of the points' shape, {tuple(point_tensor.shape[1:])}")
+    k = whole("k", k, 0, len(point_tensor))
+    count, columns = len(query_tensor), math.prod(point_tensor.shape[1:])
+    copies = copied_bytes(query_tensor) + copied_bytes(point_tensor) + 4 * min(len(point_tensor), 2**14) * columns
+    check_memory(memory_budget, copies + count * (64 + 48 * k) + 2**18 * columns)
     query_matrix, point_matrix = as_matrix(query_tensor), as_matrix(point_tensor)
-    k = whole("k", k, 0, len(point_matrix))
-    count = len(query_matrix)
-    columns = point_matrix.shape[1]
-    check_memory(memory_budget, 4 * min(len(point_matrix), 2**14) * columns + count * (64 + 48 * k) + 2**18 * columns)
     ids, distances = np.empty((count, k), np.int64), np.empty((count, k), np.float64)
     _core.nearest(query_matrix.data, point_matrix.data, k, ids.data, distances.data)
     device = query_tensor.device

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
+from distillrs.checks import check_flag
 from distillrs.errors import argument_error
 from distillrs.select._groups import Rows
 from distillrs.select._points import Matrix, whole
@@ -38,6 +39,7 @@ def check_partitions(partitions: int | None, is_partitioned: bool, process_group
     Raises:
         ArgumentError: For those, and for ``replicated`` without processes.
     """
+    check_flag("replicated", replicated)
     if replicated and process_group is None:
         raise argument_error("replicated", True, "False, or True together with process_group")
     is_sharded = process_group is not None and not replicated

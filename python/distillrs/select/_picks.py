@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -10,9 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distillrs import _core
 from distillrs.errors import argument_error
 from distillrs.select._groups import Members, Rows, counts_of, group_of_each, members_of
-from distillrs.select._points import Matrix, Points, as_matrix, as_tensor, check_memory, whole
+from distillrs.select._points import (
+    Integers,
+    Matrix,
+    Points,
+    Prepare,
+    as_matrix,
+    as_tensor,
+    check_memory,
+    integers,
+    prepared_bytes,
+    whole,
+    width_of,
+)
 
 if TYPE_CHECKING:
     from distillrs.select._processes import Peers
@@ -37,7 +51,10 @@ class Picks:
         return len(self.ids)
 
     def prefix(self, j: int) -> Picks:
-        """The picks that ``k = j`` would have given: the first ``j``, with groups the first ``j`` of each.
+        """The first ``j`` picks, with groups the first ``j`` of each: those that ``k = j`` would have given.
+
+        Not so for picks that were made with ``k`` in view: those of "partitioned", of "stochastic" without ``sample``,
+        and of :func:`stratified`, whose first ``j`` are part of another choice.
 
         Args:
             j: How many, at most the number of picks; with groups at most that of the largest group, and groups with
@@ -81,12 +98,12 @@ def greedy(
     points: Points,
     k: int | Mapping[int, int] | None,
     fraction: float | None,
-    groups: Tensor | None,
+    groups: Integers | None,
     memory_budget: int | None,
     bytes_needed: Callable[[int, int, int], int],
     work: Work,
     *,
-    prepare: Callable[[Matrix], Matrix] = lambda matrix: matrix,
+    prepare: Prepare | None = None,
     taken: Callable[[Members], Mapping[int, int]] = lambda members: {},
     peers: Peers | None = None,
 ) -> Picks:
@@ -96,23 +113,27 @@ def greedy(
         points: ``[n, ...]``.
         k: Number of picks, or of each group's.
         fraction: Share of the points instead.
-        groups: int64 ``[n]`` or ``None``.
+        groups: Integers ``[n]`` or ``None``.
         memory_budget: Bytes allowed.
         bytes_needed: Bytes that a group of ``n`` points with ``d`` columns takes for ``k`` picks.
         work: What picks.
-        prepare: Changes all points first.
+        prepare: Changes all points first, into float64.
         taken: Points of each group that cannot be picked.
         peers: Processes that have the same points and share the groups out.
     """
     tensor = as_tensor("points", points)
-    matrix = prepare(as_matrix(tensor))
-    members = members_of(groups, matrix)
+    members = members_of(groups, len(tensor))
     counts = counts_of(k, members, least=0, fraction=fraction, taken=taken(members))
     if memory_budget is not None:
-        columns = matrix.shape[1]
+        columns = math.prod(tensor.shape[1:])
         sizes = [(members.size(group), columns, count) for group, count in counts.items()]
-        copy = max((n for n, _, _ in sizes), default=0) * columns * matrix.itemsize if members.grouped else 0
-        check_memory(memory_budget, copy + max((bytes_needed(*size) for size in sizes), default=0) + 2**16)
+        largest = max((n for n, _, _ in sizes), default=0) if members.grouped else 0
+        held = members.nbytes + prepared_bytes(tensor, prepare) + largest * columns * width_of(tensor, prepare)
+        check_memory(memory_budget, held + max((bytes_needed(*size) for size in sizes), default=0) + 2**16)
+    matrix = as_matrix(tensor) if prepare is None else prepare(as_matrix(tensor))
+    if members.grouped:
+        # A group alone would be told of its own rows, not of the caller's.
+        _core.check_points(matrix.data)
     total = sum(counts.values())
     ids, gains = np.full(total, -1, np.int64), np.zeros(total, np.float64)
     # A pick looks at its whole group, more or less.
@@ -137,23 +158,20 @@ def greedy(
     )
 
 
-def rows_of(name: str, rows: Tensor | None, n: int) -> Rows:
+def rows_of(name: str, rows: Integers | None, n: int) -> Rows:
     """Distinct rows as int64 on the CPU; none for ``None``.
 
     Raises:
-        ArgumentError: For anything but a one-dimensional int64 tensor of distinct rows from 0 to ``n - 1``.
+        ArgumentError: For anything but integers ``[m]``, distinct rows from 0 to ``n - 1``.
     """
-    allowed = f"None or an int64 tensor [m] of distinct rows from 0 to {n} - 1"
+    allowed = f"None or integers [m], distinct rows from 0 to {n} - 1"
     if rows is None:
         return np.empty(0, np.int64)
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
-        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-        raise argument_error(name, got, allowed)
-    values = rows.detach().cpu().numpy()
+    values = integers(name, rows, (None,), allowed)
     outside = (values < 0) | (values >= n)
     if outside.any():
         raise argument_error(name, int(values[outside][0]), allowed)
     _, repeats = np.unique(values, return_counts=True)
     if (repeats > 1).any():
         raise argument_error(name, "a row that comes twice", allowed)
-    return np.ascontiguousarray(values)
+    return values

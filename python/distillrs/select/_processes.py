@@ -14,7 +14,18 @@ from distillrs import _core
 from distillrs.errors import DistillrsError, argument_error
 from distillrs.select._groups import Members, Rows, counts_of, group_of_each, members_of
 from distillrs.select._picks import Picks
-from distillrs.select._points import Matrix, Points, as_matrix, as_tensor, check_memory
+from distillrs.select._points import (
+    Integers,
+    Matrix,
+    Points,
+    Prepare,
+    as_matrix,
+    as_tensor,
+    check_memory,
+    integers,
+    prepared_bytes,
+    width_of,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -110,7 +121,7 @@ class Peers:
             gains[:] = worth[owners, np.arange(ids.size)]
 
 
-def replicas(group: ProcessGroup, points: Points, groups: Tensor | None, settings: Any) -> Peers:
+def replicas(group: ProcessGroup, points: Points, groups: Integers | None, settings: Any) -> Peers:
     """The processes, after a look whether all have the same points and arguments.
 
     Raises:
@@ -122,8 +133,8 @@ def replicas(group: ProcessGroup, points: Points, groups: Tensor | None, setting
 
     def digest() -> tuple[tuple[int, ...], int, int]:
         tensor = as_tensor("points", points)
-        members_of(groups, as_matrix(tensor))
-        sums = [zlib.crc32(np.ascontiguousarray(part).data) for part in (as_matrix(tensor), groups.cpu().numpy())]
+        members_of(groups, len(tensor))
+        sums = [zlib.crc32(part.data) for part in (as_matrix(tensor), integers("groups", groups, (None,), "integers"))]
         return tuple(tensor.shape), sums[0], sums[1]
 
     peers.agree("points", "a tensor of {}, checksums {} and {}".format(*peers.together(digest)))
@@ -167,14 +178,14 @@ def greedy_sharded(
     points: Points,
     k: int | Mapping[int, int] | None,
     fraction: float | None,
-    groups: Tensor | None,
+    groups: Integers | None,
     memory_budget: int | None,
     bytes_needed: Callable[[int, int, int], int],
     work: ShardedWork,
     peers: Peers,
     *,
     settings: Any,
-    prepare: Callable[[Matrix], Matrix] = lambda matrix: matrix,
+    prepare: Prepare | None = None,
     named: Callable[[int, Members], tuple[Rows, Iterable[int]]] | None = None,
 ) -> Picks:
     """Runs ``work`` on every group of row-sharded points; all processes get all picks.
@@ -183,22 +194,26 @@ def greedy_sharded(
         points: ``[own n, ...]``: this process's rows.
         k: Number of picks, or of each group's.
         fraction: Share of all points instead.
-        groups: int64 ``[own n]`` or ``None``.
+        groups: Integers ``[own n]`` or ``None``.
         memory_budget: Bytes allowed on each process.
         bytes_needed: Bytes that a group of ``n`` own points with ``d`` columns takes for ``k`` picks.
         work: What picks.
         peers: The processes.
         settings: What must be the same on all of them.
-        prepare: Changes the own points first.
+        prepare: Changes the own points first, into float64.
         named: Given the number of all points and the groups, rows that cannot be picked, and further ones whose places
             are needed.
     """
 
     def own_points() -> tuple[Tensor, Matrix, Members]:
         tensor = as_tensor("points", points)
-        matrix = prepare(as_matrix(tensor))
+        members = members_of(groups, len(tensor))
+        if memory_budget is not None:
+            # The matrix is looked at before it is known what the picks take.
+            check_memory(memory_budget, prepared_bytes(tensor, prepare) + 2**16)
+        matrix = as_matrix(tensor) if prepare is None else prepare(as_matrix(tensor))
         _core.check_points(matrix.data)
-        return tensor, matrix, members_of(groups, matrix)
+        return tensor, matrix, members
 
     tensor, matrix, own = peers.together(own_points)
     peers.agree("points", f"rows of shape {tuple(tensor.shape[1:])}")
@@ -227,8 +242,9 @@ def greedy_sharded(
         needed = [
             bytes_needed(own.size(group) if group in own else 0, columns, count) for group, count in counts.items()
         ]
-        copy = matrix.nbytes if members.grouped else 0
-        check_memory(memory_budget, copy + max(needed, default=0) + 2**16)
+        largest = max((own.size(group) for group in own), default=0) if members.grouped else 0
+        held = members.nbytes + prepared_bytes(tensor, prepare) + largest * columns * width_of(tensor, prepare)
+        check_memory(memory_budget, held + max(needed, default=0) + 2**16)
 
     peers.together(check)
     total = sum(counts.values())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from distillrs.errors import argument_error
 from distillrs.select._picks import Picks
-from distillrs.select._points import whole
+from distillrs.select._points import Points, as_tensor, whole
 
 
-def stratified(scores: Tensor, k: int) -> Picks:
+def stratified(scores: Points, k: int) -> Picks:
     """Cuts a sequence into ``k`` stretches of equal length and picks the best item of each.
 
     Stretch ``i`` holds the items from ``i n // k`` to ``(i + 1) n // k - 1``, so that lengths differ by one at most.
@@ -27,20 +26,17 @@ def stratified(scores: Tensor, k: int) -> Picks:
         ArgumentError: For scores of another kind, one that is not finite (the message has its place), or a ``k`` out of
             range.
     """
-    if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.dim() != 1:
-        got = f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise argument_error("scores", got, "a tensor [n] of floating-point values")
-    n = len(scores)
+    values = as_tensor("scores", scores, axes=1).double()
+    n = len(values)
     k = whole("k", k, 0, n)
-    values = scores.detach().double()
     wrong = (~values.isfinite()).nonzero()
     if len(wrong):
         place = int(wrong[0, 0])
         raise argument_error("scores", f"{float(values[place])} at {place}", "finite values")
-    ends = torch.arange(k + 1, device=scores.device) * n // max(k, 1)
-    stretch = torch.searchsorted(ends, torch.arange(n if k else 0, device=scores.device), right=True) - 1
+    ends = torch.arange(k + 1, device=values.device) * n // max(k, 1)
+    stretch = torch.searchsorted(ends, torch.arange(n if k else 0, device=values.device), right=True) - 1
     used = values[: len(stretch)]
     best = used.new_full((k,), -torch.inf).scatter_reduce(0, stretch, used, "amax")
-    places = torch.arange(len(stretch), device=scores.device).where(used == best[stretch], n)
-    ids = torch.full((k,), n, device=scores.device).scatter_reduce(0, stretch, places, "amin")
+    places = torch.arange(len(stretch), device=values.device).where(used == best[stretch], n)
+    ids = torch.full((k,), n, device=values.device).scatter_reduce(0, stretch, places, "amin")
     return Picks(ids, best)
