@@ -2,13 +2,13 @@
 
 The student is a copy of one that saw sums of two digits, and of three where nothing is carried, in every style. The
 most accurate teacher's traces are the longest and vary most. Every fine-tuning takes the same number of steps. Claims:
-(a) the smoke test, (b) chosen items, (c) picks. Lengths of the trainings were chosen with seed 100.
+(a) the smoke test, (b) chosen items, (c) picks. Settings were chosen with the seeds 100 and 101.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import combinations
 from statistics import fmean
@@ -26,11 +26,11 @@ from proofs.ledger import Proof
 pytestmark = [pytest.mark.proof, pytest.mark.slow]
 
 SEEDS = [1, 2, 3]
-CHOOSING_SEED = 100
+CHOOSING_SEEDS = [100, 101]
 ALPHABET = "\n0123456789+=;,:abcdefgh?"
 LENGTH = 72
 WIDTH, LAYERS, HEADS = 96, 2, 4
-FIRST_STEPS = 800
+FIRST_STEPS, FIRST_ITEMS = 2000, 3000
 STEPS = 200
 ROWS = 32
 RATE = 2e-3
@@ -184,8 +184,9 @@ def solved(model: nn.Module, pairs: Sequence[tuple[int, int]], seed: int, temper
 @cache
 def first(seed: int) -> Transformer:
     """The student before any teacher: sums of two digits, and of three where nothing is carried, in every style."""
-    easy = [pair for pair in numbers(6000, 3, seed, "first, three") if carried(*pair) == 0]
-    pairs = numbers(1000, 2, seed, "first") + easy[:1000]
+    # One in seven carries nothing.
+    easy = [pair for pair in numbers(8 * FIRST_ITEMS, 3, seed, "first, three") if carried(*pair) == 0]
+    pairs = numbers(FIRST_ITEMS, 2, seed, "first") + easy[:FIRST_ITEMS]
     draws = random.uniform(len(pairs), 10, step=Step(0, seed=seed), name="first styles").tolist()
     styles = list(TEACHERS)
     items = [
@@ -225,9 +226,20 @@ def smoke(seed: int) -> dict[str, Any]:
     return {"smoke": tried.scores, "best": tried.best, "final": final}
 
 
+def questions(seed: int) -> list[tuple[int, int]]:
+    """What items are chosen from: three quarters carry nothing, which the student solves, as the paper's does most."""
+    kinds: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+    for pair in numbers(8 * POOL, 3, seed, "pool"):
+        kinds[carried(*pair) > 0].append(pair)
+    return kinds[False][: POOL - POOL // 4] + kinds[True][: POOL // 4]
+
+
 def chosen(seed: int, best: str) -> dict[str, Any]:
-    """Items of a teacher, the best by the smoke test: chosen, random, and many random ones."""
-    pool = numbers(POOL, 3, seed, "pool")
+    """Items of a teacher, the best by the smoke test: chosen, random, and many random ones.
+
+    Two more ways take the choice apart: one trace of each of twice the questions, and two traces as they were drawn.
+    """
+    pool = questions(seed)
     traces = answers(best, pool, seed, SAMPLED)
     tries = [solved(first(seed), pool, seed + number, 1.0) for number in range(TRIES)]
     rates = [fmean(each) for each in zip(*tries, strict=True)]
@@ -236,22 +248,34 @@ def chosen(seed: int, best: str) -> dict[str, Any]:
         a, b = pool[number]
         return text.rstrip("\n").rpartition("=")[2] == str(a + b)
 
-    kept = recipes.ded(TRACES, questions=ITEMS // TRACES, valid=valid, longest=LENGTH)(traces, rates)
-    hard = [(question(*pool[row]), traces[row][place]) for row, place in kept]
-    drawn = random.permutation(POOL, step=Step(0, seed=seed), name="random items").tolist()
-    plain = [(question(*pool[row]), traces[row][0]) for row in drawn]
+    def kept(count: int) -> list[tuple[int, int]]:
+        return recipes.ded(count, questions=ITEMS // count, valid=valid, longest=LENGTH)(traces, rates)
+
+    def items(places: Iterable[tuple[int, int]]) -> list[tuple[str, str]]:
+        return [(question(*pool[row]), traces[row][place]) for row, place in places]
+
+    apart = kept(TRACES)
+    as_drawn = [
+        (row, place)
+        for row in sorted({row for row, _ in apart})
+        for place in [place for place, text in enumerate(traces[row]) if valid(row, text)][:TRACES]
+    ]
+    drawn = [(row, 0) for row in random.permutation(POOL, step=Step(0, seed=seed), name="random items").tolist()]
+    ways = {
+        "chosen": apart,
+        "random": drawn[: len(apart)],
+        "random, four times": drawn[:MORE],
+        "chosen, traces as drawn": as_drawn,
+        "chosen, one trace each": kept(1),
+    }
     return {
         "teacher": best,
-        "items": len(hard),
-        "chosen": exact(student(hard, seed), seed),
-        "random": exact(student(plain[: len(hard)], seed), seed),
-        "random, four times": exact(student(plain[:MORE], seed), seed),
         "before": exact(first(seed), seed),
         "pass rate of the pool": fmean(rates),
-        "columns that carry": {
-            name: fmean(carried(*(int(part) for part in asked.rstrip("?").split("+"))) for asked, _ in own)
-            for name, own in (("chosen", hard), ("random", plain[: len(hard)]))
-        },
+        "questions not solved": sum(rate <= 0.5 for rate in rates),
+        "items": {name: len(places) for name, places in ways.items()},
+        "exact": {name: exact(student(items(places), seed), seed) for name, places in ways.items()},
+        "columns that carry": {name: fmean(carried(*pool[row]) for row, _ in places) for name, places in ways.items()},
     }
 
 
@@ -291,11 +315,12 @@ def test_a_the_smoke_test_ranks_teachers(proof: Proof) -> None:
 def test_b_few_chosen_items(proof: Proof) -> None:
     best = {seed: proof.cell(f"smoke-{seed}", lambda s=seed: smoke(s))["best"] for seed in SEEDS}
     runs = [proof.cell(f"chosen-{seed}", lambda s=seed: chosen(s, best[s])) for seed in SEEDS]
-    means = {name: fmean(run[name] for run in runs) for name in ("chosen", "random", "random, four times", "before")}
+    means = {name: fmean(run["exact"][name] for run in runs) for name in runs[0]["exact"]}
     proof.conclude(
         "b",
-        "200 items, verified, of questions that the student does not solve, with traces that differ most: exact match "
-        "at least 5 points above 200 random items, and at least that of 800 random ones, means of three seeds",
+        "a student that solves some seven in ten questions of the pool: 200 items, verified, two traces that differ "
+        "most of each of 100 questions that it does not solve: exact match at least 5 points above 200 random items, "
+        "and at least that of 800 random ones, means of three seeds",
         holds=means["chosen"] >= means["random"] + 5 and means["chosen"] >= means["random, four times"],
         figures={"means": means, "runs": runs},
         seeds=SEEDS,
@@ -339,10 +364,10 @@ def test_c_picks_are_those_of_brute_force(proof: Proof) -> None:
 
 
 def pilot() -> None:
-    """Chooses lengths: `python -c "from proofs.condense.test_ded import pilot; pilot()"`."""
+    """Shows what settings give: `python -c "from proofs.condense.test_ded import pilot; pilot()"`."""
     torch.set_num_threads(1)
-    seed = CHOOSING_SEED
-    print("two digits", 100 * fmean(solved(first(seed), numbers(TESTED, 2, seed, "two"), seed)), flush=True)
-    tried = smoke(seed)
-    print(tried, flush=True)
-    print(chosen(seed, tried["best"]), flush=True)
+    for seed in CHOOSING_SEEDS:
+        print("two digits", 100 * fmean(solved(first(seed), numbers(TESTED, 2, seed, "two"), seed)), flush=True)
+        tried = smoke(seed)
+        print(tried, flush=True)
+        print(chosen(seed, tried["best"]), flush=True)
