@@ -124,6 +124,6 @@ def _starts(start: Points, total: int, points: Tensor) -> Matrix:
 def _bytes_needed(matrix: Matrix, k: int, grouped: bool) -> int:
     n, d = matrix.shape
     # A float32 copy, and one more for the search of medoids, a part at a time; bounds on 16 groups of centres; sums and
-    # bookkeeping of a round.
-    copies = 4 * n * d + 4 * min(n, 2**14) * d + (matrix.nbytes if grouped else 0)
-    return copies + 144 * n + 48 * k * d + 2**16
+    # bookkeeping of a round; the threads' sums, which take sixteen points for each cluster.
+    copies = 5 * n * d + 4 * min(n, 2**14) * d + (matrix.nbytes if grouped else 0)
+    return copies + 160 * n + 64 * k * d + 2**16
