@@ -185,13 +185,6 @@ def frequent_trees(
     _check("graphs", graphs, (nodes,))
     if edge_labels is not None:
         _check("edge_labels", edge_labels, (edges.shape[1],))
-    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < nodes:
-        outside = edges[(edges < 0) | (edges >= nodes)][0]
-        raise argument_error("edges", int(outside), f"nodes from 0 to {nodes} - 1")
-    owners = graphs.to(edges.device)[edges]
-    if not torch.equal(owners[0], owners[1]):
-        edge = int((owners[0] != owners[1]).nonzero()[0, 0])
-        raise argument_error("edges", f"edge {edge} between two graphs", "edges within a graph")
     found, levels = _core.computation_trees(
         _array(labels).data,
         _array(graphs).data,
