@@ -183,13 +183,6 @@ def frequent_trees(
     nodes = len(own_labels)
     owners = np.zeros(nodes, np.int64) if graphs is None else _integers("graphs", graphs, (nodes,))
     kinds = None if edge_labels is None else _integers("edge_labels", edge_labels, (ends.shape[1],)).data
-    if ends.size and not 0 <= int(ends.min()) <= int(ends.max()) < nodes:
-        outside = ends[(ends < 0) | (ends >= nodes)][0]
-        raise argument_error("edges", int(outside), f"nodes from 0 to {nodes} - 1")
-    between = owners[ends[0]] != owners[ends[1]]
-    if between.any():
-        edge = int(between.nonzero()[0][0])
-        raise argument_error("edges", f"edge {edge} between two graphs", "edges within a graph")
     found, levels = _core.computation_trees(own_labels.data, owners.data, ends[0].data, ends[1].data, kinds, depth)
     own, roots, counts, supports = map(_tensor, found)
     return Trees(own, roots, counts, supports, tuple(Level(*map(_tensor, level)) for level in levels))

@@ -141,6 +141,6 @@ def _bytes_needed(points: Tensor, k: int, members: Members) -> int:
     n, d = len(points), math.prod(points.shape[1:])
     largest = max(map(members.size, members), default=0) if members.grouped else 0
     # A float32 copy, and one more for the search of medoids, a part at a time; bounds on 16 groups of centres; sums and
-    # bookkeeping of a round.
-    copies = 4 * n * d + 4 * min(n, 2**14) * d + largest * d * width_of(points, None)
-    return members.nbytes + copied_bytes(points) + copies + 144 * n + 48 * k * d + 2**16
+    # bookkeeping of a round; the threads' sums, which take sixteen points for each cluster.
+    copies = 5 * n * d + 4 * min(n, 2**14) * d + largest * d * width_of(points, None)
+    return members.nbytes + copied_bytes(points) + copies + 160 * n + 64 * k * d + 2**16

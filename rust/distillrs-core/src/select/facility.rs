@@ -19,7 +19,7 @@ use super::Picks;
 use super::exact::{Exact, Unit};
 use super::middle::middle;
 use super::peers::{Alone, Shard};
-use super::points::{Points, squared_distance};
+use super::points::{Points, ask_for, squared_distance};
 use super::reach::{Reach, above, tasks};
 use crate::random::{Kind, Stream, choose};
 use crate::{Error, Result, parallel};
@@ -44,6 +44,9 @@ pub struct Facility {
     /// Bytes that lists of the points that candidates save something for may take.
     pub kept: usize,
 }
+
+/// Entries of a list that are asked for before their turn.
+const SOON: usize = 128;
 
 /// Candidates that are bounded together: two tiles of the kernel.
 const BATCH: usize = 16;
@@ -286,6 +289,10 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> State<'a, T> {
         // Four sums: one alone would wait for itself.
         let (mut sums, mut count) = ([0.0; 4], 0);
         for first in (0..list.len()).step_by(4) {
+            // Lists lie in memory, and a processor does not look ahead from page to page.
+            if let Some(soon) = list.get(first + SOON..first + SOON + 4) {
+                ask_for(soon);
+            }
             for (index, sum) in (first..list.len()).zip(&mut sums) {
                 let saved = list[index];
                 let half = saved.score + halves[saved.point as usize];

@@ -10,7 +10,7 @@ use super::farthest::{Farthest, Refresh, Stale};
 use super::kernel::{Best, Look, Targets};
 use super::mapped::Mapped;
 use super::peers::{Alone, Shard};
-use super::points::{Frame, Points, squared_distance};
+use super::points::{Frame, Points, ask_for, squared_distance};
 use crate::random::{Kind, Stream, Units, integers};
 use crate::{Error, Result, parallel};
 
@@ -291,7 +291,10 @@ impl<T: Copy + Into<f64>> Refresh for Rows<'_, T> {
     fn refresh(&mut self, stale: &mut [Stale], best: &Stale) -> Result<()> {
         let mut best = *best;
         stale.sort_unstable_by_key(|point| (point.seen, point.id));
-        for tile in stale.chunks_mut(TILE) {
+        for start in (0..stale.len()).step_by(TILE) {
+            let size = TILE.min(stale.len() - start);
+            let (tile, later) = stale[start..].split_at_mut(size);
+            later.iter().take(TILE).for_each(|point| ask_for(self.field.mapped.row(point.id)));
             let first = tile[0].seen;
             self.look(first, tile);
             self.measure(first, tile);

@@ -4,13 +4,15 @@
 //! seeding", 2007. Centres that cannot be nearer than a point's own are not looked at ([`assign`]).
 
 use self::assign::Assigned;
+use self::sums::Sums;
 use super::mapped::Mapped;
 use super::nearest::nearest;
-use super::points::{Points, add_to_clusters, squared_distance};
+use super::points::{Points, squared_distance};
 use crate::random::{Kind, Stream, Units, uniform_f64};
 use crate::{Error, Result, parallel};
 
 mod assign;
+mod sums;
 
 /// What [`k_means`] is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +44,9 @@ pub struct Clusters {
     pub rounds: usize,
 }
 
+/// A label that is no centre.
+const NONE: u32 = u32::MAX;
+
 /// Points that one task takes. Sums over tasks go in their order, whatever the threads do.
 const TASK: usize = 1024;
 
@@ -65,6 +70,7 @@ where
         None => run.plus_plus(settings, check)?,
     };
     let mut assigned = Assigned::new(rows, k);
+    let mut sums = Sums::new(&run.mapped.frame, k, rows);
     let mut steps = vec![0.0; k];
     let mut rounds = 0;
     loop {
@@ -76,7 +82,7 @@ where
         }
         rounds += 1;
         let before = centres.clone();
-        run.update(&mut centres, &mut assigned);
+        run.update(&mut centres, &mut assigned, &mut sums);
         steps = run.steps(&before, &centres);
     }
     let labels = assigned.labels;
@@ -174,45 +180,19 @@ impl<'a, T: Copy + Into<f64> + Send + Sync> Run<'a, T> {
         found.into_iter().fold((f64::INFINITY, 0), |best, own| if own.0 < best.0 { own } else { best }).1
     }
 
-    /// Moves every centre to the mean of its points, summed in their order.
-    fn update(&self, centres: &mut [f64], assigned: &mut Assigned) {
-        let columns = self.points.columns();
-        let k = centres.len() / columns;
-        let mut counts = vec![0usize; k];
-        assigned.labels.iter().for_each(|&label| counts[label as usize] += 1);
-        if counts.contains(&0) {
-            self.fill_empty(centres, assigned, &mut counts);
+    /// Moves every centre to the mean of its points.
+    fn update(&self, centres: &mut [f64], assigned: &mut Assigned, sums: &mut Sums<'_>) {
+        sums.follow(self.points, &assigned.labels);
+        if sums.counts.contains(&0) {
+            self.fill_empty(centres, assigned, sums.counts.clone());
+            sums.follow(self.points, &assigned.labels);
         }
-        let labels = &assigned.labels;
-        let mut firsts = vec![0; k];
-        labels.iter().enumerate().rev().for_each(|(row, &label)| firsts[label as usize] = row);
-        // Columns are shared out: each sum has the rows' order at any thread count.
-        let width = columns.div_ceil(parallel::threads()).next_multiple_of(16).min(columns);
-        let parts = parallel::map((0..columns).step_by(width).collect(), |first| {
-            let range = first..columns.min(first + width);
-            // Differences to a member: a large offset of all points costs no digits of the mean.
-            let references: Vec<T> =
-                firsts.iter().flat_map(|&row| &self.points.row(row)[range.clone()]).copied().collect();
-            let mut sums = vec![0.0; references.len()];
-            add_to_clusters(&mut sums, &references, self.points.values(), columns, first, labels, k);
-            let means = sums
-                .iter()
-                .zip(references)
-                .enumerate()
-                .map(|(index, (sum, reference))| reference.into() + sum / counts[index / range.len()] as f64);
-            (first, means.collect::<Vec<f64>>())
-        });
-        for (first, means) in parts {
-            let width = means.len() / k;
-            for (cluster, means) in means.chunks_exact(width).enumerate().filter(|(cluster, _)| counts[*cluster] > 0) {
-                centres[cluster * columns + first..][..width].copy_from_slice(means);
-            }
-        }
+        sums.means(self.points, centres);
     }
 
     /// Gives each empty cluster the point that lies farthest from its centre; a point at its centre stays (there are
     /// fewer distinct points than clusters then, and the cluster stays empty where it is).
-    fn fill_empty(&self, centres: &[f64], assigned: &mut Assigned, counts: &mut [usize]) {
+    fn fill_empty(&self, centres: &[f64], assigned: &mut Assigned, mut counts: Vec<usize>) {
         let distances = self.distances(centres, &assigned.labels);
         let mut order: Vec<u32> = (0..distances.len() as u32).collect();
         order.sort_by(|&left, &right| {

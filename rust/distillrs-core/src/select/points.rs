@@ -136,34 +136,17 @@ fn add_differences_body<T: Coordinate>(sums: &mut [f64], points: &[T], members: 
     }
 }
 
-vectorised! {
-    /// Adds `point - reference` to the sums of each row's cluster, in the rows' order: those of the columns from `first`
-    /// on, as many as there are in `sums` and `references` for each cluster.
-    pub(super) fn add_to_clusters<T: Coordinate>(
-        sums: &mut [f64],
-        references: &[T],
-        points: &[T],
-        columns: usize,
-        first: usize,
-        labels: &[u32],
-        clusters: usize,
-    ) = add_to_clusters_body;
-}
+/// Rows that are asked for before their turn, where they come from memory.
+pub(super) const AHEAD: usize = 8;
 
+/// Asks memory for a row that is needed soon.
 #[inline(always)]
-fn add_to_clusters_body<T: Coordinate>(
-    sums: &mut [f64],
-    references: &[T],
-    points: &[T],
-    columns: usize,
-    first: usize,
-    labels: &[u32],
-    clusters: usize,
-) {
-    let width = sums.len() / clusters;
-    for (&label, point) in labels.iter().zip(points.chunks_exact(columns)) {
-        let own = label as usize * width..(label as usize + 1) * width;
-        add_difference_body(&mut sums[own.clone()], &point[first..first + width], &references[own]);
+pub(super) fn ask_for<T>(row: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for place in (0..size_of_val(row)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: the place lies within the row; a prefetch has no effect but on the cache.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().cast::<i8>().add(place)) };
     }
 }
 
@@ -181,7 +164,10 @@ vectorised! {
 
 #[inline(always)]
 fn products_body(rows: &[f32], ids: &[u32], centres: &[f32], labels: &[u32], columns: usize, out: &mut [f32]) {
-    for &id in ids {
+    for (place, &id) in ids.iter().enumerate() {
+        if let Some(&soon) = ids.get(place + AHEAD) {
+            ask_for(&rows[soon as usize * columns..][..columns]);
+        }
         let (id, label) = (id as usize, labels[id as usize] as usize);
         out[id] = dot(&rows[id * columns..(id + 1) * columns], &centres[label * columns..(label + 1) * columns]);
     }
@@ -307,6 +293,16 @@ impl Frame {
     /// One point in the kernel's coordinates.
     pub(super) fn map<T: Copy + Into<f64>>(&self, point: &[T], out: &mut [f32]) {
         map_row(point, &self.origin, self.scale, out);
+    }
+
+    /// The point that lies at zero.
+    pub(super) fn origin(&self) -> &[f64] {
+        &self.origin
+    }
+
+    /// What differences to the origin are multiplied by: a power of two that brings them below 1.
+    pub(super) fn scale(&self) -> f64 {
+        self.scale
     }
 
     /// Squared distances of the kernel in those of the points.

@@ -5,7 +5,7 @@
 //! distance by at most s, so a group whose bound stays above is not looked at. A group is a part of the kernel's panel,
 //! or a few of them one after the other: what is looked at are whole tiles.
 
-use super::TASK;
+use super::{NONE, TASK};
 use crate::parallel;
 use crate::select::kernel::{Best, Look, Targets};
 use crate::select::mapped::Mapped;
@@ -15,9 +15,6 @@ use crate::simd::vectorised;
 
 /// Most groups: bounds for a point take four bytes for each.
 const GROUPS: usize = 16;
-
-/// A label that is no centre.
-const NONE: u32 = u32::MAX;
 
 /// Shrinks a bound by more than its rounding.
 const DOWN: f32 = 1.0 - 4.0 * f32::EPSILON;
