@@ -161,7 +161,7 @@ class FairAutoencoder(nn.Module):
         """
         if turn not in (None, _TEACHER):
             raise argument_error("turn", turn, f"None or {_TEACHER!r}")
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         (x, attribute), (encoder, decoder) = _checked(batch), self._networks
         mean, log_variance = encoder(x)
         z = sampled(mean, log_variance, step, len(x))
@@ -250,7 +250,7 @@ class LatentDistillation(nn.Module):
         """
         if turn not in (None, _STUDENT):
             raise argument_error("turn", turn, f"None or {_STUDENT!r}")
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         x = batch if isinstance(batch, Tensor) else batch[0]
         with torch.no_grad():
             teacher_mean, teacher_log_variance = self.teacher(x)

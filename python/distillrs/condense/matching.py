@@ -154,7 +154,7 @@ class TrajectoryMatching(nn.Module):
         """
         if turn not in (None, TURN):
             raise argument_error("turn", turn, f"None or {TURN!r}")
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         self.synthetic.project()
         images, rate = self.synthetic.examples(), self.synthetic.inner_lr
         key, s = self.windows.draw(self.store, step)

@@ -139,7 +139,7 @@ class PairTrajectoryMatching(nn.Module):
         """
         if turn not in (None, TURN):
             raise argument_error("turn", turn, f"None or {TURN!r}")
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         self.synthetic.project()
         assert isinstance(self.synthetic.targets, PairTargets)
         key, s = self.windows.draw(self.store, step)

@@ -102,7 +102,7 @@ class Recovery(nn.Module):
         """
         if turn not in (None, TURN):
             raise argument_error("turn", turn, f"None or {TURN!r}")
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         self.synthetic.project()
         images, labels = self._seen(self.synthetic.examples(), step), self.synthetic.targets()
         errors: list[Tensor] = []

@@ -124,7 +124,7 @@ class SignalMatching(nn.Module):
         """
         if turn not in (None, TURN):
             raise argument_error("turn", turn, f"None or {TURN!r}")
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         self.synthetic.project()
         images = self.synthetic.examples()
         network = self._network(step)
