@@ -95,6 +95,21 @@ def check_whole(name: str, value: object, allowed: str, *, least: int, most: int
         raise argument_error(name, value, allowed)
 
 
+def check_size(name: str, value: object, allowed: str = "a positive number", *, least: int = 1) -> None:
+    """Refuses what is no size of a tensor's axis; 2^31 is more than any has, and less than what torch cannot read.
+
+    Args:
+        name: The argument, as the caller wrote it.
+        value: What was passed.
+        allowed: What would have been accepted, in words.
+        least: Smallest size.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    check_whole(name, value, f"{allowed}, at most 2**31", least=least, most=2**31)
+
+
 def check_flag(name: str, value: object) -> None:
     """Refuses what is neither true nor false; "no" would count as true.
 

@@ -66,9 +66,21 @@ class Step:
             raise argument_error("items", self.items, "None or a positive count")
 
     @staticmethod
-    def of(step: Step | int) -> Step:
-        """The step itself, or the step with that index and all defaults."""
-        return step if isinstance(step, Step) else Step(step)
+    def of(step: Step | int, seed: int = 0) -> Step:
+        """The step itself, or the step with that index and all else by default.
+
+        Args:
+            step: A step or its index.
+            seed: For a plain index.
+
+        Raises:
+            ArgumentError: Neither a step nor a whole number.
+        """
+        if isinstance(step, Step):
+            return step
+        if isinstance(step, bool) or not hasattr(step, "__index__"):
+            raise argument_error("step", step, "a Step, or a whole number from 0")
+        return Step(step, seed)
 
     def at(self, index: int) -> Step:
         """The same run at another index."""

@@ -315,7 +315,7 @@ KNOWLEDGE = [
     (lambda: objective(withheld=[3]), "withheld"),
     (lambda: objective(labels=3), "labels"),
     (lambda: objective(ids=3), "ids"),
-    (lambda: objective().turns("x"), "index"),
+    (lambda: objective().turns("x"), "step"),
     (lambda: objective(Term(LOGITS, teacher_name=3)), "teacher_name"),
     (lambda: Term(LOGITS, name=3), "name"),
     (lambda: loss(inputs=lambda batch: batch), "inputs"),

@@ -557,3 +557,20 @@ def test_gathered_rows_are_a_teacher_for_sparse_divergences(tmp_path, dtype):
         # The tail's events are one here: a lower bound, near where the tail is small.
         assert (found <= full + 1e-2).all()
         torch.testing.assert_close(found, full, rtol=0.1, atol=0.05)
+
+
+def test_a_log_that_is_sealed_after_it_was_listed_is_found(tmp_path):
+    path = tmp_path / "cache"
+    settings = {"vocabulary": 8, "k": 2, "fingerprint": trajectory.UNCHECKED}
+    cache = trajectory.TeacherCache.create(path, **settings)
+    cache.append("a", torch.randn(3, 8))
+    cache.close()
+    # What a process sees that opens the cache now, while another one seals it.
+    listed = trajectory.Store.open(path)
+    assert listed.keys() == ["writer-00000"]
+    with trajectory.TeacherCache.create(path, exist_ok=True, **settings):
+        pass
+    assert not list(path.glob("*.dlog"))
+    found = trajectory.TeacherCache(listed, listed.metadata["teacher_cache"])
+    assert found.keys() == ["a"]
+    assert found.gather(found.index(["a"])).ids.shape == (1, 2)

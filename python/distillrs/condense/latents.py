@@ -166,7 +166,7 @@ class FairAutoencoder(nn.Module):
             ArgumentError: A batch that is no pair of examples and as many attributes.
         """
         check_turn(turn, _TEACHER)
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         (x, attribute), (encoder, decoder) = _checked(batch), self._networks
         mean, log_variance = encoder(x)
         z = sampled(mean, log_variance, step, len(x))
@@ -253,7 +253,7 @@ class LatentDistillation(nn.Module):
             ArgumentError: Latents of different sizes.
         """
         check_turn(turn, _STUDENT)
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         x = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
         check_floating("batch", x, "floating examples [n, ...], or a tuple that begins with them", least_axes=2, rows=1)
         with torch.no_grad():

@@ -176,7 +176,7 @@ class TrajectoryMatching(nn.Module):
             DataError: The expert does not move in this window, so there is nothing to match.
         """
         check_turn(turn, TURN)
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         self.synthetic.project()
         images, rate = self.synthetic.examples(), self.synthetic.inner_lr
         key, s = self.windows.draw(self.store, step)

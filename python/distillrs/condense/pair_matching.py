@@ -183,7 +183,7 @@ class PairDistributionMatching(nn.Module):
             ArgumentError: A ``turn`` or a ``batch`` that is not allowed.
         """
         check_turn(turn, TURN)
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         images, texts = self.synthetic.images, self.synthetic.texts
         if self.clip is not None:
             images, texts = _Clipped.apply(images, texts, self.clip)
@@ -203,7 +203,7 @@ class PairDistributionMatching(nn.Module):
 
     def teacher(self, step: Step | int) -> Tensor:
         """The merged heads of a step, [P]."""
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         count = len(self._keys)
         # Two different experts, where there are two.
         which = random.choice(count, min(2, count), step=step, name="merged experts").tolist()

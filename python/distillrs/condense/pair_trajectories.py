@@ -156,7 +156,7 @@ class PairTrajectoryMatching(nn.Module):
             DataError: A head of the expert does not move in this window.
         """
         check_turn(turn, TURN)
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         self.synthetic.project()
         assert isinstance(self.synthetic.targets, PairTargets)
         key, s = self.windows.draw(self.store, step)

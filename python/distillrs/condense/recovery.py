@@ -108,7 +108,7 @@ class Recovery(nn.Module):
             over the groups, "matching" (all of it), "classification" and "statistics" (the gap before its factor).
         """
         check_turn(turn, TURN)
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         self.synthetic.project()
         images, labels = self._seen(self.synthetic.examples(), step), self.synthetic.targets()
         errors: list[Tensor] = []

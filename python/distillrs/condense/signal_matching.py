@@ -131,7 +131,7 @@ class SignalMatching(nn.Module):
             ArgumentError: A ``turn`` or a ``batch`` that is not allowed.
         """
         check_turn(turn, TURN)
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         self.synthetic.project()
         images = self.synthetic.examples()
         network = self._network(step)

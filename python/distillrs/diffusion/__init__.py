@@ -68,12 +68,13 @@ from distillrs.diffusion.residuals import (
 )
 from distillrs.diffusion.samplers import SamplerMethod, sample
 from distillrs.diffusion.scores import Score, Teacher, velocity_of
-from distillrs.diffusion.shared_base import LowRank, SharedBase
+from distillrs.diffusion.shared_base import SharedBase
 from distillrs.diffusion.sources import Averaged, Call, Data, Guided, Self, Source
 from distillrs.diffusion.state_map import StateMap
 from distillrs.diffusion.states import Batch, Drawn, NoisedData, PriorOnly, States, TeacherPath
 from distillrs.diffusion.stored_paths import StoredPaths
 from distillrs.diffusion.translated import Translated
+from distillrs.low_rank import LowRank
 from distillrs.schedule import Prediction
 
 __all__ = [

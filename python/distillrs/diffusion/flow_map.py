@@ -123,7 +123,7 @@ class FlowMap(nn.Module):
             raise argument_error("turn", turn, f"None or {TURN!r}")
         if not isinstance(batch, Batch):
             raise argument_error("batch", type(batch).__name__, "a diffusion.Batch")
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         count = batch.rows
         times = self.pairs.draw(count, step=step, name="t")
         on, off = self.residual.parts()

@@ -6,47 +6,16 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.diffusion.checks import is_number
 from distillrs.errors import argument_error, unknown_name_error
 from distillrs.frozen import Frozen
+from distillrs.low_rank import LowRank
 from distillrs.step import Step
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """``W x + alpha / rank B A x`` with ``A`` of the given rank and ``B`` at first 0: Hu et al., "LoRA" (2022).
-
-    Attributes:
-        rank: Of the adapter.
-        alpha: ``None`` for the rank: a factor of 1.
-        targets: Endings of the names of the layers that are adapted; ``None`` for every linear layer and convolution.
-        seed: Of ``A``.
-    """
-
-    rank: int
-    alpha: float | None = None
-    targets: tuple[str, ...] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise argument_error("rank", self.rank, "a positive integer")
-        if self.alpha is not None and not is_number(self.alpha):
-            raise argument_error("alpha", self.alpha, "a finite number or None")
-        if self.targets is not None and not (isinstance(self.targets, tuple) and self.targets):
-            raise argument_error("targets", self.targets, "endings of layers' names, or None")
-
-    @property
-    def factor(self) -> float:
-        """``alpha / rank``."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 class SharedBase(nn.Module):
@@ -218,10 +187,7 @@ def _view(base: nn.Module, name: str, adapter: LowRank) -> AdaptedView:
     made: dict[int, Adapted] = {}
     # A layer that stands in several places is one layer in all of them, under the first one's name.
     for path, layer in list(network.named_modules(remove_duplicate=False)):
-        fits = adapter.targets is None or any(
-            path == target or path.endswith(f".{target}") for target in adapter.targets
-        )
-        if not fits or not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
+        if not adapter.fits(path) or not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
             continue
         if id(layer) not in made:
             made[id(layer)] = Adapted(layer, _delta(layer, adapter, f"{name}/{path}"), adapter.factor)

@@ -50,6 +50,7 @@ from distillrs.knowledge.sampling import Speculated, acceptance, block_length, s
 from distillrs.knowledge.search import Evolution, Scored
 from distillrs.knowledge.snapshots import SnapshotRing, SnapshotTable
 from distillrs.knowledge.stages import Stage
+from distillrs.knowledge.subclasses import SubClasses, SubClassSplit, class_log_probs
 from distillrs.knowledge.taps import AnyTap, Entry, Output, Record, Run, Tap, record, release
 from distillrs.knowledge.targets import Arithmetic, FromTeacher, Geometric, Labels, Target, optimal_weight
 from distillrs.knowledge.teachers import Cached, Ensemble, FrozenTeacher, Request, SelfTeacher, Teacher, random_teacher
@@ -125,6 +126,8 @@ __all__ = [
     "SnapshotTable",
     "Speculated",
     "Stage",
+    "SubClassSplit",
+    "SubClasses",
     "Tap",
     "Target",
     "Task",
@@ -139,6 +142,7 @@ __all__ = [
     "Where",
     "acceptance",
     "block_length",
+    "class_log_probs",
     "forms",
     "identity",
     "layer_pairs",

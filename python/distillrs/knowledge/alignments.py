@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.checks import check_flag
+from distillrs.checks import check_flag, check_size
 from distillrs.errors import argument_error
 from distillrs.knowledge.inputs import Inputs
 from distillrs.step import Step
@@ -128,8 +128,7 @@ class Projector(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("in_features", in_features), ("out_features", out_features)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise argument_error(name, value, "a positive integer")
+            check_size(name, value, "a positive integer")
         if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
             raise argument_error("axis", axis, "None or the number of an axis")
         check_flag("bias", bias)

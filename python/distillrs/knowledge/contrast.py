@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
-from distillrs.checks import check_choice, check_instance, check_text
+from distillrs.checks import check_choice, check_instance, check_size, check_text
 from distillrs.errors import argument_error
 from distillrs.knowledge.divergences import Divergence
 from distillrs.knowledge.numerics import is_number, products, unit
@@ -61,10 +61,11 @@ class InfoNCE(nn.Module, Divergence):
         super().__init__()
         if not (is_number(temperature) and temperature > 0):
             raise argument_error("temperature", temperature, "a number above 0")
-        if isinstance(queue, bool) or not isinstance(queue, int) or queue < 0:
-            raise argument_error("queue", queue, "a number of rows from 0")
-        if queue and (not isinstance(width, int) or width < 1):
+        check_size("queue", queue, "a number of rows from 0", least=0)
+        if queue and width is None:
             raise argument_error("width", width, "the number of features, with a queue")
+        if width is not None:
+            check_size("width", width, "None or the number of features")
         check_choice("duplicates", duplicates, ("positive", "excluded"))
         check_text("key", key, "the name of an entry of the batch")
         self.temperature = temperature
@@ -200,8 +201,7 @@ class NoiseContrast(nn.Module, Divergence):
     ) -> None:
         super().__init__()
         for name, value, least in (("examples", examples, 2), ("width", width, 1), ("negatives", negatives, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise argument_error(name, value, f"an integer from {least}")
+            check_size(name, value, f"an integer from {least}", least=least)
         if not (is_number(temperature) and temperature > 0):
             raise argument_error("temperature", temperature, "a number above 0")
         if not (is_number(momentum) and 0 <= momentum < 1):

@@ -97,7 +97,7 @@ class Objective(nn.Module):
         self.labels = labels
         self.ids = ids
         self.withheld = (*withheld, *(name for teacher in self._teachers().values() for name in teacher.withheld))
-        self.seed = seed
+        self.seed = Step(0, seed=seed).seed
         self._shifted = any(isinstance(part, Shifted) for part in self._label_parts())
         # Kept outside the module registry: given, not owned.
         object.__setattr__(self, "_student", student)
@@ -138,7 +138,7 @@ class Objective(nn.Module):
         """
         if turn is not None and (not isinstance(turn, str) or turn != TURN):
             raise argument_error("turn", turn, f"None or {TURN!r}")
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         network = self.student if student is None else student
         if not isinstance(network, nn.Module):
             raise argument_error("student", type(network).__name__, "None or the student, wrapped")

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_instance, check_size, check_text
 from distillrs.errors import argument_error
 from distillrs.knowledge.contrast import keys_of, same_examples
 from distillrs.knowledge.divergences import Divergence
@@ -49,8 +50,8 @@ class MutualInformation(nn.Module, Divergence):
 
     def __init__(self, width: int, alpha: float = 0.9, *, baseline: nn.Module | None = None, key: str = "ids") -> None:
         super().__init__()
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise argument_error("width", width, "a positive integer")
+        check_size("width", width, "a positive integer")
+        check_text("key", key, "the name of an entry of the batch")
         if not (is_number(alpha) and 0 <= alpha <= 1):
             raise argument_error("alpha", alpha, "a number from 0 to 1")
         if baseline is not None and not isinstance(baseline, nn.Module):
@@ -67,6 +68,8 @@ class MutualInformation(nn.Module, Divergence):
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`~distillrs.knowledge.Divergence`; both sides ``[B, width]``."""
+        for name, side in (("student", student), ("teacher", teacher)):
+            check_instance(name, side, Tensor, f"[batch, {self.width}], after an embedding")
         if student.ndim != 2 or student.shape != teacher.shape or student.shape[1] != self.width:
             got = f"shapes {tuple(student.shape)} and {tuple(teacher.shape)}"
             raise argument_error("student", got, f"[batch, {self.width}] on both sides, after an embedding")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_text
 from distillrs.errors import argument_error
 from distillrs.knowledge.divergences import Divergence, paired
 from distillrs.knowledge.view import View
@@ -27,6 +28,10 @@ class ListMLE(Divergence):
     """
 
     mask: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:
+            check_text("mask", self.mask, "None or the name of an entry of the batch")
 
     def rows(self, student: Tensor, teacher: Tensor, view: View) -> Tensor:
         """See :class:`Divergence`.

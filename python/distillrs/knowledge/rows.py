@@ -157,7 +157,7 @@ class EntropyFilter:
         check_choice("of", self.of, ("student", "teacher"))
         for name in ("low", "high"):
             limit: Any = getattr(self, name)
-            if not callable(limit) and not is_number(limit) and limit not in (math.inf, -math.inf):
+            if not callable(limit) and not is_number(limit) and not (type(limit) is float and math.isinf(limit)):
                 raise argument_error(name, limit, "a number of nats, or a ramp")
 
     def __call__(self, view: View) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distillrs.checks import check_choice, check_text
+from distillrs.checks import check_choice, check_size, check_text
 from distillrs.errors import argument_error
 from distillrs.frozen import Frozen
 from distillrs.knowledge.alignments import Side
@@ -149,8 +149,7 @@ class SnapshotTable(Teacher):
     ) -> None:
         super().__init__()
         for name, value in (("examples", examples), ("classes", classes)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise argument_error(name, value, "a positive integer")
+            check_size(name, value, "a positive integer")
         for name, entry in (("ids", ids), ("labels", labels)):
             check_text(name, entry, "the name of an entry of the batch")
         self.ids = ids

@@ -138,11 +138,11 @@ def as_taps(name: str, tap: AnyTap) -> tuple[OneTap, ...]:
     Raises:
         ArgumentError: None of these.
     """
-    if isinstance(tap, str):
+    if isinstance(tap, str) and tap:
         return (Tap(tap),)
     if isinstance(tap, Tap | Output | Head) or callable(tap):
         return (tap,)
-    if isinstance(tap, Sequence) and tap:
+    if isinstance(tap, Sequence) and not isinstance(tap, str | bytes) and tap:
         return tuple(one for each in tap for one in as_taps(name, each))
     raise argument_error(name, tap, _TAPS)
 
@@ -179,6 +179,7 @@ def record(network: nn.Module, taps: Iterable[OneTap], inputs: Inputs, *, who: s
         ArgumentError: No module, taps or inputs; a module that was not called, or several times, or whose output has no
             such entry; a head that cannot be left out.
     """
+    check_text("who", who, "what messages call the network")
     _check_network(who, network)
     given: Any = taps
     if isinstance(given, str) or not isinstance(given, Iterable):
@@ -237,10 +238,19 @@ def find_module(network: nn.Module, path: str, who: str = "network") -> nn.Modul
     return module
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, FSDP and ``torch.compile``."""
+def unwrapped(network: nn.Module, name: str = "network") -> nn.Module:
+    """The network inside DistributedDataParallel, FSDP and ``torch.compile``.
+
+    Args:
+        network: The network, wrapped or not.
+        name: The argument's, for the message.
+
+    Raises:
+        ArgumentError: Something else than a network.
+    """
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+    _check_network(name, network)
     while True:
         if isinstance(network, DistributedDataParallel | DataParallel):
             network = network.get_submodule("module")

@@ -246,7 +246,13 @@ class Mixture(RowDivergence):
 
         Args:
             rows: int64 ``[n]``: their indices when all leading axes are flattened.
+
+        Raises:
+            ArgumentError: Something else.
         """
+        if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.ndim != 1:
+            got = f"{rows.dtype} of shape {list(rows.shape)}" if isinstance(rows, Tensor) else rows
+            raise argument_error("rows", got, "int64 [n]")
         chosen = {
             part: weight.reshape(-1)[rows] if isinstance(weight, Tensor) and weight.dim() else weight
             for part, weight in self.weights.items()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from distillrs.checks import check_instance, check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Cosine, Labels, Objective, Shifted, Stage, Term
 from distillrs.knowledge.forms import MambaMixer, mixer_paths
 from distillrs.knowledge.rows import Rows
+from distillrs.knowledge.taps import as_taps
 from distillrs.recipes._networks import LOGITS, frozen
 from distillrs.registry import recipe
 
@@ -54,6 +56,12 @@ def attention_to_mamba(
     Raises:
         ArgumentError: A student without Mamba mixers, or a value that is not allowed.
     """
+    check_instance("student", student, nn.Module, "a network with Mamba mixers")
+    check_whole("align_steps", align_steps, "a positive number of steps", least=1)
+    if not isinstance(prefix, str):
+        raise argument_error("prefix", prefix, "a string")
+    check_text("labels", labels, "the name of an entry of the batch")
+    as_taps("logits", logits)
     paths = mixer_paths(student, MambaMixer)
     if not paths:
         got = f"{type(student).__name__} without a Mamba mixer"

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import ops
+from distillrs.checks import check_instance, check_number
 from distillrs.errors import argument_error
 from distillrs.knowledge import L1, AnyTap, Objective, Run, Term
 from distillrs.knowledge.forms import router_of
 from distillrs.knowledge.rows import Rows
+from distillrs.knowledge.taps import as_taps
 from distillrs.recipes._networks import LOGITS, frozen
 from distillrs.registry import recipe
 
@@ -59,7 +61,11 @@ def nemotron_elastic(
     Raises:
         ArgumentError: A student without the form, a teacher that is the student, or a value that is not allowed.
     """
+    check_instance("student", student, nn.Module, "a network after Elastic(...).apply(network)")
     router_of(student)
+    if not callable(cost_weight):
+        check_number("cost_weight", cost_weight, "a finite number")
+    as_taps("logits", logits)
     parent = frozen(teacher)
     own = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in own for parameter in parent.module.parameters()):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from distillrs.checks import check_number, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.forms import Importance, Masks, Pruned, Structure, masks_within, output_changes
 from distillrs.knowledge.inputs import read_batch
@@ -89,13 +90,14 @@ def optin(
     Raises:
         ArgumentError: A value that is not allowed, or a network of another kind.
     """
-    if not isinstance(logit_share, int | float) or not 0 <= logit_share < float("inf"):
-        raise argument_error("logit_share", logit_share, "a number from 0")
+    check_number("logit_share", logit_share, "a number from 0", least=0)
+    if length is not None:
+        check_whole("length", length, "None or a positive number of tokens", least=1, most=2**31)
     structure = Structure.of(network)
     inputs = read_batch(batch, "labels", "ids", ())
     if length is None:
         ids: Any = inputs.kwargs.get("input_ids", inputs.args[0] if inputs.args else None)
-        if ids is None or ids.ndim < 2:
+        if not isinstance(ids, Tensor) or ids.ndim < 2:
             raise argument_error("length", length, "a number of tokens, for a batch without [batch, tokens] inputs")
         length = int(ids.shape[1])
     features, logits = output_changes(

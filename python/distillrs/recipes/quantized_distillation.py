@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from distillrs import ops
-from distillrs.checks import check_number
+from distillrs.checks import check_instance, check_number
 from distillrs.errors import argument_error
 from distillrs.knowledge import AnyTap, Objective, Stage, Term
 from distillrs.knowledge.forms import LearnedLevels, Quantised
+from distillrs.knowledge.taps import as_taps
 from distillrs.recipes._networks import LOGITS, answering, task
 from distillrs.registry import recipe
 
@@ -18,6 +19,7 @@ _KL = "The KL in place of the cross-entropy of soft targets: the gradient is the
 
 def _terms(weight: float, temperature: float, logits: AnyTap) -> list[Term]:
     check_number("weight", weight, "a number from 0 to 1", least=0, most=1)
+    as_taps("logits", logits)
     soft = Term(
         logits,
         divergence=ops.ForwardKL(),
@@ -69,8 +71,10 @@ def quantized_distillation(
     terms = _terms(weight, temperature, logits)
     if not isinstance(form, Quantised):
         raise argument_error("form", type(form).__name__, "forms.Quantised(...)")
+    check_instance("student", student, nn.Module, "a torch.nn.Module that is a network")
+    source = answering(teacher)
     form.apply(student)
-    return Objective(student, answering(teacher), terms)
+    return Objective(student, source, terms)
 
 
 @recipe(
@@ -115,5 +119,7 @@ def differentiable_quantization(
     terms = _terms(weight, temperature, logits)
     if not isinstance(form, LearnedLevels):
         raise argument_error("form", type(form).__name__, "forms.LearnedLevels(...)")
+    check_instance("student", student, nn.Module, "a torch.nn.Module that is a network")
+    source = answering(teacher)
     form.apply(student)
-    return Objective(student, answering(teacher), stages=[Stage(terms, trainable=("*.levels",), name="levels")])
+    return Objective(student, source, stages=[Stage(terms, trainable=("*.levels",), name="levels")])

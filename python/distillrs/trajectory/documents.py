@@ -42,6 +42,8 @@ T = TypeVar("T")
 _DOCUMENTS = 1 << 24
 _WRITERS = 1 << 15
 _FLUSH_BYTES = 64 << 20
+# Readings of rows whose logs other processes seal meanwhile.
+_LOOKS = 16
 _ROLL_BYTES = 1 << 30
 
 _LAYOUT = ("vocabulary", "k", "code", "temperatures", "sampled")
@@ -419,14 +421,15 @@ class Documents:
             self._written.clear()
 
     def _retried(self, action: Callable[[], T]) -> T:
-        try:
-            return action()
-        except StoreIOError as failure:
-            if not isinstance(failure, OSError) or failure.errno != 2:
-                raise
-            # Another process sealed the log since it was listed; row numbers stay the same.
-            self.refresh()
-            return action()
+        for _ in range(_LOOKS):
+            try:
+                return action()
+            except StoreIOError as failure:
+                if not isinstance(failure, OSError) or failure.errno != 2:
+                    raise
+                # Another process sealed a log since it was listed; row numbers stay the same.
+                self.refresh()
+        return action()
 
 
 def layout_of(form: dict[str, Any]) -> str:

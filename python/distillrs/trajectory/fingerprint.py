@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from distillrs.checks import check_instance, check_number
+from distillrs.checks import check_instance, check_number, check_text
 from distillrs.errors import SchemaMismatch, argument_error
 from distillrs.frozen import Frozen
 from distillrs.trajectory.layout import _canonical, _is_sharded
@@ -99,7 +99,9 @@ class Fingerprint:
 
         Raises:
             SchemaMismatch: They differ; the message names every part that does, with both values.
+            ArgumentError: An argument of another kind.
         """
+        check_text("what", what, "what has this fingerprint, such as the cache's path")
         check_instance("other", other, Fingerprint, "Fingerprint.of(...)")
         parts = [field.name for field in dataclasses.fields(self)]
         differing = [name for name in parts if getattr(self, name) != getattr(other, name)]

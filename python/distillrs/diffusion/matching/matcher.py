@@ -184,7 +184,7 @@ class Matcher(nn.Module):
         """
         if not isinstance(batch, Batch):
             raise argument_error("batch", type(batch).__name__, "a diffusion.Batch")
-        step = step if isinstance(step, Step) else Step(step, seed=self.seed)
+        step = Step.of(step, self.seed)
         known = [GENERATOR, CRITIC] if self._fits else [GENERATOR]
         if turn is None and len(known) == 1:
             turn = GENERATOR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distillrs.knowledge.forms.adapted import Adapted
 from distillrs.knowledge.forms.convert import convert_mixers, mixer_paths
 from distillrs.knowledge.forms.elastic import Elastic, router_of
 from distillrs.knowledge.forms.importance import Importance, masks_within, output_changes
@@ -16,9 +17,11 @@ from distillrs.knowledge.forms.recurrence import chunked_recurrence
 from distillrs.knowledge.forms.router import Router, Sizes
 from distillrs.knowledge.forms.structure import Attention, FeedForward, Masks, Slot, Structure, ungate
 from distillrs.knowledge.forms.tokens import Tokens
+from distillrs.low_rank import LowRank
 
 __all__ = [
     "ActivationImportance",
+    "Adapted",
     "Attention",
     "Elastic",
     "FeatureMap",
@@ -27,6 +30,7 @@ __all__ = [
     "Importance",
     "LearnedLevels",
     "LinearAttention",
+    "LowRank",
     "MambaMixer",
     "Masks",
     "MixerState",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import nn
 
-from distillrs.errors import argument_error
+from distillrs.checks import check_choice, check_instance, check_names
+from distillrs.errors import argument_error, unknown_name_error
 from distillrs.knowledge.forms.mixers import LinearAttention, MambaMixer
 from distillrs.knowledge.forms.recurrence import CHUNK
-from distillrs.knowledge.taps import find_module
 
 
 def mixer_paths(network: nn.Module, kind: type[LinearAttention] = LinearAttention) -> list[str]:
@@ -20,7 +21,13 @@ def mixer_paths(network: nn.Module, kind: type[LinearAttention] = LinearAttentio
     Args:
         network: Any module.
         kind: Which mixers; a Mamba mixer is a linear attention, too.
+
+    Raises:
+        ArgumentError: No network, or no class of mixers.
     """
+    check_instance("network", network, nn.Module, "a torch.nn.Module")
+    if not isinstance(kind, type) or not issubclass(kind, LinearAttention):
+        raise argument_error("kind", kind, "LinearAttention or MambaMixer")
     return [path for path, module in network.named_modules() if isinstance(module, kind)]
 
 
@@ -58,10 +65,14 @@ def convert_mixers(
         ArgumentError: A pattern that nothing matches, or a module that cannot be replaced by this kind; the network is
             then as it was.
     """
-    if kind not in ("linear", "mamba"):
-        raise argument_error("kind", kind, "'linear' or 'mamba'")
+    check_instance("network", network, nn.Module, "a torch.nn.Module")
+    check_choice("kind", kind, ("linear", "mamba"))
+    patterns = [paths] if isinstance(paths, str) else paths
+    check_names("paths", patterns, "a path or pattern, or a list of some")
+    if not patterns:
+        raise argument_error("paths", paths, "a path or pattern, or a list of at least one")
     new: dict[str, LinearAttention] = {}
-    for path in _matching(network, [paths] if isinstance(paths, str) else paths):
+    for path in _matching(network, patterns):
         module = network.get_submodule(path)
         if isinstance(module, MambaMixer) or (kind == "linear" and isinstance(module, LinearAttention)):
             raise argument_error("paths", f"{path!r}, a {type(module).__name__}", f"what is not yet {kind}")
@@ -82,7 +93,7 @@ def _matching(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         found = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
         if not found:
-            find_module(network, pattern)
-            raise argument_error("paths", pattern, "a pattern that some module's path matches")
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+            raise unknown_name_error("paths", pattern, near)
         chosen |= found
     return [name for name in names if name in chosen]

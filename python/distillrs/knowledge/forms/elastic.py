@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from distillrs.checks import check_flag, check_number, check_path, check_whole, is_number
 from distillrs.errors import DataError, argument_error
 from distillrs.files import write_whole
 from distillrs.knowledge.forms.protocol import Form
@@ -71,6 +71,9 @@ class Elastic(Form):
     tolerance: float = 0.02
 
     def __post_init__(self) -> None:
+        for name in ("budgets", *AXES):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise argument_error(name, getattr(self, name), "a tuple of shares, above 0 to 1")
         if not self.budgets or not all(_is_share(budget) for budget in self.budgets):
             raise argument_error("budgets", self.budgets, "shares of the full cost, above 0 to 1")
         if len(set(self.budgets)) != len(self.budgets):
@@ -78,14 +81,23 @@ class Elastic(Form):
         for name in AXES:
             if not all(_is_share(share) for share in getattr(self, name)):
                 raise argument_error(name, getattr(self, name), "shares of the full size, above 0 to 1")
-        if self.weights is not None and len(self.weights) != len(self.budgets):
-            raise argument_error("weights", self.weights, f"{len(self.budgets)}: one for each budget")
-        for name in ("temperature", "tolerance"):
-            value = getattr(self, name)
-            if not callable(value) and not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise argument_error(name, value, "a number above 0")
-        if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 1:
-            raise argument_error("length", self.length, "a positive number of tokens")
+        if self.weights is not None and not (
+            isinstance(self.weights, list | tuple)
+            and len(self.weights) == len(self.budgets)
+            and all(callable(each) or (is_number(each) and each >= 0) for each in self.weights)
+        ):
+            allowed = f"{len(self.budgets)} numbers from 0 or ramps, one for each budget"
+            raise argument_error("weights", self.weights, allowed)
+        if self.order is not None and not (
+            isinstance(self.order, list | tuple) and all(type(layer) is int and layer >= 0 for layer in self.order)
+        ):
+            raise argument_error("order", self.order, "None or numbers of layers, from 0")
+        if not callable(self.temperature):
+            check_number("temperature", self.temperature, "a number above 0, or a ramp", above=0)
+        check_number("tolerance", self.tolerance, "a number above 0", above=0)
+        check_whole("length", self.length, "a positive number of tokens", least=1)
+        for name in ("hard", "head"):
+            check_flag(name, getattr(self, name))
 
     def apply(self, module: nn.Module) -> nn.Module:
         """See :class:`Form`. The network's parts must already stand in order: see :func:`nested`.
@@ -94,7 +106,7 @@ class Elastic(Form):
             ArgumentError: A network of another kind, one that has this form, an order that is none of its layers, or a
                 budget that no sizes meet.
         """
-        plain = unwrapped(module)
+        plain = unwrapped(module, "module")
         if _NAME in plain._modules or any(hasattr(each, "parametrizations") for each in plain.modules()):
             raise argument_error("module", f"{type(plain).__name__} with a form", "the plain network")
         structure = Structure.of(plain)
@@ -143,9 +155,7 @@ class Elastic(Form):
         Raises:
             ArgumentError: Another number.
         """
-        if budget not in self.budgets:
-            raise argument_error("budget", budget, f"one of {self.budgets}")
-        router_of(module).chosen = self.budgets.index(budget)
+        router_of(module).chosen = self._place(budget)
         return module
 
     def materialise(self, module: nn.Module) -> nn.Module:
@@ -163,6 +173,7 @@ class Elastic(Form):
 
     def export(self, module: nn.Module, path: str | os.PathLike[str]) -> int:
         """See :class:`Form`: safetensors of the submodel's parameters, with its sizes."""
+        check_path("path", path)
         router = router_of(module)
         sizes = router.configuration(router.chosen)
         kept = sorted(router.order[: sizes.layers])
@@ -182,7 +193,8 @@ class Elastic(Form):
 
     def restore(self, module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         """See :class:`Form`."""
-        structure = Structure.of(module)
+        check_path("path", path)
+        structure = Structure.of(unwrapped(module, "module"))
         try:
             with safetensors.safe_open(str(path), framework="pt") as file:
                 header = file.metadata() or {}
@@ -191,7 +203,7 @@ class Elastic(Form):
                 raise DataError(f"{path} is no file of an elastic submodel: its format is {header.get('format')!r}")
             layers, channels = [int(each) for each in json.loads(header["layers"])], int(header["channels"])
             given = {name: [int(each) for each in json.loads(header[name])] for name in ("heads", "neurons")}
-        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as failure:
+        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as failure:
             if isinstance(failure, FileNotFoundError | DataError):
                 raise
             raise DataError(f"{path} is damaged: {failure}") from failure
@@ -230,7 +242,7 @@ class Elastic(Form):
         layers = range(len(structure.layers))
         if self.order is not None and sorted(self.order) != list(layers):
             raise argument_error("order", self.order, f"each of 0 to {len(layers) - 1} once")
-        return tuple(layers) if self.order is None else self.order
+        return tuple(layers) if self.order is None else tuple(self.order)
 
     def _check_met(self, router: Router, place: int, budget: float) -> None:
         cost = router.cost(router.configuration(place))
@@ -248,9 +260,13 @@ class Elastic(Form):
         Raises:
             ArgumentError: Another number.
         """
-        if budget not in self.budgets:
+        place = self._place(budget)
+        return router_of(module).configuration(place)
+
+    def _place(self, budget: float) -> int:
+        if not is_number(budget) or budget not in self.budgets:
             raise argument_error("budget", budget, f"one of {self.budgets}")
-        return router_of(module).configuration(self.budgets.index(budget))
+        return self.budgets.index(budget)
 
 
 def router_of(module: nn.Module) -> Router:
@@ -262,7 +278,7 @@ def router_of(module: nn.Module) -> Router:
     Raises:
         ArgumentError: It has none.
     """
-    router = unwrapped(module)._modules.get(_NAME)
+    router = unwrapped(module, "module")._modules.get(_NAME)
     if not isinstance(router, Router):
         raise argument_error("module", type(module).__name__, "a network after Elastic(...).apply(network)")
     return router

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import _core, ops, random
+from distillrs.checks import check_instance, check_number, check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.forms.gates import is_gated
 from distillrs.knowledge.forms.structure import Masks, Structure, ungate
@@ -36,10 +37,26 @@ class Importance:
     neurons: tuple[Tensor, ...]
     group: int = 1
 
+    def __post_init__(self) -> None:
+        for name in ("heads", "neurons"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(isinstance(each, Tensor) and each.ndim == 1 for each in values):
+                raise argument_error(name, values, "a tuple of tensors of one axis, one for each layer")
+        check_whole("group", self.group, "a positive number of neurons", least=1)
+
     def add(self, other: Importance, scale: float) -> Importance:
-        """``self + scale * other``, of the same parts."""
-        heads = tuple(a + scale * b for a, b in zip(self.heads, other.heads, strict=True))
-        neurons = tuple(a + scale * b for a, b in zip(self.neurons, other.neurons, strict=True))
+        """``self + scale * other``, of the same parts.
+
+        Raises:
+            ArgumentError: Something else, or other parts.
+        """
+        check_instance("other", other, Importance, "an Importance")
+        check_number("scale", scale, "a finite number")
+        own, given = ([each.shape for each in (*one.heads, *one.neurons)] for one in (self, other))
+        if own != given or self.group != other.group:
+            raise argument_error("other", "importances of other parts", "those of the same parts")
+        heads = tuple(a + float(scale) * b for a, b in zip(self.heads, other.heads, strict=True))
+        neurons = tuple(a + float(scale) * b for a, b in zip(self.neurons, other.neurons, strict=True))
         return Importance(heads, neurons, self.group)
 
     def total(self) -> float:
@@ -82,10 +99,13 @@ def output_changes(
     Raises:
         ArgumentError: A network with masks, or numbers that are not allowed.
     """
+    check_instance("network", network, nn.Module, "a transformer")
+    check_instance("inputs", inputs, Inputs, "Inputs(args, kwargs, fields)")
     structure = Structure.of(network) if structure is None else structure
+    check_instance("structure", structure, Structure, "None or Structure.of(network)")
     for name, value in (("tokens", tokens), ("group", group)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise argument_error(name, value, "a positive integer")
+        check_whole(name, value, "a positive integer", least=1)
+    check_text("mask", mask, "the name of an entry of the batch")
     if is_gated(network):
         raise argument_error("network", "a network with masks", "a plain one; ungate() it first")
     modes = {module: module.training for module in network.modules()}
@@ -128,8 +148,10 @@ def masks_within(structure: Structure, importance: Importance, share: float, len
     Raises:
         ArgumentError: A share that does not pay for what every layer keeps, or importances of other parts.
     """
-    if not isinstance(share, int | float) or not 0 < share <= 1:
-        raise argument_error("share", share, "a number above 0, at most 1")
+    check_instance("structure", structure, Structure, "Structure.of(network)")
+    check_instance("importance", importance, Importance, "an Importance, such as output_changes gives")
+    check_number("share", share, "a number above 0, at most 1", above=0, most=1)
+    check_whole("length", length, "a positive number of tokens, at most 2**31", least=1, most=2**31)
     due = _counts(structure, importance.group)
     if [len(each) for each in (*importance.heads, *importance.neurons)] != due:
         raise argument_error("importance", "other parts", f"values for parts by layer: {due}")
@@ -143,9 +165,15 @@ def masks_within(structure: Structure, importance: Importance, share: float, len
         sizes = [end - begin for begin, end in _groups(part.neurons, importance.group)]
         neuron_costs += [structure.width * part.matrices * size for size in sizes]
     limit = int(share * structure.macs(length))
-    kept = _core.best_of_two_kinds(
-        _parts(importance.heads, head_costs), _parts(importance.neurons, neuron_costs), limit
+    (_, _, first), (_, _, second) = parts = (
+        _parts(importance.heads, head_costs),
+        _parts(importance.neurons, neuron_costs),
     )
+    due_cost = sum(cost for cost, is_due in zip([*head_costs, *neuron_costs], [*first, *second], strict=True) if is_due)
+    if due_cost > limit:
+        allowed = f"at least {due_cost / structure.macs(length):.6g}, what one head group and one group of neurons of "
+        raise argument_error("share", share, f"{allowed}every layer take")
+    kept = _core.best_of_two_kinds(*parts, limit)
     heads, neurons = (
         _marks(chosen, [len(each) for each in values])
         for chosen, values in zip(kept, (importance.heads, importance.neurons), strict=True)

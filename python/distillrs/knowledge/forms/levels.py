@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrs import random
+from distillrs.checks import check_instance, check_number, check_whole, is_number
 from distillrs.errors import argument_error
 from distillrs.knowledge.numerics import wide
 from distillrs.step import Step
@@ -219,11 +220,17 @@ def bits_by_gradient(
     Raises:
         ArgumentError: Other names in ``sizes``, a norm that is not finite, or bits that do not fit each other.
     """
+    for argument, mapping in (("norms", norms), ("sizes", sizes)):
+        check_instance(argument, mapping, dict, "a dictionary: {name: number}")
     if norms.keys() != sizes.keys() or not norms:
         raise argument_error("sizes", sorted(sizes), f"the names of norms, at least one: {sorted(norms)}")
     for name, norm in norms.items():
-        if not 0 <= norm < float("inf"):
+        if not is_number(norm) or norm < 0:
             raise argument_error("norms", f"{norm} for {name!r}", "finite numbers from 0")
+        check_whole("sizes", sizes[name], "numbers of elements from 0", least=0)
+    check_number("bits", bits, "a number from 1")
+    for argument, bound in (("lowest", lowest), ("highest", highest)):
+        check_whole(argument, bound, "a whole number from 1 to 8", least=1, most=8)
     if not 1 <= lowest <= highest <= 8 or not lowest <= bits:
         raise argument_error(
             "bits", f"{bits} from {lowest} to {highest}", "1 <= lowest <= bits, lowest <= highest <= 8"

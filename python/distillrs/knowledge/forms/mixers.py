@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distillrs import random
+from distillrs.checks import check_size, check_text, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.forms.mixer_state import MixerState, layer_state, store_state
 from distillrs.knowledge.forms.recurrence import CHUNK, chunked_recurrence
@@ -57,13 +58,17 @@ class FeatureMap(nn.Module):
         name: str = "feature map",
     ) -> None:
         super().__init__()
+        check_size("heads", heads)
+        check_size("width", width)
+        if features is not None:
+            check_size("features", features, "None or a positive number")
+        check_text("name", name)
         rows = width if features is None else features
-        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-            raise argument_error("features", features, "None or a positive number")
+        given = Step(0, seed=seed)
         if initial == "identity":
             weight = torch.eye(rows, width).repeat(heads, 1, 1)
         elif initial == "random":
-            weight = random.normal(heads, rows, width, step=Step(0, seed=seed), name=name) * width**-0.5
+            weight = random.normal(heads, rows, width, step=given, name=name) * width**-0.5
         else:
             raise argument_error("initial", initial, "'identity' or 'random'")
         self.weight = nn.Parameter(weight)
@@ -111,8 +116,7 @@ class LinearAttention(nn.Module):
     ) -> None:
         super().__init__()
         _check_attention(attention)
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-            raise argument_error("chunk", chunk, "a positive number of tokens")
+        check_whole("chunk", chunk, "a positive number of tokens", least=1)
         self.head_dim = int(attention.head_dim)  # type: ignore[arg-type]  # modules' attributes have no types
         self.layer_idx: Any = getattr(attention, "layer_idx", None)
         self.config: Any = getattr(attention, "config", None)
@@ -268,8 +272,7 @@ class MambaMixer(LinearAttention):
     def __init__(self, mixer: LinearAttention, kernel: int = 4) -> None:
         if type(mixer) is not LinearAttention:
             raise argument_error("mixer", type(mixer).__name__, "a LinearAttention")
-        if isinstance(kernel, bool) or not isinstance(kernel, int) or kernel < 1:
-            raise argument_error("kernel", kernel, "a positive number of tokens")
+        check_size("kernel", kernel, "a positive number of tokens")
         super().__init__(mixer, chunk=mixer.chunk)
         self.query_map, self.key_map = mixer.query_map, mixer.key_map
         query = self._projection("q_proj")

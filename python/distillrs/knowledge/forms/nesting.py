@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_instance
 from distillrs.errors import argument_error
 from distillrs.knowledge.forms.structure import Masks, Structure, ungate
 from distillrs.knowledge.inputs import Inputs, read_batch
@@ -30,6 +31,14 @@ class ActivationImportance:
     heads: tuple[Tensor, ...]
     neurons: tuple[Tensor, ...]
 
+    def __post_init__(self) -> None:
+        for name in ("heads", "neurons"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(isinstance(each, Tensor) for each in values):
+                raise argument_error(name, values, "a tuple of tensors, one for each layer")
+        if self.channels is not None:
+            check_instance("channels", self.channels, Tensor, "None or a tensor")
+
 
 @torch.no_grad()
 def activation_importance(network: nn.Module, batches: Iterable[Any]) -> ActivationImportance:
@@ -49,6 +58,7 @@ def activation_importance(network: nn.Module, batches: Iterable[Any]) -> Activat
     """
     plain = unwrapped(network)
     structure = Structure.of(plain)
+    _check_batches(batches)
     norms = [Tap(path) for path in structure.norms]
     heads = [Tap(unit.outputs[0].name.rpartition(".")[0], "input") for unit in structure.attention]
     neurons = [Tap(part.outputs[0].name.rpartition(".")[0], "input") for part in structure.feed_forward]
@@ -90,6 +100,8 @@ def layer_order(network: nn.Module, batches: Iterable[Any], output: Output = Out
     if any(name.endswith("parametrizations") for name, _ in plain.named_modules()):
         raise argument_error("network", "one with masks or another form", "the plain network")
     structure = Structure.of(plain)
+    _check_batches(batches)
+    check_instance("output", output, Output, "Output('logits')")
     kept_batches = list(batches)
     if not kept_batches:
         raise argument_error("batches", "none", "at least one")
@@ -131,6 +143,7 @@ def nested(network: nn.Module, importance: ActivationImportance) -> nn.Module:
         ArgumentError: ActivationImportance that does not fit the network.
     """
     structure = Structure.of(network)
+    check_instance("importance", importance, ActivationImportance, "what activation_importance gives")
     due = [(f"heads[{i}]", unit.heads) for i, unit in enumerate(structure.attention)]
     due += [(f"neurons[{i}]", part.neurons) for i, part in enumerate(structure.feed_forward)]
     given = [*importance.heads, *importance.neurons]
@@ -148,6 +161,11 @@ def nested(network: nn.Module, importance: ActivationImportance) -> nn.Module:
     neurons = [_falling(values) for values in importance.neurons]
     channels = None if importance.channels is None else _falling(importance.channels)
     return structure.take(network, heads, neurons, channels)
+
+
+def _check_batches(batches: object) -> None:
+    if isinstance(batches, str | bytes | Tensor | Mapping) or not isinstance(batches, Iterable):
+        raise argument_error("batches", type(batches).__name__, "a list of batches, as an objective takes them")
 
 
 def _falling(values: Tensor) -> Tensor:

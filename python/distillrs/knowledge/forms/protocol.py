@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from distillrs.checks import check_instance
 from distillrs.step import Step
 
 
@@ -111,8 +112,13 @@ def begin_step(network: nn.Module, step: Step) -> None:
 
     Args:
         network: The student, also wrapped.
-        step: Of the run.
+        step: Of the run; a plain number takes the seed 0.
+
+    Raises:
+        ArgumentError: No network, or no step.
     """
+    check_instance("network", network, nn.Module, "a torch.nn.Module")
+    step = Step.of(step)
     for module in network.modules():
         stepped: Any = module
         if isinstance(stepped, Stepped):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from distillrs.checks import check_instance, check_path
 from distillrs.errors import ArgumentError, DataError, argument_error
 from distillrs.files import write_whole
 from distillrs.knowledge.forms.gates import is_gated
@@ -42,11 +43,12 @@ class Pruned(Form):
     masks: Masks
 
     def __post_init__(self) -> None:
+        check_instance("structure", self.structure, Structure, "Structure.of(network)")
         self.structure.check(self.masks)
 
     def apply(self, module: nn.Module) -> nn.Module:
         """See :class:`Form`."""
-        if is_gated(module):
+        if is_gated(unwrapped(module, "module")):
             raise argument_error("module", "a network with masks", "one without")
         self.structure.gate(module, self.masks)
         return module
@@ -60,12 +62,13 @@ class Pruned(Form):
     def materialise(self, module: nn.Module) -> nn.Module:
         """See :class:`Form`."""
         self._check(module)
-        plain = copy.deepcopy(unwrapped(module))
+        plain = copy.deepcopy(unwrapped(module, "module"))
         ungate(plain)
         return self.structure.slice(plain, self.masks)
 
     def export(self, module: nn.Module, path: str | os.PathLike[str]) -> int:
         """See :class:`Form`."""
+        check_path("path", path)
         tensors = {
             name: each for name, each in self.materialise(module).state_dict().items() if isinstance(each, Tensor)
         }
@@ -83,6 +86,7 @@ class Pruned(Form):
 
     def restore(self, module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         """See :class:`Form`. The file's own parts count, and not those of this form."""
+        check_path("path", path)
         content = Path(path).read_bytes()
         try:
             with safetensors.safe_open(path, "pt") as file:
@@ -95,7 +99,7 @@ class Pruned(Form):
             raise DataError(f"{path}: {failure}") from failure
         except (safetensors.SafetensorError, ArgumentError, ValueError, KeyError, TypeError, RecursionError) as failure:
             raise DataError(f"{path}: damaged ({failure})") from failure
-        small = self.structure.slice(unwrapped(module), masks)
+        small = self.structure.slice(unwrapped(module, "module"), masks)
         own = {name: each.shape for name, each in small.state_dict().items() if isinstance(each, Tensor)}
         got = {name: each.shape for name, each in tensors.items()}
         if own != got:
@@ -105,7 +109,7 @@ class Pruned(Form):
         return small
 
     def _check(self, module: nn.Module) -> None:
-        if not is_gated(module):
+        if not is_gated(unwrapped(module, "module")):
             raise argument_error("module", "a network without masks", "one that apply() returned")
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from distillrs.checks import check_callable, check_choice, check_instance, check_path, check_whole
 from distillrs.errors import argument_error
 from distillrs.knowledge.forms import packed, parametrized
 from distillrs.knowledge.forms.levels import (
@@ -42,12 +43,12 @@ class _FewLevels(Form):
 
     def __post_init__(self) -> None:
         for name, bits in self.bits.items() if isinstance(self.bits, Mapping) else [("", self.bits)]:
+            if not isinstance(name, str):
+                raise argument_error("bits", f"the name {name!r}", "patterns of parameters' names")
             if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
                 raise argument_error("bits", f"{bits} for {name!r}" if name else bits, "whole numbers from 1 to 8")
-        if self.bucket is not None and (
-            isinstance(self.bucket, bool) or not isinstance(self.bucket, int) or self.bucket < 1
-        ):
-            raise argument_error("bucket", self.bucket, "None or a positive number of elements")
+        if self.bucket is not None:
+            check_whole("bucket", self.bucket, "None or a positive number of elements", least=1)
 
     @abstractmethod
     def _quantiser(self, name: str, weight: Tensor, bits: int) -> Quantiser:
@@ -70,7 +71,7 @@ class _FewLevels(Form):
         Raises:
             ArgumentError: A network that already has such a form, or patterns that no parameter's name fits.
         """
-        plain = unwrapped(module)
+        plain = unwrapped(module, "module")
         if any(True for _ in _quantised(plain)):
             raise argument_error("module", "a network with weights on few levels", "one without")
         found = [
@@ -97,7 +98,7 @@ class _FewLevels(Form):
 
     def materialise(self, module: nn.Module) -> nn.Module:
         """See :class:`Form`."""
-        plain = copy.deepcopy(unwrapped(module))
+        plain = copy.deepcopy(unwrapped(module, "module"))
         values = [
             (weight, quantiser.encode(weight).decode(weight.shape, weight.dtype).detach())
             for _, _, weight, quantiser in _present(plain)
@@ -110,7 +111,8 @@ class _FewLevels(Form):
 
     def export(self, module: nn.Module, path: str | os.PathLike[str]) -> int:
         """See :class:`Form`: codes by Huffman's method or in as many bits, smallest values, distances and levels."""
-        plain = unwrapped(module)
+        check_path("path", path)
+        plain = unwrapped(module, "module")
         codes = {
             f"{place}.{name}" if place else name: (quantiser, quantiser.encode(weight.detach()), weight)
             for place, name, weight, quantiser in _present(plain)
@@ -134,7 +136,8 @@ class _FewLevels(Form):
 
     def restore(self, module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         """See :class:`Form`."""
-        plain = copy.deepcopy(unwrapped(module))
+        check_path("path", path)
+        plain = copy.deepcopy(unwrapped(module, "module"))
         state = packed.read(path)
         own = plain.state_dict()
         names = {name for name, value in own.items() if isinstance(value, Tensor)}
@@ -171,8 +174,7 @@ class Quantised(_FewLevels):
 
     def __post_init__(self) -> None:
         _FewLevels.__post_init__(self)
-        if self.rounding not in ("nearest", "stochastic"):
-            raise argument_error("rounding", self.rounding, "'nearest' or 'stochastic'")
+        check_choice("rounding", self.rounding, ("nearest", "stochastic"))
 
     def _quantiser(self, name: str, weight: Tensor, bits: int) -> Quantiser:
         return UniformQuantiser(bits, self.bucket, self.rounding == "stochastic", name, weight.numel())
@@ -196,7 +198,7 @@ class LearnedLevels(_FewLevels):
     def apply(self, module: nn.Module) -> nn.Module:
         """See :class:`Form`."""
         _FewLevels.apply(self, module)
-        for _, _, weight, _ in _present(unwrapped(module)):
+        for _, _, weight, _ in _present(unwrapped(module, "module")):
             weight.requires_grad_(False)
         return module
 
@@ -224,10 +226,16 @@ def gradient_bits(
     Raises:
         ArgumentError: A network without such parameters, or bits that do not fit each other.
     """
+    check_instance("network", network, nn.Module, "a network with weights that are trained")
+    check_callable("loss", loss, "a function that gives the loss of some batch")
     chosen = {name: each for name, each in network.named_parameters() if each.ndim >= 2 and each.requires_grad}
     if not chosen:
         raise argument_error("network", type(network).__name__, "a network with weights that are trained")
-    gradients = torch.autograd.grad(loss(), list(chosen.values()), allow_unused=True)
+    value: Any = loss()
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise argument_error("loss", f"a function that gives {got}", "one that gives one number, with a graph")
+    gradients = torch.autograd.grad(value.sum(), list(chosen.values()), allow_unused=True)
     norms = [0.0 if gradient is None else math.sqrt(float(gradient.double().square().sum())) for gradient in gradients]
     sizes = {name: each.numel() for name, each in chosen.items()}
     return bits_by_gradient(dict(zip(chosen, norms, strict=True)), sizes, bits, lowest, highest)
@@ -266,8 +274,8 @@ def _present(network: nn.Module) -> list[tuple[str, str, nn.Parameter, Quantiser
 
 
 def _strip(network: nn.Module) -> None:
-    present = _present(unwrapped(network))
-    for path, name, weight, quantiser in present:
-        parametrized.remove(unwrapped(network).get_submodule(path), name)
+    plain = unwrapped(network, "module")
+    for path, name, weight, quantiser in _present(plain):
+        parametrized.remove(plain.get_submodule(path), name)
         if isinstance(quantiser, LevelQuantiser):
             weight.requires_grad_(quantiser.was_trained)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distillrs.checks import check_instance, check_whole
 from distillrs.errors import argument_error
 
 CHUNK = 64
@@ -47,6 +48,14 @@ def chunked_recurrence(
     """
     batch, groups, length, features = _checked(queries, keys, values, chunk)
     heads, width = queries.shape[1], values.shape[-1]
+    for name, given, shape in (
+        ("log_decay", log_decay, (batch, groups, length)),
+        ("segments", segments, (batch, length)),
+        ("memory", memory, (batch, groups, features, width)),
+    ):
+        _check_shape(name, given, shape)
+    if segments is not None and (segments.is_floating_point() or segments.is_complex()):
+        raise argument_error("segments", segments.dtype, "whole numbers, such as int64")
     if memory is None:
         memory = values.new_zeros(batch, groups, features, width)
     if length == 0:
@@ -112,9 +121,18 @@ def _and(factor: Tensor | None, same: Tensor | None, like: Tensor) -> Tensor | N
     return same.to(like) if factor is None else factor * same
 
 
+def _check_shape(name: str, given: Tensor | None, shape: tuple[int, ...]) -> None:
+    if given is None:
+        return
+    check_instance(name, given, Tensor, f"None or a tensor {list(shape)}")
+    if tuple(given.shape) != shape:
+        raise argument_error(name, f"shape {tuple(given.shape)}", f"None or a tensor {list(shape)}")
+
+
 def _checked(queries: Tensor, keys: Tensor, values: Tensor, chunk: int) -> tuple[int, int, int, int]:
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise argument_error("chunk", chunk, "a positive number of tokens")
+    check_whole("chunk", chunk, "a positive number of tokens", least=1)
+    for name, given in (("queries", queries), ("keys", keys), ("values", values)):
+        check_instance(name, given, Tensor, "a tensor of four axes")
     fits = queries.ndim == keys.ndim == values.ndim == 4 and keys.shape[:3] == values.shape[:3]
     if not fits or queries.shape[::2] != keys.shape[::2] or queries.shape[3] != keys.shape[3]:
         got = f"shapes {tuple(queries.shape)}, {tuple(keys.shape)}, {tuple(values.shape)}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distillrs.checks import check_instance
 from distillrs.errors import argument_error
 from distillrs.knowledge.forms.structure import Slot, Structure
 from distillrs.knowledge.taps import unwrapped
@@ -25,11 +26,12 @@ def take(
 ) -> nn.Module:
     """See :meth:`Structure.take`."""
     plain = unwrapped(network)
+    structure.check_names(plain)
     heads = _checked("heads", heads, [unit.heads for unit in structure.attention])
     neurons = _checked("neurons", neurons, [part.neurons for part in structure.feed_forward])
     if channels is not None:
         if not structure.residual:
-            raise argument_error("channels", list(channels.shape), "None for a network of this kind")
+            raise argument_error("channels", type(channels).__name__, "None for a network of this kind")
         (channels,) = _checked("channels", [channels], [structure.width])
     if layers is not None:
         (layers,) = _checked("layers", [layers], [len(structure.layers)])
@@ -69,9 +71,12 @@ def _elements(heads: Tensor, size: int) -> Tensor:
 def _checked(name: str, parts: Sequence[Tensor] | None, sizes: list[int]) -> list[Tensor]:
     if parts is None:
         return [torch.arange(size) for size in sizes]
+    if not isinstance(parts, list | tuple):
+        raise argument_error(name, type(parts).__name__, "None or a list of tensors, one for each layer")
     if len(parts) != len(sizes):
         raise argument_error(name, f"{len(parts)} tensors", f"{len(sizes)}: one for each layer")
     for place, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        check_instance(name, part, Tensor, "int64 [n]")
         if part.dtype != torch.int64 or part.ndim != 1:
             raise argument_error(name, f"{part.dtype} of shape {list(part.shape)}", "int64 [n]")
         inside = len(part) and int(part.min()) >= 0 and int(part.max()) < size

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillrs.checks import check_flag, check_instance, check_text, check_whole, device_of
 from distillrs.errors import argument_error
 from distillrs.knowledge.taps import unwrapped
 
@@ -31,6 +32,11 @@ class Slot:
     name: str
     dim: int
     offset: int = 0
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name, "the name of a parameter")
+        for name in ("dim", "offset"):
+            check_whole(name, getattr(self, name), "a whole number from 0", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,15 @@ class Attention:
     heads: int
     shared: int
     size: int
+
+    def __post_init__(self) -> None:
+        check_text("path", self.path, "the path of a module")
+        for name in ("queries", "keys_values", "outputs"):
+            _check_all(name, getattr(self, name), Slot)
+        for name in ("heads", "shared", "size"):
+            check_whole(name, getattr(self, name), "a positive number", least=1)
+        if self.heads % self.shared:
+            raise argument_error("shared", self.shared, f"a divisor of the {self.heads} heads")
 
     def key_value_heads(self, heads: Tensor) -> tuple[Tensor, int]:
         """The key-value heads that chosen query heads need, in their order, and query heads of each.
@@ -87,6 +102,13 @@ class FeedForward:
     neurons: int
     matrices: int
 
+    def __post_init__(self) -> None:
+        check_text("path", self.path, "the path of a module")
+        for name in ("inner", "outputs"):
+            _check_all(name, getattr(self, name), Slot)
+        for name in ("neurons", "matrices"):
+            check_whole(name, getattr(self, name), "a positive number", least=1)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Masks:
@@ -104,8 +126,20 @@ class Masks:
     channels: Tensor | None = None
     layers: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("heads", "neurons"):
+            _check_all(name, getattr(self, name), Tensor)
+        for name in ("channels", "layers"):
+            if getattr(self, name) is not None:
+                check_instance(name, getattr(self, name), Tensor, "None or a tensor")
+
     def to(self, device: torch.device | str) -> Masks:
-        """The same on a device."""
+        """The same on a device.
+
+        Raises:
+            ArgumentError: No device.
+        """
+        device = device_of("device", device)
         channels = None if self.channels is None else self.channels.to(device)
         layers = None if self.layers is None else self.layers.to(device)
         heads, neurons = (tuple(mask.to(device) for mask in masks) for masks in (self.heads, self.neurons))
@@ -137,6 +171,15 @@ class Structure:
     norms: tuple[str, ...] = ()
     vocabulary: int = 0
     causal: bool = True
+
+    def __post_init__(self) -> None:
+        for name, kind in (("attention", Attention), ("feed_forward", FeedForward), ("layers", str), ("norms", str)):
+            _check_all(name, getattr(self, name), kind)
+        for name in ("residual", "written"):
+            _check_all(name, getattr(self, name), Slot)
+        for name in ("width", "vocabulary"):
+            check_whole(name, getattr(self, name), "a whole number from 0", least=0)
+        check_flag("causal", self.causal)
 
     @staticmethod
     def of(network: nn.Module) -> Structure:
@@ -171,6 +214,7 @@ class Structure:
         Raises:
             ArgumentError: Another number of masks, or of entries; channels where they cannot be left out.
         """
+        check_instance("masks", masks, Masks, "Masks(heads, neurons, ...)")
         due = {
             "heads": [unit.heads for unit in self.attention],
             "neurons": [unit.neurons for unit in self.feed_forward],
@@ -188,6 +232,22 @@ class Structure:
             if one is not None and list(one.shape) != [size]:
                 raise argument_error(f"masks.{name}", f"shape {list(one.shape)}", f"[{size}]")
 
+    def check_names(self, network: nn.Module) -> None:
+        """Refuses a network in which these parts do not lie.
+
+        Args:
+            network: The unwrapped network.
+
+        Raises:
+            ArgumentError: A layer that is not there.
+        """
+        for path in self.layers:
+            try:
+                network.get_submodule(path)
+            except AttributeError as failure:
+                allowed = f"a network of this structure, with a layer {path!r}"
+                raise argument_error("network", type(network).__name__, allowed) from failure
+
     def macs(self, length: int, masks: Masks | None = None, *, head: bool = False) -> int:
         """Multiplications and additions of a token, on average over a text, in the matrix products.
 
@@ -201,8 +261,10 @@ class Structure:
             head: Whether the output head counts too.
 
         Raises:
-            ArgumentError: Masks that do not fit.
+            ArgumentError: Masks that do not fit, or a length that is none.
         """
+        check_whole("length", length, "a positive number of tokens", least=1)
+        check_flag("head", head)
         masks = self.full() if masks is None else masks
         self.check(masks)
         width = self.width if masks.channels is None else int(masks.channels.count_nonzero())
@@ -232,6 +294,7 @@ class Structure:
         """
         from distillrs.knowledge.forms import gates
 
+        self.check_names(unwrapped(network))
         gates.gate(self, network, masks)
 
     def take(
@@ -286,10 +349,22 @@ class Structure:
 
 
 def ungate(network: nn.Module) -> None:
-    """Takes masks off a network again; one without is left as it is."""
+    """Takes masks off a network again; one without is left as it is.
+
+    Raises:
+        ArgumentError: No network.
+    """
+    check_instance("network", network, nn.Module, "a torch.nn.Module")
     from distillrs.knowledge.forms import gates
 
     gates.ungate(network)
+
+
+def _check_all(name: str, values: object, kind: type) -> None:
+    """Refuses what is no tuple of one kind."""
+    if not isinstance(values, tuple) or not all(isinstance(each, kind) for each in values):
+        got = [type(each).__name__ for each in values] if isinstance(values, list | tuple) else type(values).__name__
+        raise argument_error(name, got, f"a tuple, each a {kind.__name__}")
 
 
 def _dims(module: nn.Module) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distillrs.checks import check_instance, check_whole
 from distillrs.errors import argument_error
 
 _ALLOWED = "a causal mask, with padding and packed documents at most: a memory hides a token from all or none"
@@ -34,7 +35,13 @@ class Tokens:
 
         Args:
             positions: int64 ``[B, L]``.
+
+        Raises:
+            ArgumentError: Something else.
         """
+        check_instance("positions", positions, Tensor, "int64 [B, L]")
+        if positions.ndim != 2 or positions.dtype not in (torch.int64, torch.int32):
+            raise argument_error("positions", f"{positions.dtype} {tuple(positions.shape)}", "int64 [B, L]")
         return Tokens(None, torch.diff(positions, prepend=positions[:, :1] - 1).ne(1).cumsum(-1))
 
     @staticmethod
@@ -50,7 +57,13 @@ class Tokens:
         Raises:
             ArgumentError: A mask of another shape, or one that says more than padding and packing.
         """
+        check_instance("mask", mask, Tensor, "[B, tokens] or [B, 1, L, tokens]")
+        for name, count in (("length", length), ("seen", seen)):
+            check_whole(name, count, "a number of tokens from 0", least=0)
         if mask.ndim == 2:
+            if mask.shape[1] < seen + length:
+                got = f"shape {tuple(mask.shape)} for {length} tokens after {seen}"
+                raise argument_error("attention_mask", got, "[B, tokens] or [B, 1, L, tokens]")
             return Tokens(mask[:, seen : seen + length] != 0)
         if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2] != length or mask.shape[3] < seen + length:
             got = f"shape {tuple(mask.shape)} for {length} tokens after {seen}"

@@ -254,9 +254,28 @@ pub(super) struct Catalogue {
     pub problems: Vec<Problem>,
 }
 
+/// Looks at a directory whose logs others seal meanwhile; a name that leads nowhere for good is left out after them.
+const LOOKS: u32 = 64;
+
 impl Catalogue {
     /// Reads the manifest, and the frames' headers of every log.
     pub fn load(fs: &Arc<dyn FileSystem>, directory: &Path, previous: Option<&Self>) -> Result<Self> {
+        for _ in 1..LOOKS {
+            if let Some(found) = Self::look(fs, directory, previous, false)? {
+                return Ok(found);
+            }
+        }
+        let found = Self::look(fs, directory, previous, true)?;
+        found.ok_or_else(|| Error::StoreMissing { path: directory.to_path_buf(), reason: "its logs vanish".to_owned() })
+    }
+
+    /// `None` where a log that was listed is gone: what it held is in a later manifest than the one that was read.
+    fn look(
+        fs: &Arc<dyn FileSystem>,
+        directory: &Path,
+        previous: Option<&Self>,
+        is_last: bool,
+    ) -> Result<Option<Self>> {
         let sealed = Sealed::load(&**fs, directory, previous.map(|previous| &previous.sealed))?;
         let mut problems = sealed.problems.clone();
         let count = sealed.segments.iter().map(|handle| handle.record.trajectories.len()).sum();
@@ -271,8 +290,12 @@ impl Catalogue {
             let path = directory.join(name);
             let mut log = match Log::scan(&**fs, &path, Some(&sealed.schema)) {
                 Ok(log) => log,
-                // Sealed and removed since the directory was listed.
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    if is_last {
+                        continue;
+                    }
+                    return Ok(None);
+                }
                 Err(error @ (Error::Io { .. } | Error::StoreVersion { .. })) => return Err(error),
                 Err(error) => {
                     problems.push(Problem::of(&path, error));
@@ -301,7 +324,7 @@ impl Catalogue {
             entries.entry(log.key().into()).or_insert(Entry::Log { index: logs.len() });
             logs.push(log);
         }
-        Ok(Self { sealed, logs, entries, sorted: OnceLock::new(), problems })
+        Ok(Some(Self { sealed, logs, entries, sorted: OnceLock::new(), problems }))
     }
 
     /// Keys in order, each with whether it is complete.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -28,6 +29,8 @@ pub const DOCUMENT_LIMIT: u64 = 1 << DOCUMENT_BITS;
 /// Most writers of a cache.
 pub const WRITER_LIMIT: u64 = 1 << 15;
 const PREFIX: &str = "writer-";
+/// Readings of a cache whose logs others seal meanwhile.
+const LOOKS: u32 = 64;
 /// Rows of one task.
 const PIECE: usize = 1024;
 /// Rows of one task where they hold every class.
@@ -131,6 +134,21 @@ impl TeacherRows {
             let reason = format!("rows have {} bytes, those of the layout {}", bytes(rows).0, layout.row_bytes);
             return Err(Error::SchemaMismatch { path: store.path().to_path_buf(), reason });
         }
+        let mut found = Self::read(store, &layout, rows, keys);
+        for _ in 0..LOOKS {
+            match &found {
+                // Another process sealed a log since it was listed.
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    store.refresh()?;
+                    found = Self::read(store, &layout, rows, keys);
+                }
+                _ => break,
+            }
+        }
+        found
+    }
+
+    fn read(store: &Arc<Store>, layout: &RowLayout, rows: usize, keys: usize) -> Result<Self> {
         let (catalogue, fs, verify) = store.snapshot()?;
         let mut names: Vec<(u64, &Arc<str>)> = catalogue
             .entries
@@ -143,7 +161,7 @@ impl TeacherRows {
             catalogue: catalogue.clone(),
             fs,
             verify,
-            layout,
+            layout: layout.clone(),
             column: rows,
             runs: Vec::new(),
             keys: HashMap::new(),
