@@ -24,11 +24,12 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         out = os.fdopen(os.dup(1), "w", buffering=1)
+        # By itself, so that nothing it does can be heard of before.
+        print("child", os.getpid(), file=out)
         for number in write(path, first, last):
             print("acknowledged", number, file=out)
         print("done", 0, file=out)
         os._exit(0)
-    print("child", child, flush=True)
     os.waitpid(child, 0)
     print("ended", 0, flush=True)
 """
@@ -58,7 +59,9 @@ def killed_writers(parts: str, path: Path, times: int, *, new: int, shared: int,
             first = new * (turn // 3)
             nursery.stdin.write(f"{first} {first + new + shared}\n")
             nursery.stdin.flush()
-            child = int(nursery.stdout.readline().split()[1])
+            word, number = nursery.stdout.readline().split()
+            assert word == "child"
+            child = int(number)
             patience, heard = draw.randrange(0, 20), 0
             while True:
                 if heard == patience:
