@@ -264,6 +264,17 @@ def test_one_sided_exclusion_is_that_of_the_definition(backend, divergence, side
     assert torch.isfinite(found).all()
 
 
+@pytest.mark.parametrize("gap", [20.0, 60.0])
+def test_what_the_student_hardly_knows_still_has_its_gradient(backend, gap):
+    # Probabilities that are clamped before their logarithm lose it: e^-60 is far below any such bound.
+    student = torch.tensor([[0.0, -gap, 0.0]]).requires_grad_()
+    teacher = torch.tensor([[0.0, 1.0, -1.0]])
+    loss = ops.row_divergence(student, teacher, ops.ForwardKL(), backend=backend)
+    p, q = teacher.double().softmax(-1), student.detach().double().softmax(-1)
+    assert math.isclose(float(loss.detach()), float((p * (p / q).log()).sum()), rel_tol=1e-6)
+    assert torch.allclose(gradient_of(loss, student).double(), q - p, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("divergence", ALL, ids=str)
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("side", ["student", "teacher"])
