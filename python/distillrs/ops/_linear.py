@@ -149,7 +149,7 @@ class _Heads:
         teacher: ``[n, features]``, detached.
         teacher_weight: ``[vocabulary, features]``, detached.
         teacher_bias: ``[vocabulary]`` or ``None``.
-        chunk_rows: How many rows at a time.
+        chunk_rows: How many rows at a time, at most.
         per_row: Whether the result is a loss for each row.
     """
 
@@ -164,7 +164,9 @@ class _Heads:
     def chunks(self, rows: Rows) -> Iterator[tuple[Tensor | slice, Rows]]:
         """Rows that count, some at a time, and their divergence without a teacher yet."""
         active = ((rows.divergence_scale != 0) | (rows.label_scale != 0)).nonzero()[:, 0]
-        for chosen in torch.split(active, self.chunk_rows):
+        # As many chunks as there must be, of one size: the last one would leave memory of the others unused.
+        chunks = max(1, -(-len(active) // self.chunk_rows))
+        for chosen in torch.split(active, max(1, -(-len(active) // chunks))):
             if not len(chosen):
                 continue
             divergence = rows.divergence.of_rows(chosen) if isinstance(rows.divergence, Mixture) else rows.divergence
@@ -211,7 +213,10 @@ class _Gradients:
             weight: ``[vocabulary, features]``.
         """
         if self.hidden is not None:
-            self.hidden[chosen] = slope @ weight
+            if isinstance(chosen, slice):
+                torch.mm(slope, weight, out=self.hidden[chosen])
+            else:
+                self.hidden[chosen] = slope @ weight
         if self.bias is not None:
             self.bias[: len(weight)] += slope.sum(0, dtype=self.bias.dtype)
         if self.weight is None:
