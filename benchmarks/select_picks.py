@@ -2,11 +2,12 @@
 
 Usage::
 
-    python benchmarks/select_picks.py [--rounds N] [--peers FOLDER] [--threads N]
+    python benchmarks/select_picks.py [--data mnist|cifar10] [--rounds N] [--peers FOLDER] [--threads N]
 
-Points are 64 principal components of MNIST where `DISTILLRS_DATA` has it, else normal mixtures of the same size. Peers
-in plain torch are written here; `apricot-select` and `kmedoids` take part where they can be imported, from `--peers`
-too (they are no dependency). All sides use the same number of threads.
+Points are 64 principal components of MNIST where `DISTILLRS_DATA` has it, else normal mixtures of the same size; or of
+CIFAR-10's training images, which go into a file of their own. Peers in plain torch are written here; `apricot-select`
+and `kmedoids` take part where they can be imported, from `--peers` too (they are no dependency). All sides use the same
+number of threads.
 
 Beside the medians stand the memory that a call adds, the time at half and at a quarter of the points, and two limits:
 what reading all points once for every pick takes at the rate of the memory, and what the multiply-adds of all distances
@@ -24,7 +25,7 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from select_points import multiply_adds_per_second, points
+from select_points import multiply_adds_per_second, points, result_name
 
 from distillrs import _core, select
 
@@ -87,13 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", default=None)
+    parser.add_argument("--data", choices=["mnist", "cifar10"], default="mnist")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.peers:
         sys.path.append(arguments.peers)
     _core.set_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
-    source, array = points(ALL)
+    source, array = points(ALL, arguments.data)
     data = torch.from_numpy(array)
     products, reading = multiply_adds_per_second(array), measure.bytes_read_per_second()
     results: dict[str, Any] = {
@@ -143,7 +145,7 @@ def main() -> None:
         own=lambda rows: select.k_center(rows, CENTRES, start=0),
         rows=data,
         passes=CENTRES,
-        distances=CENTRES * ALL,
+        distances=CENTRES * len(data),
     )
     some = data[:SOME].clone()
     picks = select.herding(some, HERD).ids.tolist()
@@ -206,7 +208,7 @@ def main() -> None:
         passes=MEDOIDS,
         distances=FEW * FEW,
     )
-    measure.write("select_picks", results)
+    measure.write(result_name("select_picks", arguments.data), results)
 
 
 if __name__ == "__main__":

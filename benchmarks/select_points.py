@@ -2,12 +2,13 @@
 
 Usage::
 
-    python benchmarks/select_points.py [--rounds N] [--points N]
+    python benchmarks/select_points.py [--data mnist|cifar10] [--rounds N] [--points N]
 
-Points are 64 principal components of MNIST where `DISTILLRS_DATA` has it, else normal mixtures of the same size. Both
-sides start from the same centres, run 20 rounds of Lloyd and use the same number of threads. The limit of k-means is
-that of plain rounds: the multiply-adds of all distances at the faster of two rates, torch's of a square matrix product
-and the core's of a search for the nearest of all points.
+Points are 64 principal components of MNIST where `DISTILLRS_DATA` has it, else normal mixtures of the same size; or of
+CIFAR-10's training images, which go into a file of their own. Both sides start from the same centres, run 20 rounds of
+Lloyd and use the same number of threads. The limit of k-means is that of plain rounds: the multiply-adds of all
+distances at the faster of two rates, torch's of a square matrix product and the core's of a search for the nearest of
+all points.
 """
 
 from __future__ import annotations
@@ -22,21 +23,34 @@ import numpy as np
 import torch
 
 from distillrs import _core, random, select
+from distillrs.evaluate.data import load
 
 COLUMNS, CLUSTERS, ROUNDS, QUERIES, NEIGHBOURS = 64, 100, 20, 2000, 10
 
 
-def points(count: int) -> tuple[str, np.ndarray]:
-    """Where the points come from, and the points: float32 `[count, 64]`."""
+def points(count: int, data: str = "mnist") -> tuple[str, np.ndarray]:
+    """Where the points come from, and the points: float32 `[count, 64]`, fewer where there are fewer."""
+    if data == "cifar10":
+        return data, components(load(data, duplicates="drop", validation_share=0.01).x_train[:count])
     path = Path(os.environ.get("DISTILLRS_DATA", "")) / "mnist.npz"
     if path.is_file():
-        images = torch.from_numpy(np.load(path)["x_train"][:count]).float().flatten(1) / 255
-        centred = images - images.mean(0)
-        _, directions = torch.linalg.eigh(centred.T @ centred)
-        return "mnist", (centred @ directions[:, -COLUMNS:]).contiguous().numpy()
+        return data, components(torch.from_numpy(np.load(path)["x_train"][:count]) / 255)
     centres = random.normal(200, COLUMNS, step=0, name="centres")
     owners = random.integers(count, 200, step=0, name="owners")
     return "mixture", (centres[owners] + random.normal(count, COLUMNS, step=0, name="points")).numpy()
+
+
+def components(images: torch.Tensor) -> np.ndarray:
+    """Their leading principal components, float32 `[images, 64]`."""
+    flat = images.float().flatten(1)
+    centred = flat - flat.mean(0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    return (centred @ directions[:, -COLUMNS:]).contiguous().numpy()
+
+
+def result_name(script: str, data: str) -> str:
+    """The file of figures; those of other data than MNIST stand in one of their own."""
+    return script if data == "mnist" else f"{script}_{data}"
 
 
 def multiply_adds_per_second(data: np.ndarray) -> dict[str, float]:
@@ -58,8 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--points", type=int, default=60_000)
+    parser.add_argument("--data", choices=["mnist", "cifar10"], default="mnist")
     arguments = parser.parse_args()
-    source, data = points(arguments.points)
+    source, data = points(arguments.points, arguments.data)
     start = data[random.choice(len(data), CLUSTERS, step=0, name="start").numpy()]
     peer = KMeans(CLUSTERS, init=start, n_init=1, max_iter=ROUNDS, tol=0.0, algorithm="lloyd")
     search = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(data)
@@ -119,7 +134,7 @@ def main() -> None:
             cells = "  ".join(f"{name} {seconds * 1e3:8.1f} ms" for name, seconds in row.items())
             print(f"{task:8} {threads} threads  {cells}  ratio {row['scikit-learn'] / row['distillrs']:.2f}")
         print(f"inertia differs by {abs(ours.inertia - theirs.inertia_) / theirs.inertia_:.1e} of itself")
-    measure.write("select_points", results)
+    measure.write(result_name("select_points", arguments.data), results)
 
 
 if __name__ == "__main__":

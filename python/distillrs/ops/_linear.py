@@ -19,6 +19,9 @@ from distillrs.ops._rows import Reduction, Rows, TemperatureRule, check_real, pr
 # Of a product that is rounded to half precision before it is added to the float32 gradient of a weight.
 _PRODUCT_ELEMENTS = 2**21
 
+# Bytes of a row beside its logits, which count among the chunk's: temperatures, scales, a label, a loss.
+_NUMBERS_OF_ROW = 256
+
 # Gradients of rows that count at least so much are far from the least float32.
 _LEAST_SCALE = 2.0**-40
 
@@ -75,7 +78,8 @@ def linear_row_divergence(
         vocabulary: How many columns count, from the first.
         reduction: "mean", "sum" or "none".
         normaliser: What "mean" divides by.
-        chunk_bytes: Most bytes for the logits of both sides together; at least one row is taken at a time.
+        chunk_bytes: Most bytes for the logits of both sides together, and 256 for each row; at least one row is taken at a
+            time.
         backend: Of the divergence: "torch", "rust" or "auto"; the products are torch's.
 
     Returns:
@@ -108,7 +112,7 @@ def linear_row_divergence(
         normaliser=normaliser,
     )
     evaluate = _backends.choose(backend, likes[0], rows)
-    bytes_of_row = rows.vocabulary * (student.element_size() + teacher.element_size())
+    bytes_of_row = rows.vocabulary * (student.element_size() + teacher.element_size()) + _NUMBERS_OF_ROW
     heads = _Heads(
         rows=rows,
         evaluate=evaluate,
