@@ -78,8 +78,8 @@ def linear_row_divergence(
         vocabulary: How many columns count, from the first.
         reduction: "mean", "sum" or "none".
         normaliser: What "mean" divides by.
-        chunk_bytes: Most bytes for the logits of both sides together, and 256 for each row; at least one row is taken at a
-            time.
+        chunk_bytes: Most bytes for the logits of both sides together, and 256 for each row; at least one row is taken
+            at a time.
         backend: Of the divergence: "torch", "rust" or "auto"; the products are torch's.
 
     Returns:
