@@ -6,6 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from distillrs import ops
 from distillrs.errors import ArgumentError, DistillrsError
+from distillrs.ops import _linear
 
 
 def problem(rows=12, columns=40, dtype=torch.float32, seed=0):
@@ -46,6 +47,23 @@ def test_memory_is_the_chunks_at_any_number_of_rows():
         logits = 2 * 4 * rows * columns
         assert allowed < logits / 4
         assert peak_bytes(work) <= allowed
+
+
+def test_chunks_are_of_one_size_and_count_the_numbers_of_their_rows(monkeypatch):
+    columns, taken = 300, []
+    product = _linear._product
+
+    def recorded(hidden, *rest):
+        taken.append(len(hidden))
+        return product(hidden, *rest)
+
+    monkeypatch.setattr(_linear, "_product", recorded)
+    logits = 2 * 4 * columns
+    # Room for four rows, and for four rows' logits alone; student and teacher in turn.
+    for rows, chunk_bytes, asked in [(5, 4 * (logits + 256), [3, 3, 2, 2]), (4, 4 * logits, [2, 2, 2, 2])]:
+        taken.clear()
+        ops.linear_row_divergence(*problem(rows, columns), ops.ForwardKL(), chunk_bytes=chunk_bytes)
+        assert taken == asked
 
 
 def test_another_chunk_size_changes_rounding_only():
