@@ -196,7 +196,7 @@ def each_way(option: str, values: Sequence[str]) -> None:
 def write(name: str, results: Mapping[str, Any]) -> None:
     """Writes `benchmarks/results/NAME.json` beside the machine and the command that made it."""
     RESULTS.mkdir(exist_ok=True)
-    page = {"command": _command(name), "machine": machine(), "results": dict(results)}
+    page = {"command": _command(), "machine": machine(), "results": dict(results)}
     (RESULTS / f"{name}.json").write_text(json.dumps(page, indent=1) + "\n")
 
 
@@ -213,10 +213,10 @@ def add(name: str, group: str, results: Mapping[str, Any]) -> None:
         found = json.loads(path.read_text())
         if found["machine"] == here:
             page = found
-    page["commands"] = sorted({*page["commands"], _command(name)})
+    page["commands"] = sorted({*page["commands"], _command()})
     page["results"].setdefault(group, {}).update(results)
     path.write_text(json.dumps(page, indent=1) + "\n")
 
 
-def _command(name: str) -> str:
-    return " ".join([f"python benchmarks/{name}.py", *sys.argv[1:]])
+def _command() -> str:
+    return " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])

@@ -12,27 +12,12 @@ from distillrs.condense.patches import realistic_images
 from distillrs.errors import ArgumentError, DataError
 from distillrs.training import TrainingSettings
 from distillrs.trajectory import Column, ParameterLayout, Schema, Store
+from small_networks import heads, network, plain
 
 X = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 3
 WORDS = np.array(["hard", "soft"])
 SETTINGS = TrainingSettings(1, 4, 0.1)
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    body = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
-    return nn.Sequential(body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 3))
-
-
-def plain(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-
-
-def heads(seed=0):
-    torch.manual_seed(seed)
-    return condense.PairNetwork(nn.Linear(4, 3), nn.Linear(4, 3))
 
 
 PAIRS = condense.Pairs(torch.rand(6, 4), torch.rand(6, 4))
